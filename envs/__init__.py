@@ -1,0 +1,19 @@
+"""The environment: text generation as a Gymnasium problem. Import it as `textrl.envs`."""
+
+if __name__ == "envs":
+    raise ModuleNotFoundError("import textrl.envs, not envs: this folder is mapped into textrl")
+
+from textrl.envs.tasks import tiny_model, tiny_prompts, tiny_score, tiny_tokenizer
+from textrl.envs.text_rlhf import TextRLHFEnv
+from textrl.envs.vector import TextRLHFVectorEnv
+from textrl.envs.wrappers import PolicyKL
+
+__all__ = [
+    "PolicyKL",
+    "TextRLHFEnv",
+    "TextRLHFVectorEnv",
+    "tiny_model",
+    "tiny_prompts",
+    "tiny_score",
+    "tiny_tokenizer",
+]

@@ -1,0 +1,325 @@
+"""The batched core behind the single and the vector environment.
+
+It owns the frozen reference, the scorer, the prompts and the token arrays; it knows nothing of
+Gymnasium. `reset_rows`, `step` and `step_sequence` are the whole of it; the environments add
+spaces, seeding and autoreset. The MDP is in the docstring of `text_rlhf.TextRLHFEnv`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from textrl.envs import tasks
+from textrl.envs.prompts import PromptSet, PromptSource, encode_one, load_prompts
+from textrl.errors import UserError
+from textrl.generation import Decoder
+from textrl.logprobs import chunked_token_logprobs, token_logprobs
+from textrl.models import eos_id, freeze, load_causal_lm, load_tokenizer, pick_device, split_lm
+from textrl.rewards import Reward, RewardModel, Scorer, make_scorer
+
+ROWS_PER_PASS = 64
+"""Sequences in one teacher-forced pass of the reference, sorted by length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoreConfig:
+    """The keyword arguments of the environment; see `TextRLHFEnv` for each one's meaning."""
+
+    reference: str | Path | PreTrainedModel | None = None
+    reward: Reward | Sequence[Reward | tuple[Reward, float]] | None = None
+    prompts: PromptSource | None = None
+    tokenizer: str | Path | PreTrainedTokenizerBase | None = None
+    kl_coef: float = 0.05
+    max_prompt_tokens: int = 64
+    max_completion_tokens: int = 48
+    temperature: float = 1.0
+    missing_eos_penalty: float = 0.0
+    on_length: str = "score"
+    min_completion_tokens: int = 0
+    banned_token_ids: Sequence[int] = ()
+    group_size: int = 1
+    device: str | torch.device | None = None
+    dtype: str | torch.dtype = "auto"
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a value out of range, naming field, value and what was expected."""
+        for field in ("max_prompt_tokens", "max_completion_tokens", "group_size"):
+            if self.__dict__[field] < 1:
+                raise UserError(f"{field} must be at least 1, got {self.__dict__[field]}")
+        if not self.temperature > 0:
+            raise UserError(f"temperature must be positive, got {self.temperature}")
+        if self.on_length not in ("score", "truncate"):
+            raise UserError(f"on_length must be 'score' or 'truncate', got {self.on_length!r}")
+        if self.reference is not None:
+            for field in ("reward", "prompts"):
+                if self.__dict__[field] is None:
+                    raise UserError(f"{field} is missing: a task has a reference, a reward, prompts")
+            if isinstance(self.reference, PreTrainedModel) and self.tokenizer is None:
+                raise UserError("tokenizer is missing: a live reference needs tokenizer=")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What one step (T = 1) or one sequence of T steps paid; rows that ended have a score."""
+
+    rewards: np.ndarray
+    """Float64 [B T], 0 where no action counted."""
+    ref_logprobs: np.ndarray
+    """Float64 [B T], in nats, 0 where no action counted."""
+    terminated: np.ndarray
+    """Bool [B]."""
+    truncated: np.ndarray
+    """Bool [B]."""
+    score: np.ndarray
+    """Float64 [B], NaN where the row did not end scored."""
+    finish_reason: np.ndarray
+    """Object [B]: "eos", "length" or None while the episode goes on."""
+    completion: np.ndarray
+    """Object [B]: the text of the rows that ended, else None."""
+
+
+class TextCore:
+    """B rows of text generation against one frozen reference and one scorer."""
+
+    def __init__(self, num_rows: int, config: CoreConfig) -> None:
+        """Load what is named, keep what is live, encode the prompts."""
+        self.num_rows, self.config = num_rows, config
+        self.kl_coef = config.kl_coef
+        device = pick_device(config.device)
+        self.reference, self.tokenizer = _reference(config, device)
+        self.lm = split_lm(self.reference)
+        self.eos_token_id = eos_id(self.tokenizer)
+        reward = tasks.tiny_score if config.reward is None else config.reward
+        prompts = tasks.tiny_prompts() if config.prompts is None else config.prompts
+        self.scorer: Scorer = make_scorer(reward, device=device, dtype=config.dtype)
+        self.prompts: PromptSet = load_prompts(prompts, self.tokenizer, config.max_prompt_tokens)
+        self.max_length = config.max_prompt_tokens + config.max_completion_tokens
+        _check_positions(self.reference, self.max_length)
+        self.input_ids = np.zeros((num_rows, self.max_length), dtype=np.int32)
+        self.prompt_lengths = np.zeros(num_rows, dtype=np.int64)
+        self.lengths = np.zeros(num_rows, dtype=np.int64)
+        self.running = np.zeros(num_rows, dtype=bool)
+        self.prompt_texts = [""] * num_rows
+        self.prompt_indices: list[int | None] = [None] * num_rows
+        self._decoder = Decoder(self.lm, num_rows, self.max_length)
+        self._states: torch.Tensor | None = None
+        self._behind = False  # the decoder has not yet read the last actions
+        self._stale = np.ones(num_rows, dtype=bool)  # these rows must be prefilled
+
+    @property
+    def reward_model(self) -> RewardModel | None:
+        """The first frozen reward model of the scorer."""
+        return self.scorer.reward_model
+
+    def start(self, row: int, prompt: int | str | list[dict[str, str]]) -> None:
+        """Begin an episode in a row, with a prompt of the set (by index) or one given as it is."""
+        limit = self.config.max_prompt_tokens
+        if isinstance(prompt, int):
+            if not 0 <= prompt < len(self.prompts):
+                raise UserError(f"prompt index {prompt} is not in [0, {len(self.prompts)})")
+            text, ids = self.prompts.texts[prompt], self.prompts.ids[prompt]
+        else:
+            text, ids = encode_one(prompt, self.tokenizer, limit, "options['prompt']")
+        self.input_ids[row] = 0
+        self.input_ids[row, : len(ids)] = ids
+        self.prompt_lengths[row] = self.lengths[row] = len(ids)
+        self.prompt_texts[row] = text
+        self.prompt_indices[row] = prompt if isinstance(prompt, int) else None
+        self.running[row] = self._stale[row] = True
+
+    def step(self, actions: np.ndarray, active: np.ndarray) -> StepResult:
+        """Append one token to each active row; pay the reference's half of the KL and the score."""
+        self._check_actions(actions[active])
+        self._require_running(active)
+        states = self._current_states(active)
+        tokens = torch.as_tensor(np.where(active, actions, 0), device=self.lm.device)
+        with torch.no_grad():
+            logits = self.lm.head(states)
+        found = token_logprobs(logits, tokens, self.config.temperature).double().cpu().numpy()
+        ref_logprobs = np.where(active, found, 0.0)
+        rows = active.nonzero()[0]
+        self.input_ids[rows, self.lengths[rows]] = actions[rows]
+        self.lengths[rows] += 1
+        self._behind = True
+        self._stale |= ~active  # the decoder advances every row: these fall out of step
+        return self._pay(ref_logprobs[:, None], active, np.zeros(self.num_rows, dtype=np.int64))
+
+    def step_sequence(self, actions: np.ndarray, mask: np.ndarray) -> StepResult:
+        """Append each row's counted tokens in one teacher-forced pass; pay what T steps pay."""
+        counts = self._check_sequence(actions, mask)
+        starts, active = self.lengths.copy(), counts > 0
+        for row in active.nonzero()[0]:
+            end = starts[row] + counts[row]
+            self.input_ids[row, starts[row] : end] = actions[row, : counts[row]]
+        self.lengths += counts
+        ref_logprobs = self._teacher_forced(actions, mask, starts)
+        self._stale |= active
+        return self._pay(ref_logprobs, active, np.maximum(counts - 1, 0))
+
+    def action_masks(self) -> np.ndarray:
+        """Return which tokens are sensible next, Bool [B V]; advice, not enforced."""
+        masks = np.ones((self.num_rows, self.lm.vocab_size), dtype=bool)
+        masks[:, len(self.tokenizer) :] = False
+        masks[:, list(self.config.banned_token_ids)] = False
+        too_short = self.lengths - self.prompt_lengths < self.config.min_completion_tokens
+        masks[too_short, self.eos_token_id] = False
+        return masks
+
+    def completion_text(self, row: int) -> str:
+        """Return the text generated so far in a row, without special tokens."""
+        ids = self.input_ids[row, self.prompt_lengths[row] : self.lengths[row]]
+        known = ids[ids < len(self.tokenizer)].tolist()
+        return str(self.tokenizer.decode(known, skip_special_tokens=True))
+
+    def _current_states(self, active: np.ndarray) -> torch.Tensor:
+        """Return the reference's states that predict each active row's next token, [B H]."""
+        device = self.lm.device
+        if self._behind and not self._stale[active].all():
+            last = self.input_ids[np.arange(self.num_rows), self.lengths - 1]
+            self._states = self._decoder.step(torch.as_tensor(last, device=device).long())
+        self._behind = False
+        rows = (self._stale & active).nonzero()[0]
+        if len(rows):
+            ids = torch.as_tensor(self.input_ids[rows], device=device)
+            lengths = torch.as_tensor(self.lengths[rows], device=device)
+            index = torch.as_tensor(rows, device=device)
+            fresh = self._decoder.prefill(index, ids, lengths)
+            if self._states is None:
+                self._states = fresh.new_zeros(self.num_rows, fresh.shape[-1])
+            self._states = self._states.index_copy(0, index, fresh)
+            self._stale[rows] = False
+        assert self._states is not None
+        return self._states
+
+    @torch.no_grad()
+    def _teacher_forced(
+        self, actions: np.ndarray, mask: np.ndarray, starts: np.ndarray
+    ) -> np.ndarray:
+        """Return the reference's log-probs of the actions, float64 [B T], 0 where not counted."""
+        result = np.zeros(mask.shape)
+        rows = mask.any(1).nonzero()[0]
+        rows = rows[np.argsort(self.lengths[rows], kind="stable")]
+        for begin in range(0, len(rows), ROWS_PER_PASS):
+            part = rows[begin : begin + ROWS_PER_PASS]
+            ids = torch.as_tensor(self.input_ids[part, : self.lengths[part].max()]).long()
+            before = torch.as_tensor(starts[part], device=self.lm.device)
+            hidden = self.lm.completion_hidden(ids.to(self.lm.device), before, mask.shape[1])
+            chosen = torch.as_tensor(actions[part], device=self.lm.device)
+            counted = torch.as_tensor(mask[part], device=self.lm.device)
+            result[part] = (
+                chunked_token_logprobs(
+                    hidden, self.lm.head, chosen, counted, self.config.temperature
+                )
+                .cpu()
+                .numpy()
+            )
+        return result
+
+    def _pay(self, ref_logprobs: np.ndarray, active: np.ndarray, last: np.ndarray) -> StepResult:
+        """Close the rows that ended, score them together, and return everything paid."""
+        config = self.config
+        final_token = self.input_ids[np.arange(self.num_rows), self.lengths - 1]
+        at_eos = active & (final_token == self.eos_token_id)
+        at_length = active & ~at_eos
+        at_length &= self.lengths - self.prompt_lengths >= config.max_completion_tokens
+        ended = at_eos | at_length
+        truncated = at_length if config.on_length == "truncate" else np.zeros_like(ended)
+        terminated = ended & ~truncated
+        finish_reason = np.full(self.num_rows, None, dtype=object)
+        finish_reason[at_eos], finish_reason[at_length] = "eos", "length"
+        completion = np.full(self.num_rows, None, dtype=object)
+        for row in ended.nonzero()[0]:
+            completion[row] = self.completion_text(row)
+        score = np.full(self.num_rows, np.nan)
+        score[terminated] = self._score(terminated.nonzero()[0], completion)
+        rewards = self.kl_coef * ref_logprobs
+        bonus = np.where(terminated, score, 0.0) - config.missing_eos_penalty * (
+            at_length & terminated
+        )
+        rewards[np.arange(self.num_rows), last] += bonus
+        self.running &= ~ended
+        return StepResult(
+            rewards=rewards,
+            ref_logprobs=ref_logprobs,
+            terminated=terminated,
+            truncated=truncated,
+            score=score,
+            finish_reason=finish_reason,
+            completion=completion,
+        )
+
+    def _score(self, rows: np.ndarray, completion: np.ndarray) -> np.ndarray:
+        if len(rows) == 0:
+            return np.zeros(0)
+        indices = [self.prompt_indices[row] for row in rows]
+        columns = {
+            name: [None if index is None else values[index] for index in indices]
+            for name, values in self.prompts.columns.items()
+        }
+        prompts = [self.prompt_texts[row] for row in rows]
+        return self.scorer(prompts, [completion[row] for row in rows], columns)
+
+    def _check_actions(self, actions: np.ndarray) -> None:
+        if len(actions) and not (0 <= actions.min() and actions.max() < self.lm.vocab_size):
+            raise UserError(
+                f"an action is a token id in [0, {self.lm.vocab_size}), got "
+                f"{actions.min()} to {actions.max()}"
+            )
+
+    def _require_running(self, active: np.ndarray) -> None:
+        idle = (active & ~self.running).nonzero()[0]
+        if len(idle):
+            raise UserError(f"the episode of row {idle[0]} has not begun or is over: call reset()")
+
+    def _check_sequence(self, actions: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Return how many actions of each row count, after checking that steps could take them."""
+        if actions.shape != mask.shape or actions.shape[:1] != (self.num_rows,):
+            raise UserError(
+                f"actions have shape {actions.shape} and mask {mask.shape}; expected "
+                f"[{self.num_rows} T] both"
+            )
+        counts: np.ndarray = mask.sum(1)
+        if (mask != (np.arange(mask.shape[1]) < counts[:, None])).any():
+            raise UserError("each row of mask must be True up to its last action and False after")
+        self._check_actions(actions[mask])
+        self._require_running(counts > 0)
+        room = self.config.max_completion_tokens - (self.lengths - self.prompt_lengths)
+        if (counts > room).any():
+            row = int((counts > room).argmax())
+            raise UserError(f"row {row} has {counts[row]} actions but room for {room[row]} tokens")
+        early = (actions == self.eos_token_id) & mask
+        early &= np.arange(mask.shape[1]) < counts[:, None] - 1
+        if early.any():
+            raise UserError(f"row {int(early.any(1).argmax())} has actions after EOS")
+        return counts
+
+
+def _check_positions(reference: PreTrainedModel, max_length: int) -> None:
+    limit = reference.config.get_text_config().to_dict().get("max_position_embeddings")
+    if limit is not None and max_length > limit:
+        raise UserError(
+            f"max_prompt_tokens + max_completion_tokens is {max_length}, but the reference has "
+            f"{limit} positions; lower one of them"
+        )
+
+
+def _reference(
+    config: CoreConfig, device: torch.device
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return the frozen reference and its tokenizer: named, live, or the tiny task's."""
+    if config.reference is None:
+        return freeze(tasks.tiny_model().to(device)), tasks.tiny_tokenizer()
+    if isinstance(config.reference, PreTrainedModel):
+        model = config.reference.to(device)
+    else:
+        model = load_causal_lm(config.reference, dtype=config.dtype, device=device)
+    name = config.reference if config.tokenizer is None else config.tokenizer
+    if isinstance(name, PreTrainedTokenizerBase):
+        return freeze(model), name
+    assert isinstance(name, str | Path)
+    return freeze(model), load_tokenizer(name)

@@ -1,0 +1,85 @@
+"""Prompts of an environment: read once, encoded once, handed out in shuffled epochs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from textrl.data import Row, encode_prompt, is_conversation, load_records
+from textrl.errors import UserError
+
+PromptSource = str | Path | Sequence[Any]
+"""A .jsonl/.csv/.parquet file or hub name with a `prompt` column, or a list of strings, chats or
+dicts, or a `datasets.Dataset`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSet:
+    """The prompts of a task as text and ids, with the data set's other columns."""
+
+    texts: list[str]
+    ids: list[list[int]]
+    columns: dict[str, list[Any]]
+
+    def __len__(self) -> int:
+        """Return the number of prompts."""
+        return len(self.texts)
+
+
+def load_prompts(
+    source: PromptSource, tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int
+) -> PromptSet:
+    """Return the prompts of a source, each checked against the limit; none is ever cut.
+
+    Raises:
+        UserError: no prompts, an empty one, one over the limit: the place is named.
+    """
+    records = load_records(source if isinstance(source, str | Path) else _as_rows(source))
+    records.require("prompt")
+    texts, ids = [], []
+    for row, place in zip(records.rows, records.places, strict=True):
+        text, prompt_ids = encode_one(row["prompt"], tokenizer, max_prompt_tokens, place)
+        texts.append(text)
+        ids.append(prompt_ids)
+    names = {name for row in records.rows for name in row if name != "prompt"}
+    columns = {name: [row.get(name) for row in records.rows] for name in sorted(names)}
+    return PromptSet(texts=texts, ids=ids, columns=columns)
+
+
+def encode_one(
+    prompt: Any, tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int, place: str
+) -> tuple[str, list[int]]:
+    """Return a prompt's text (a chat's is its rendered template) and its ids."""
+    ids = encode_prompt(tokenizer, prompt, place)
+    if len(ids) > max_prompt_tokens:
+        raise UserError(
+            f"{place}: the prompt has {len(ids)} tokens, max_prompt_tokens is {max_prompt_tokens}; "
+            f"raise it or drop the prompt (a cut prompt would train on nonsense)"
+        )
+    return (prompt if isinstance(prompt, str) else str(tokenizer.decode(ids))), ids
+
+
+def _as_rows(source: Sequence[Any]) -> list[Row]:
+    return [
+        {"prompt": item} if isinstance(item, str) or is_conversation(item) else item
+        for item in source
+    ]
+
+
+class PromptStream:
+    """Prompt indices in epochs, each shuffled by the generator given, each index repeated."""
+
+    def __init__(self, rng: np.random.Generator, size: int, repeats: int = 1) -> None:
+        """Start at the first epoch."""
+        self._rng, self._size, self._repeats = rng, size, repeats
+        self._queue: list[int] = []
+
+    def next(self) -> int:
+        """Return the next index."""
+        if not self._queue:
+            order = self._rng.permutation(self._size)
+            self._queue = np.repeat(order, self._repeats)[::-1].tolist()
+        return self._queue.pop()

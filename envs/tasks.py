@@ -1,0 +1,75 @@
+"""The tiny built-in task: continue a letter with letters in rising alphabetical order.
+
+What `gym.make("TextRLHF-v0")` runs without arguments: a two-layer Llama with 29 tokens and seeded
+random weights, ready without a download. For tests, examples and first steps.
+"""
+
+import string
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")
+FULL_RUN = 8
+"""Letters in rising order that earn the full score of 1."""
+
+
+def tiny_tokenizer(letters: str = string.ascii_lowercase) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of single letters: <pad> 0, <bos> 1, <eos> 2, then the letters."""
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *letters])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    backend.decoder = decoders.Fuse()
+    backend.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
+    )
+
+
+def tiny_model(vocab_size: int = 29, hidden_size: int = 32, seed: int = 0) -> PreTrainedModel:
+    """Return a two-layer Llama with seeded random weights; torch's global generator is left alone."""
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=512,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config).eval()
+
+
+def tiny_prompts() -> list[str]:
+    """Return the prompts of the tiny task: the letters a to h."""
+    return list("abcdefgh")
+
+
+def tiny_score(prompts: list[str], completions: list[str]) -> list[float]:
+    """Return how far each completion rises from its prompt's last letter, in [0, 1].
+
+    The run of letters that are each later in the alphabet than the one before, over 8.
+
+    >>> tiny_score(["c"], ["dfhe"])  # d, f, h rise; e does not
+    [0.375]
+    """
+
+    def run(last: str, completion: str) -> int:
+        length = 0
+        for letter in completion:
+            if letter <= last:
+                break
+            last, length = letter, length + 1
+        return length
+
+    return [
+        min(run(prompt[-1:], completion), FULL_RUN) / FULL_RUN
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]

@@ -1,0 +1,236 @@
+"""`TextRLHF-v0`, the single environment; its docstring is the page of the environment.
+
+The arithmetic is in `core.py`; many rows at once are in `vector.py`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from textrl.data import is_conversation
+from textrl.envs.core import CoreConfig, TextCore
+from textrl.envs.prompts import PromptSource, PromptStream
+from textrl.errors import UserError
+from textrl.rewards import Reward, RewardModel
+
+Observation = dict[str, np.ndarray]
+
+
+class TextRLHFEnv(gym.Env[Observation, np.int64]):
+    """Text generation as a token MDP whose reward is a reward model with reference-KL shaping.
+
+    ## State and observation
+    The prompt and the tokens so far. `Dict` of
+    | key | space | meaning |
+    |---|---|---|
+    | `input_ids` | `Box(0, V - 1, (L,), int32)` | prompt and completion, right-padded with 0 |
+    | `attention_mask` | `Box(0, 1, (L,), int8)` | 1 on the tokens that are there |
+    | `prompt_length` | `Box(0, max_prompt_tokens, (1,), int32)` | tokens of the prompt |
+
+    L = max_prompt_tokens + max_completion_tokens. Right padding makes an observation a prefix of
+    every later one.
+
+    ## Action
+    `Discrete(V)`: the next token; V is the width of the reference's logits.
+
+    ## Reward
+        r_t = kl_coef * log pi_ref(a_t | s_t)  +  [last token] * (score - penalty)
+    This is the half of the RLHF objective that the environment knows. The agent pays the other
+    half, -kl_coef * log pi(a_t | s_t), itself or through the wrapper `PolicyKL`. `kl_coef=0` turns
+    the shaping off; `kl_coef` may be set on the environment while it runs.
+
+    ## End of an episode
+    EOS, or the token budget: both are `terminated`, with `finish_reason` "eos" or "length" in
+    `info`, and both are scored (`missing_eos_penalty` is subtracted at the budget). With
+    `on_length="truncate"` the budget ends the episode as `truncated`, without a score.
+
+    ## Info
+    After each step `ref_logprob` (nats); at the end also `score`, `finish_reason`, `completion`.
+    After a reset `prompt` (text) and `prompt_index` (None for a prompt given by the caller).
+
+    ## Reset
+    `reset(seed=)` alone decides the prompts: shuffled epochs over the prompt set, each prompt
+    `group_size` times in a row. `options={"prompt": text or messages}` or `{"index": i}` choose.
+    """
+
+    metadata = {"render_modes": ["ansi"], "render_fps": 4}
+
+    def __init__(
+        self,
+        reference: str | Path | PreTrainedModel | None = None,
+        reward: Reward | Sequence[Reward | tuple[Reward, float]] | None = None,
+        prompts: PromptSource | None = None,
+        tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
+        kl_coef: float = 0.05,
+        max_prompt_tokens: int = 64,
+        max_completion_tokens: int = 48,
+        temperature: float = 1.0,
+        missing_eos_penalty: float = 0.0,
+        on_length: str = "score",
+        min_completion_tokens: int = 0,
+        banned_token_ids: Sequence[int] = (),
+        group_size: int = 1,
+        render_mode: str | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype = "auto",
+    ) -> None:
+        """Make the environment; without arguments, the tiny built-in task.
+
+        Args:
+            reference: folder or hub id of a causal language model, or a live model (with
+                `tokenizer`). Frozen.
+            reward: folder or hub id of a sequence classifier, a function
+                `f(prompts, completions, **columns) -> list[float]`, or a list of these, each alone
+                or with a weight.
+            prompts: file or hub name with a `prompt` column, or a list of strings, chats, dicts.
+            tokenizer: of the policy and the reference; by default the reference's own.
+            kl_coef: score units per nat.
+            max_prompt_tokens: longer prompts are refused.
+            max_completion_tokens: the token budget.
+            temperature: of the reference's log-probs; agents sample at the same one.
+            missing_eos_penalty: subtracted from the reward of an episode that the budget ended.
+            on_length: "score" or "truncate", see above.
+            min_completion_tokens: `action_masks` withholds EOS before.
+            banned_token_ids: `action_masks` withholds these.
+            group_size: how often each prompt comes in a row.
+            render_mode: "ansi" or None.
+            device: None is the GPU if there is one.
+            dtype: of the models; "auto" is float32 on a CPU, the checkpoint's on a GPU.
+
+        Raises:
+            UserError: an argument out of range, a model or prompt that does not load.
+        """
+        config = CoreConfig(
+            reference=reference,
+            reward=reward,
+            prompts=prompts,
+            tokenizer=tokenizer,
+            kl_coef=kl_coef,
+            max_prompt_tokens=max_prompt_tokens,
+            max_completion_tokens=max_completion_tokens,
+            temperature=temperature,
+            missing_eos_penalty=missing_eos_penalty,
+            on_length=on_length,
+            min_completion_tokens=min_completion_tokens,
+            banned_token_ids=tuple(banned_token_ids),
+            group_size=group_size,
+            device=device,
+            dtype=dtype,
+        )
+        self.core = TextCore(1, config)
+        self.render_mode = render_mode
+        self.observation_space = observation_space(self.core)
+        self.action_space = spaces.Discrete(self.core.lm.vocab_size)
+        self._stream: PromptStream | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Begin an episode; see the class docstring for options."""
+        super().reset(seed=seed)
+        if seed is not None or self._stream is None:
+            repeats = self.core.config.group_size
+            self._stream = PromptStream(self.np_random, len(self.core.prompts), repeats)
+        self.core.start(0, chosen_prompt(options, 0) if options else self._stream.next())
+        info = {"prompt": self.core.prompt_texts[0], "prompt_index": self.core.prompt_indices[0]}
+        return self._observation(), info
+
+    def step(
+        self, action: np.int64
+    ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Append one token; returns the usual five."""
+        result = self.core.step(np.array([action]), np.array([True]))
+        info: dict[str, Any] = {"ref_logprob": float(result.ref_logprobs[0, 0])}
+        terminated, truncated = bool(result.terminated[0]), bool(result.truncated[0])
+        if terminated or truncated:
+            info["finish_reason"] = result.finish_reason[0]
+            info["completion"] = result.completion[0]
+        if terminated:
+            info["score"] = float(result.score[0])
+        return self._observation(), float(result.rewards[0, 0]), terminated, truncated, info
+
+    def action_masks(self) -> np.ndarray:
+        """Return which tokens are sensible next, Bool [V] (sb3-contrib's name); not enforced."""
+        return self.core.action_masks()[0]
+
+    def render(self) -> str | None:  # type: ignore[override]
+        """Return the prompt and the completion so far, in render mode "ansi"."""
+        return render_row(self.core, 0) if self.render_mode == "ansi" else None
+
+    @property
+    def kl_coef(self) -> float:
+        """Score units per nat of the reward's reference half; settable while running."""
+        return self.core.kl_coef
+
+    @kl_coef.setter
+    def kl_coef(self, value: float) -> None:
+        self.core.kl_coef = value
+
+    @property
+    def reference(self) -> PreTrainedModel:
+        """The frozen reference model, for agents that want its whole distribution."""
+        return self.core.reference
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of prompts and completions."""
+        return self.core.tokenizer
+
+    @property
+    def reward_model(self) -> RewardModel | None:
+        """The frozen reward model, None where the reward is a plain function."""
+        return self.core.reward_model
+
+    def _observation(self) -> Observation:
+        return {name: array[0] for name, array in observe(self.core).items()}
+
+
+def observation_space(core: TextCore) -> spaces.Dict:
+    """Return the space of one row's observation."""
+    size = (core.max_length,)
+    return spaces.Dict(
+        {
+            "input_ids": spaces.Box(0, core.lm.vocab_size - 1, size, np.int32),
+            "attention_mask": spaces.Box(0, 1, size, np.int8),
+            "prompt_length": spaces.Box(0, core.config.max_prompt_tokens, (1,), np.int32),
+        }
+    )
+
+
+def observe(core: TextCore) -> Observation:
+    """Return all rows' observations, fresh arrays: [B L], [B L], [B 1]."""
+    there = np.arange(core.max_length) < core.lengths[:, None]
+    return {
+        "input_ids": core.input_ids.copy(),
+        "attention_mask": there.astype(np.int8),
+        "prompt_length": core.prompt_lengths[:, None].astype(np.int32),
+    }
+
+
+def chosen_prompt(options: dict[str, Any], row: int) -> Any:
+    """Return the prompt or the index that reset options choose for a row.
+
+    A vector environment takes a list, one entry a row, or one value for all rows.
+
+    Raises:
+        UserError: neither or both keys.
+    """
+    if len({"prompt", "index"} & set(options)) != 1:
+        raise UserError(f"reset options are 'prompt' or 'index', got {sorted(options)}")
+    if "index" in options:
+        index = options["index"]
+        return int(index if np.ndim(index) == 0 else index[row])
+    prompt = options["prompt"]
+    one_for_all = isinstance(prompt, str) or is_conversation(prompt)
+    return prompt if one_for_all else prompt[row]
+
+
+def render_row(core: TextCore, row: int) -> str:
+    """Return a row's prompt and completion, a bar between them."""
+    return f"{core.prompt_texts[row]}|{core.completion_text(row)}"

@@ -1,0 +1,262 @@
+"""`gym.make_vec("TextRLHF-v0")`: many rows on one batched core, in all three autoreset modes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from textrl.envs.core import CoreConfig, StepResult, TextCore
+from textrl.envs.prompts import PromptSource, PromptStream
+from textrl.envs.text_rlhf import (
+    Observation,
+    chosen_prompt,
+    observation_space,
+    observe,
+    render_row,
+)
+from textrl.errors import UserError
+from textrl.rewards import Reward, RewardModel
+
+Infos = dict[str, Any]
+
+
+class TextRLHFVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
+    """B episodes of `TextRLHFEnv` at once: one reference, one scorer, one forward pass a step.
+
+    Row i of `reset(seed=s)` is the single environment with seed s + i. With `group_size` G, rows
+    come in consecutive groups of G, each group seeded like its first row: its rows share prompts.
+
+    `autoreset_mode` is Gymnasium's: "NextStep" (default), "SameStep" (`final_obs` and `final_info`
+    in infos) or "Disabled" (`reset(options={"reset_mask": rows})`).
+    """
+
+    metadata = {"render_modes": ["ansi"], "render_fps": 4, "autoreset_mode": AutoresetMode.NEXT_STEP}
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        reference: str | Path | PreTrainedModel | None = None,
+        reward: Reward | Sequence[Reward | tuple[Reward, float]] | None = None,
+        prompts: PromptSource | None = None,
+        tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
+        kl_coef: float = 0.05,
+        max_prompt_tokens: int = 64,
+        max_completion_tokens: int = 48,
+        temperature: float = 1.0,
+        missing_eos_penalty: float = 0.0,
+        on_length: str = "score",
+        min_completion_tokens: int = 0,
+        banned_token_ids: Sequence[int] = (),
+        group_size: int = 1,
+        render_mode: str | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype = "auto",
+        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
+    ) -> None:
+        """Make the environment; the arguments are those of `TextRLHFEnv`.
+
+        Raises:
+            UserError: as there, or num_envs is no multiple of group_size.
+        """
+        if num_envs % group_size:
+            raise UserError(
+                f"num_envs {num_envs} must be a multiple of group_size {group_size}: rows of one "
+                f"group share a prompt"
+            )
+        config = CoreConfig(
+            reference=reference,
+            reward=reward,
+            prompts=prompts,
+            tokenizer=tokenizer,
+            kl_coef=kl_coef,
+            max_prompt_tokens=max_prompt_tokens,
+            max_completion_tokens=max_completion_tokens,
+            temperature=temperature,
+            missing_eos_penalty=missing_eos_penalty,
+            on_length=on_length,
+            min_completion_tokens=min_completion_tokens,
+            banned_token_ids=tuple(banned_token_ids),
+            group_size=group_size,
+            device=device,
+            dtype=dtype,
+        )
+        self.core = TextCore(num_envs, config)
+        self.num_envs, self.render_mode = num_envs, render_mode
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
+        self.single_observation_space = observation_space(self.core)
+        self.single_action_space = spaces.Discrete(self.core.lm.vocab_size)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._streams: list[PromptStream] = []
+        self._ended = np.zeros(num_envs, dtype=bool)
+
+    def reset(
+        self,
+        *,
+        seed: int | list[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> tuple[Observation, Infos]:
+        """Begin an episode in every row, or in those of options["reset_mask"].
+
+        Args:
+            seed: row i is seeded with seed + i, or with seed[i].
+            options: "reset_mask" (Bool [B]), and "prompt" or "index" (a list or one for all).
+        """
+        if seed is not None or not self._streams:
+            self._seed_streams(seed)
+        choice = dict(options or {})
+        mask = choice.pop("reset_mask", np.ones(self.num_envs, dtype=bool))
+        rows = np.asarray(mask, dtype=bool)
+        for row in rows.nonzero()[0]:
+            prompt = chosen_prompt(choice, row) if choice else self._streams[row].next()
+            self.core.start(row, prompt)
+        self._ended &= ~rows
+        return observe(self.core), self._reset_infos(rows)
+
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[Observation, np.ndarray, np.ndarray, np.ndarray, Infos]:
+        """Append one token to every row; rewards float64 [B], flags Bool [B]."""
+        actions = np.asarray(actions)
+        restarting = self._ended.copy()
+        if self.autoreset_mode is AutoresetMode.DISABLED and restarting.any():
+            raise UserError(
+                f"row {int(restarting.argmax())} is over: reset it with "
+                f"options={{'reset_mask': ...}} before stepping on"
+            )
+        infos: Infos = {}
+        if restarting.any():  # NEXT_STEP: this step of an ended row only resets it
+            infos = self._restart(restarting)
+        result = self.core.step(actions, ~restarting)
+        infos |= _step_infos(result, ~restarting)
+        self._ended = result.terminated | result.truncated
+        observation = observe(self.core)
+        if self.autoreset_mode is AutoresetMode.SAME_STEP and self._ended.any():
+            over = self._ended.copy()
+            infos |= {"final_obs": observation, "_final_obs": over}
+            infos |= {"final_info": _step_infos(result, over), "_final_info": over}
+            infos |= self._restart(over)
+            observation = observe(self.core)
+        rewards = result.rewards[:, 0]
+        return observation, rewards, result.terminated, result.truncated, infos
+
+    def step_sequence(self, actions: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, Infos]:
+        """Return what T calls of `step` pay, from one teacher-forced pass of the reference.
+
+        Each row must be in an episode (reset rows that are over first, whatever the autoreset mode)
+        and may stop anywhere up to EOS or the budget.
+
+        Args:
+            actions: token ids. Shape [B T].
+            mask: Bool, True up to each row's last action. Shape [B T].
+
+        Returns: rewards, float64 [B T], 0 where the mask is False; and infos with `ref_logprobs`
+            [B T], `score` [B] (NaN where the row did not end scored), `finish_reason`,
+            `completion` [B] (None where it goes on), `terminated`, `truncated` [B].
+
+        Raises:
+            UserError: shapes, ids or masks that no sequence of steps could produce.
+        """
+        result = self.core.step_sequence(np.asarray(actions), np.asarray(mask, dtype=bool))
+        self._ended |= result.terminated | result.truncated
+        infos = {
+            "ref_logprobs": result.ref_logprobs,
+            "score": result.score,
+            "finish_reason": result.finish_reason,
+            "completion": result.completion,
+            "terminated": result.terminated,
+            "truncated": result.truncated,
+        }
+        return result.rewards, infos
+
+    def action_masks(self) -> np.ndarray:
+        """Return which tokens are sensible next, Bool [B V] (sb3-contrib's name); not enforced."""
+        return self.core.action_masks()
+
+    def render(self) -> tuple[str, ...] | None:
+        """Return each row's prompt and completion so far, in render mode "ansi"."""
+        if self.render_mode != "ansi":
+            return None
+        return tuple(render_row(self.core, row) for row in range(self.num_envs))
+
+    @property
+    def kl_coef(self) -> float:
+        """Score units per nat of the reward's reference half; settable while running."""
+        return self.core.kl_coef
+
+    @kl_coef.setter
+    def kl_coef(self, value: float) -> None:
+        self.core.kl_coef = value
+
+    @property
+    def reference(self) -> PreTrainedModel:
+        """The frozen reference model, for agents that want its whole distribution."""
+        return self.core.reference
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of prompts and completions."""
+        return self.core.tokenizer
+
+    @property
+    def reward_model(self) -> RewardModel | None:
+        """The frozen reward model, None where the reward is a plain function."""
+        return self.core.reward_model
+
+    @property
+    def temperature(self) -> float:
+        """The one temperature of sampling and of every log-prob."""
+        return self.core.config.temperature
+
+    @property
+    def max_completion_tokens(self) -> int:
+        """The token budget of an episode."""
+        return self.core.config.max_completion_tokens
+
+    @property
+    def group_size(self) -> int:
+        """How many consecutive rows share a prompt."""
+        return self.core.config.group_size
+
+    def _seed_streams(self, seed: int | list[int | None] | None) -> None:
+        group, size = self.group_size, len(self.core.prompts)
+        if seed is None or isinstance(seed, int | np.integer):
+            first = seeding.np_random(None)[0].integers(2**31) if seed is None else seed
+            seeds: list[int | None] = [int(first) + row for row in range(self.num_envs)]
+        else:
+            seeds = list(seed)
+        if len(seeds) != self.num_envs:
+            raise UserError(f"{len(seeds)} seeds for {self.num_envs} rows")
+        leaders = [seeds[row - row % group] for row in range(self.num_envs)]
+        self._streams = [PromptStream(seeding.np_random(lead)[0], size) for lead in leaders]
+
+    def _restart(self, rows: np.ndarray) -> Infos:
+        for row in rows.nonzero()[0]:
+            self.core.start(row, self._streams[row].next())
+        self._ended &= ~rows
+        return self._reset_infos(rows)
+
+    def _reset_infos(self, rows: np.ndarray) -> Infos:
+        texts = np.array(self.core.prompt_texts, dtype=object)
+        indices = np.array(self.core.prompt_indices, dtype=object)
+        texts[~rows] = indices[~rows] = None
+        return {"prompt": texts, "_prompt": rows, "prompt_index": indices, "_prompt_index": rows}
+
+
+def _step_infos(result: StepResult, stepped: np.ndarray) -> Infos:
+    """Return Gymnasium's vector infos of one step: each key an array [B] with its mask."""
+    infos: Infos = {"ref_logprob": result.ref_logprobs[:, 0], "_ref_logprob": stepped}
+    ended = (result.terminated | result.truncated) & stepped
+    if ended.any():
+        infos |= {"score": result.score, "_score": result.terminated & stepped}
+        infos |= {"finish_reason": result.finish_reason, "_finish_reason": ended}
+        infos |= {"completion": result.completion, "_completion": ended}
+    return infos

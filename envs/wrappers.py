@@ -1,0 +1,48 @@
+"""Wrappers for agents that cannot do a part of the work themselves."""
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.utils import RecordConstructorArgs
+
+from textrl.envs.text_rlhf import Observation
+
+
+class PolicyKL(gym.Wrapper[Observation, np.int64, Observation, np.int64], RecordConstructorArgs):
+    """Pays the agent's half of the KL in its place: r_t - kl_coef * log pi(a_t | s_t).
+
+    For an agent that has no place to subtract it. `info["policy_logprob"]` holds log pi (nats).
+    """
+
+    def __init__(
+        self,
+        env: gym.Env[Observation, np.int64],
+        logprob_fn: Callable[[Observation, np.int64], float],
+    ) -> None:
+        """Wrap the environment.
+
+        Args:
+            env: a `TextRLHFEnv`, wrapped or not.
+            logprob_fn: returns log pi(action | observation) under the policy that acts now.
+        """
+        RecordConstructorArgs.__init__(self, logprob_fn=logprob_fn)
+        super().__init__(env)
+        self._logprob_fn = logprob_fn
+        self._observation: Observation = {}
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Begin an episode."""
+        self._observation, info = self.env.reset(seed=seed, options=options)
+        return self._observation, info
+
+    def step(self, action: np.int64) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Append one token and pay both halves of the KL."""
+        logprob = float(self._logprob_fn(self._observation, action))
+        self._observation, reward, terminated, truncated, info = self.env.step(action)
+        info["policy_logprob"] = logprob
+        shaped = float(reward) - self.env.get_wrapper_attr("kl_coef") * logprob
+        return self._observation, shaped, terminated, truncated, info

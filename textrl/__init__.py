@@ -1,0 +1,16 @@
+"""textrl: reinforcement learning from human feedback as a Gymnasium problem.
+
+Importing this registers `TextRLHF-v0` and loads neither torch nor transformers; the parts are
+imported by name (`from textrl.agents import PPO`, `from textrl.trainers import SFTTrainer`).
+"""
+
+import gymnasium as gym
+
+__version__ = "0.1.0"
+
+if "TextRLHF-v0" not in gym.registry:  # importing twice (tests, reloads) must not warn
+    gym.register(
+        id="TextRLHF-v0",
+        entry_point="textrl.envs.text_rlhf:TextRLHFEnv",
+        vector_entry_point="textrl.envs.vector:TextRLHFVectorEnv",
+    )

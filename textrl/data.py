@@ -1,0 +1,256 @@
+"""Data in: records from files, lists or data sets, and their texts as token ids.
+
+Here: `load_records` (JSONL and CSV with the standard library; Parquet and hub names through the
+optional `datasets`), the columns of TRL (`text`, `messages`, `prompt`, `completion`, `chosen`,
+`rejected`, `margin`) and our rankings (`completions`, `ranks`), splits by prompt, tokenisation.
+Not here: the movie reviews of the demo (`reviews.py`), batches (`trainers/`).
+"""
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from textrl.errors import UserError, did_you_mean
+
+Row = dict[str, Any]
+Messages = list[dict[str, str]]
+Source = str | Path | Sequence[Row]
+"""A .jsonl, .csv or .parquet file, a hub name, a list of dicts, or a `datasets.Dataset`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Records:
+    """Rows of data, each with the place it came from for error messages."""
+
+    rows: list[Row]
+    places: list[str]
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.rows)
+
+    def subset(self, indices: Iterable[int]) -> "Records":
+        """Return some of the rows, in the order given."""
+        chosen = list(indices)
+        return Records(
+            rows=[self.rows[i] for i in chosen], places=[self.places[i] for i in chosen]
+        )
+
+    def require(self, *columns: str) -> None:
+        """Raise UserError naming place and column unless every row has these columns, not None."""
+        for row, place in zip(self.rows, self.places, strict=True):
+            for column in columns:
+                if row.get(column) is None:
+                    hint = did_you_mean(column, row)
+                    raise UserError(
+                        f"{place}: column {column!r} is missing{hint}; found: {sorted(row)}"
+                    )
+
+
+def load_records(source: Source) -> Records:
+    """Return the rows of a file, a hub data set, a list of dicts or a `datasets.Dataset`.
+
+    Raises:
+        UserError: the file is missing, empty or malformed (file and line are named), or a row is
+            not a dict.
+    """
+    if isinstance(source, str | Path):
+        path = Path(source)
+        if path.suffix == ".jsonl":
+            records = _read_jsonl(path)
+        elif path.suffix == ".csv":
+            records = _read_csv(path)
+        else:
+            records = _number_rows(_read_with_datasets(path), str(source))
+    else:
+        records = _number_rows(source, "record")
+    if not records.rows:
+        raise UserError(f"{source if isinstance(source, str | Path) else 'the data'}: no records")
+    return records
+
+
+def _number_rows(rows: Iterable[Any], name: str) -> Records:
+    listed = list(rows)
+    for index, row in enumerate(listed):
+        if not isinstance(row, dict):
+            raise UserError(f"{name} {index}: expected a dict, got {type(row).__name__}")
+    return Records(rows=listed, places=[f"{name} {index}" for index in range(len(listed))])
+
+
+def _open(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}") from error
+
+
+def _read_jsonl(path: Path) -> Records:
+    rows, places = [], []
+    for number, line in enumerate(_open(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{number}: not JSON ({error.msg}, column {error.colno})") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path}:{number}: expected an object, got {type(row).__name__}")
+        rows.append(row)
+        places.append(f"{path}:{number}")
+    return Records(rows=rows, places=places)
+
+
+def _read_csv(path: Path) -> Records:
+    reader = csv.DictReader(_open(path).splitlines(keepends=True), strict=True)
+    rows, places = [], []
+    try:
+        for row in reader:
+            place = f"{path}:{reader.line_num}"
+            if None in row or None in row.values():
+                raise UserError(
+                    f"{place}: expected {len(reader.fieldnames or [])} fields as in the header"
+                )
+            rows.append(dict(row))
+            places.append(place)
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num}: not CSV ({error})") from error
+    return Records(rows=rows, places=places)
+
+
+def _read_with_datasets(path: Path) -> Iterable[Row]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(
+            f"{path}: .jsonl and .csv are read directly; Parquet files and hub names need "
+            f"`pip install 'textrl-gym[hub]'`"
+        ) from error
+    try:
+        if path.suffix == ".parquet":
+            return datasets.load_dataset("parquet", data_files=str(path), split="train")  # type: ignore[no-any-return]
+        return datasets.load_dataset(str(path), split="train")  # type: ignore[no-any-return]
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: no data set there, or out of reach ({reason})") from error
+
+
+def prompt_key(row: Row) -> str:
+    """Return what rows about one prompt have in common: the prompt, else their shared start."""
+    if row.get("prompt"):
+        return json.dumps(row["prompt"], sort_keys=True)
+    if "chosen" in row and "rejected" in row:
+        chosen, rejected = row["chosen"], row["rejected"]
+        same = 0
+        while same < min(len(chosen), len(rejected)) and chosen[same] == rejected[same]:
+            same += 1
+        return json.dumps(chosen[:same] or [chosen, rejected], sort_keys=True)
+    return json.dumps(row, sort_keys=True, default=str)
+
+
+def split_by_prompt(records: Records, heldout_share: float) -> tuple[Records, Records]:
+    """Return (train, held-out), all rows of one prompt on one side.
+
+    The side depends on a hash of the prompt alone, so that it is stable when data are added.
+    """
+
+    def heldout(row: Row) -> bool:
+        digest = hashlib.sha256(prompt_key(row).encode()).digest()
+        return int.from_bytes(digest[:8], "big") / 2**64 < heldout_share
+
+    sides = [heldout(row) for row in records.rows]
+    return (
+        records.subset(i for i, side in enumerate(sides) if not side),
+        records.subset(i for i, side in enumerate(sides) if side),
+    )
+
+
+def is_conversation(value: object) -> bool:
+    """Say whether a column holds chat messages: a list of dicts with role and content."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(turn, dict) and {"role", "content"} <= set(turn) for turn in value)
+    )
+
+
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: str | Messages, place: str = "prompt"
+) -> list[int]:
+    """Return the ids of a prompt: its text, or its messages up to the assistant's turn.
+
+    Raises:
+        UserError: the prompt is empty, or messages meet a tokenizer without chat template.
+    """
+    if not prompt or (isinstance(prompt, str) and not prompt.strip()):
+        raise UserError(f"{place}: the prompt is empty")
+    if isinstance(prompt, str):
+        return _without_final_eos(tokenizer, tokenizer(prompt).input_ids)
+    if not is_conversation(prompt):
+        raise UserError(f"{place}: a prompt is a string or a list of role/content messages")
+    return render_chat(tokenizer, prompt, place, for_reply=True)
+
+
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the ids of a whole text, its end marked by EOS."""
+    ids = _without_final_eos(tokenizer, tokenizer(text).input_ids)
+    return [*ids, *_eos(tokenizer)]
+
+
+def encode_completion(tokenizer: PreTrainedTokenizerBase, completion: str) -> list[int]:
+    """Return the ids that continue a prompt, its end marked by EOS; no BOS in between."""
+    ids: list[int] = tokenizer(completion, add_special_tokens=False).input_ids
+    return [*ids, *_eos(tokenizer)]
+
+
+def encode_reply(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, reply: Messages, place: str
+) -> list[int]:
+    """Return the ids that a chat template adds for a reply, cut after EOS.
+
+    Raises:
+        UserError: the template renders the prompt differently once the reply follows.
+    """
+    prompt_ids = render_chat(tokenizer, messages, place, for_reply=True)
+    whole = render_chat(tokenizer, messages + reply, place, for_reply=False)
+    if whole[: len(prompt_ids)] != prompt_ids:
+        raise UserError(
+            f"{place}: the chat template rewrites the prompt when a reply follows, so the reply's "
+            f"tokens cannot be told apart; use a template that only appends"
+        )
+    ids = whole[len(prompt_ids) :]
+    eos = tokenizer.eos_token_id
+    # A template may put a newline after EOS: it is no token of the answer.
+    return ids[: len(ids) - ids[::-1].index(eos)] if eos in ids else ids
+
+
+def render_chat(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, place: str, *, for_reply: bool
+) -> list[int]:
+    """Return the chat template's ids for the messages, with the reply's header if for_reply."""
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"{place}: holds chat messages but the tokenizer has no chat template; set "
+            f"tokenizer.chat_template or give plain text"
+        )
+    encoded = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=for_reply, tokenize=True, return_dict=True
+    )
+    return list(encoded["input_ids"])
+
+
+def _eos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+
+
+def _without_final_eos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
+    if ids and ids[-1] == tokenizer.eos_token_id:
+        return ids[:-1]
+    return ids

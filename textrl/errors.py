@@ -1,0 +1,22 @@
+"""The error a user can cause, and the words that help them out of it.
+
+Here: `UserError` and the nearest-match hint. Not here: any check itself; each check lives beside
+the thing it protects. The command line prints a `UserError` as one line and exits with status 2.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in the user's input: the message names the place, the value and the remedy."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return " (did you mean 'x'?)" for the known word nearest to `word`, or "".
+
+    >>> did_you_mean("learning_rat", ["learning_rate", "seed"])
+    " (did you mean 'learning_rate'?)"
+    """
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean '{near[0]}'?)" if near else ""

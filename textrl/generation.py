@@ -1,0 +1,254 @@
+"""Decoding: a KV cache in which each row has its own length, and sampling on top of it.
+
+Here: `Decoder` (prefill some rows, step all rows) which the environment and the agents share, and
+`sample`, which draws completions and keeps what the update needs. Sampling is always from the full
+softmax at one temperature: what ships in a model's generation config never leaks in.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from textrl.models import SplitLM, first_output
+
+
+class _RowLayer(CacheLayerMixin):
+    """Keys and values of one layer, [B heads L dim], written at each row's own position."""
+
+    is_sliding = False
+
+    def __init__(self, owner: "RowCache") -> None:
+        super().__init__()
+        self.owner = owner
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        rows, length = self.owner.num_rows, self.owner.max_length
+        for name, states in (("keys", key_states), ("values", value_states)):
+            shape = (rows, states.shape[1], length, states.shape[3])
+            self.__dict__[name] = states.new_zeros(shape)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        rows, owner = self.owner.rows, self.owner
+        if owner.prefilling:  # the prompts attend to themselves only
+            width = key_states.shape[2]
+            self.keys[rows, :, :width] = key_states
+            self.values[rows, :, :width] = value_states
+            return key_states, value_states
+        self.keys[rows, :, owner.positions] = key_states[:, :, 0]
+        self.values[rows, :, owner.positions] = value_states[:, :, 0]
+        return self.keys[:, :, : owner.used], self.values[:, :, : owner.used]
+
+    def select(self, rows: Tensor) -> None:
+        assert self.keys is not None and self.values is not None
+        self.keys, self.values = self.keys[rows], self.values[rows]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return (query_length, 0) if self.owner.prefilling else (self.owner.used, 0)
+
+    def get_seq_length(self) -> int:
+        return 0 if self.owner.prefilling else self.owner.used - 1
+
+    def get_max_length(self) -> int:
+        return self.owner.max_length
+
+
+class RowCache(Cache):
+    """A transformers cache whose rows have lengths of their own and can be restarted one by one."""
+
+    def __init__(self, num_layers: int, num_rows: int, max_length: int) -> None:
+        self.num_rows = num_rows
+        self.max_length = max_length
+        self.prefilling = False
+        self.rows = torch.arange(0)
+        self.positions = torch.arange(0)
+        self.used = 0
+        super().__init__(layers=[_RowLayer(self) for _ in range(num_layers)])
+
+    def select(self, rows: Tensor) -> None:
+        """Keep only these rows, in this order."""
+        self.num_rows = len(rows)
+        for layer in self.layers:
+            assert isinstance(layer, _RowLayer)
+            layer.select(rows)
+
+
+class Decoder:
+    """Runs a language model token by token over a batch of rows of different lengths.
+
+    `prefill` (re)starts some rows with their prompts; `step` appends one token to every row. Each
+    returns the hidden state that predicts the next token. A model that cannot use the cache, or a
+    row longer than its window, re-encodes its prefix instead, with equal results.
+    """
+
+    def __init__(self, lm: SplitLM, num_rows: int, max_length: int) -> None:
+        """Make room for num_rows sequences of at most max_length tokens."""
+        self.lm = lm
+        self.lengths = torch.ones(num_rows, dtype=torch.long, device=lm.device)
+        self._ids = torch.zeros(num_rows, max_length, dtype=torch.long, device=lm.device)
+        layers = int(lm.model.config.get_text_config().num_hidden_layers)
+        cached = max_length <= lm.max_cached
+        self._cache = RowCache(layers, num_rows, max_length) if cached else None
+
+    @torch.no_grad()
+    def prefill(self, rows: Tensor, prompt_ids: Tensor, prompt_lengths: Tensor) -> Tensor:
+        """Restart the given rows with these prompts; return the states after them, [R H].
+
+        Args:
+            rows: which rows to restart. Shape [R].
+            prompt_ids: right-padded. Shape [R P].
+            prompt_lengths: >= 1. Shape [R].
+        """
+        width = int(prompt_lengths.max())
+        prompt_ids = prompt_ids[:, :width].long()
+        self.lengths[rows] = prompt_lengths
+        self._ids[rows, :width] = prompt_ids
+        if self._cache is None:
+            states = self.lm.hidden(prompt_ids)
+        else:
+            self._cache.prefilling, self._cache.rows = True, rows
+            output = self.lm.trunk(
+                input_ids=prompt_ids, past_key_values=self._cache, use_cache=True
+            )
+            states = first_output(output)
+        return states[torch.arange(len(rows), device=states.device), prompt_lengths - 1]
+
+    @torch.no_grad()
+    def step(self, tokens: Tensor) -> Tensor:
+        """Append one token to every row; return the states after them, [B H].
+
+        Args:
+            tokens: Shape [B]. A row that is full already keeps its length; its state is unusable.
+        """
+        rows = torch.arange(len(tokens), device=tokens.device)
+        positions = self.lengths.clamp_max(self._ids.shape[1] - 1)
+        self._ids[rows, positions] = tokens
+        self.lengths = (self.lengths + 1).clamp_max(self._ids.shape[1])
+        used = int(positions.max()) + 1
+        if self._cache is None:
+            return self.lm.hidden(self._ids[:, :used])[rows, positions]
+        cache = self._cache
+        cache.prefilling, cache.rows, cache.positions, cache.used = False, rows, positions, used
+        hidden_slots = torch.arange(used, device=tokens.device) > positions.unsqueeze(1)
+        mask = torch.zeros(hidden_slots.shape, dtype=self.lm.model.dtype, device=tokens.device)
+        mask = mask.masked_fill(hidden_slots, torch.finfo(mask.dtype).min)[:, None, None, :]
+        output = self.lm.trunk(
+            input_ids=tokens.unsqueeze(1),
+            attention_mask=mask,
+            position_ids=positions.unsqueeze(1),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return first_output(output)[:, 0]
+
+    def select(self, rows: Tensor) -> None:
+        """Keep only these rows, in this order: finished rows leave the batch."""
+        self.lengths, self._ids = self.lengths[rows], self._ids[rows]
+        if self._cache is not None:
+            self._cache.select(rows)
+
+
+def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
+    """Return one token a row by inverting the cumulative distribution at the given uniforms.
+
+    One uniform a row, in float64: what a row draws does not depend on its neighbours, so a batch
+    that shrinks draws the same tokens as one that does not.
+
+    Args:
+        logprobs: normalised. Shape [B V].
+        uniforms: float64 in [0, 1). Shape [B].
+
+    >>> draw(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([0.75], dtype=torch.float64)).item()
+    1
+    """
+    cumulative = logprobs.double().exp().cumsum(-1)
+    targets = uniforms.unsqueeze(1) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, targets, right=True).squeeze(1).clamp_max(
+        logprobs.shape[1] - 1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Completions and what was known while sampling them; masked slots hold 0."""
+
+    completion_ids: Tensor
+    """Int64 [B T]; T is the longest completion."""
+    mask: Tensor
+    """Bool [B T], True up to and including EOS."""
+    logprobs: Tensor
+    """[B T], of the distribution sampled from, in nats."""
+    entropies: Tensor
+    """[B T], in nats."""
+    observed: Tensor
+    """[B T], what `observe` returned at the state just before each token (values)."""
+
+
+@torch.no_grad()
+def sample(
+    lm: SplitLM,
+    prompt_ids: Tensor,
+    prompt_lengths: Tensor,
+    *,
+    max_new_tokens: int,
+    eos_id: int,
+    generator: torch.Generator,
+    temperature: float = 1.0,
+    greedy: bool = False,
+    observe: Callable[[Tensor], Tensor] | None = None,
+) -> Samples:
+    """Return sampled completions with their log-probs, entropies and observed values.
+
+    Args:
+        lm: the policy.
+        prompt_ids: right-padded. Shape [B P].
+        prompt_lengths: >= 1. Shape [B].
+        max_new_tokens: the token budget.
+        eos_id: ends a completion and is part of it.
+        generator: a CPU generator, the only source of randomness.
+        temperature: of sampling and of the log-probs returned.
+        greedy: take the most likely token instead of drawing.
+        observe: maps states [n H] to one number each [n], such as a value head.
+    """
+    batch, device = prompt_ids.shape[0], lm.device
+    width = int(prompt_lengths.max())
+    decoder = Decoder(lm, batch, width + max_new_tokens)
+    alive = torch.arange(batch, device=device)
+    states = decoder.prefill(alive, prompt_ids.to(device), prompt_lengths.to(device))
+    ids = torch.zeros(batch, max_new_tokens, dtype=torch.long, device=device)
+    mask = torch.zeros(batch, max_new_tokens, dtype=torch.bool, device=device)
+    logprobs, entropies, observed = (
+        torch.zeros(batch, max_new_tokens, device=device) for _ in range(3)
+    )
+    for step in range(max_new_tokens):
+        uniforms = torch.rand(batch, dtype=torch.float64, generator=generator).to(device)
+        log_p = (lm.head(states).float() / temperature).log_softmax(-1)
+        tokens = log_p.argmax(-1) if greedy else draw(log_p, uniforms[alive])
+        ids[alive, step], mask[alive, step] = tokens, True
+        logprobs[alive, step] = log_p.gather(1, tokens.unsqueeze(1)).squeeze(1)
+        entropies[alive, step] = -(log_p.exp() * log_p).sum(-1)
+        if observe is not None:
+            observed[alive, step] = observe(states).float()
+        going = (tokens != eos_id).nonzero().squeeze(1)
+        if len(going) == 0 or step + 1 == max_new_tokens:
+            break
+        if len(going) < len(alive):
+            decoder.select(going)
+            alive, tokens = alive[going], tokens[going]
+        states = decoder.step(tokens)
+    longest = int(mask.sum(1).max())
+    return Samples(
+        completion_ids=ids[:, :longest],
+        mask=mask[:, :longest],
+        logprobs=logprobs[:, :longest],
+        entropies=entropies[:, :longest],
+        observed=observed[:, :longest],
+    )

@@ -1,0 +1,187 @@
+"""Log-probabilities and entropies of tokens, from logits or from hidden states.
+
+Nothing here shifts: `logits[:, t]` must be the prediction of `ids[:, t]`. Two forms: the plain one
+holds the [B T V] logits that it is given; the chunked one multiplies by the LM head only at the
+positions that count, a chunk at a time, forward and backward. Next to read: `models.py`.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from textrl.masking import check_mask, check_shapes, full_precision
+
+CHUNK_SIZE = 1024
+"""Positions per chunk: at a vocabulary of 50,000 one chunk of logits is 200 MB in float32."""
+
+
+def token_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return the log-probability of each id under softmax(logits / temperature), in nats.
+
+        logprobs[b, t] = log_softmax(logits[b, t] / temperature)[ids[b, t]]
+
+    Args:
+        logits: predictions of ids, not shifted. Shape [B T V].
+        ids: token ids in [0, V). Shape [B T].
+        temperature: > 0; the same number that sampling used.
+
+    Returns: float32 (float64 for float64 logits). Shape [B T].
+
+    Raises:
+        ValueError: the shapes do not fit or the temperature is not positive.
+
+    >>> logits = torch.tensor([[[0.0, 0.0]]])
+    >>> round(token_logprobs(logits, torch.tensor([[1]])).item(), 4)  # log(1/2)
+    -0.6931
+    """
+    _check_logits(logits, ids)
+    scaled = full_precision(logits) / _positive(temperature)
+    chosen = scaled.gather(-1, ids.long().unsqueeze(-1)).squeeze(-1)
+    return chosen - scaled.logsumexp(-1)
+
+
+def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return the entropy of softmax(logits / temperature) at each position, in nats.
+
+        H[b, t] = -sum_v p_v log p_v
+
+    Args:
+        logits: Shape [B T V].
+        temperature: > 0.
+
+    Returns: float32 (float64 for float64 logits). Shape [B T].
+
+    Raises:
+        ValueError: the temperature is not positive.
+
+    >>> round(token_entropy(torch.zeros(1, 1, 2)).item(), 4)  # log 2
+    0.6931
+    """
+    log_p = (full_precision(logits) / _positive(temperature)).log_softmax(-1)
+    return -(log_p.exp() * log_p.clamp_min(torch.finfo(log_p.dtype).min)).sum(-1)
+
+
+def token_kl(logits: Tensor, other_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return the exact KL(p || q) over the whole vocabulary at each position, in nats.
+
+        KL[b, t] = sum_v p_v (log p_v - log q_v),  p, q = softmax(logits / T), softmax(other / T)
+
+    Args:
+        logits: of p (the policy). Shape [B T V].
+        other_logits: of q (the reference). Shape [B T V].
+        temperature: > 0, the same for both.
+
+    Returns: float32 (float64 for float64 logits), >= 0 up to rounding. Shape [B T].
+
+    Raises:
+        ValueError: the shapes differ or the temperature is not positive.
+
+    >>> x = torch.tensor([[[1.0, 0.0]]])
+    >>> token_kl(x, x).item()
+    0.0
+    """
+    check_shapes(logits=logits, other_logits=other_logits)
+    log_p = (full_precision(logits) / _positive(temperature)).log_softmax(-1)
+    log_q = (full_precision(other_logits) / temperature).log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def chunked_token_logprobs(
+    hidden: Tensor,
+    lm_head: Callable[[Tensor], Tensor],
+    ids: Tensor,
+    mask: Tensor,
+    temperature: float = 1.0,
+    chunk_size: int = CHUNK_SIZE,
+) -> Tensor:
+    """Return `token_logprobs(lm_head(hidden), ids)` without holding the [B T V] logits.
+
+    The head runs on the True positions only, `chunk_size` of them at a time, and again in the
+    backward pass, so the memory is chunk_size x V whatever B and T are. Differentiable in `hidden`
+    and in the head's parameters.
+
+    Args:
+        hidden: states that predict ids, not shifted. Shape [B T H].
+        lm_head: maps [n H] to logits [n V].
+        ids: token ids in [0, V). Shape [B T].
+        mask: Bool, True = counts. Shape [B T].
+        temperature: > 0.
+        chunk_size: positions per chunk.
+
+    Returns: float32 or float64, 0 where the mask is False. Shape [B T].
+
+    Raises:
+        ValueError: the shapes do not fit, the mask is not Bool, chunk_size < 1.
+    """
+
+    def logprobs(states: Tensor, chunk_ids: Tensor) -> Tensor:
+        return token_logprobs(lm_head(states), chunk_ids, temperature)
+
+    return map_positions(logprobs, hidden, ids, mask=mask, chunk_size=chunk_size)
+
+
+def map_positions(
+    function: Callable[[Tensor, Tensor], Tensor],
+    hidden: Tensor,
+    extra: Tensor,
+    *,
+    mask: Tensor,
+    chunk_size: int = CHUNK_SIZE,
+) -> Tensor:
+    """Return function(hidden, extra) at the True positions, computed in chunks, 0 elsewhere.
+
+    Args:
+        function: maps ([n H], [n ...]) to [n]; recomputed in the backward pass.
+        hidden: Shape [B T H].
+        extra: what else it reads at each position (ids, the reference's states). Shape [B T ...].
+        mask: Bool, True = counts. Shape [B T].
+        chunk_size: positions per chunk, >= 1.
+
+    Raises:
+        ValueError: the shapes do not fit, the mask is not Bool, chunk_size < 1.
+    """
+    if hidden.dim() != 3:
+        raise ValueError(f"hidden must have shape [B T H], got {tuple(hidden.shape)}")
+    check_shapes(hidden=hidden[..., 0], mask=mask)
+    extra_slots = extra if extra.dim() == 2 else extra.flatten(2)[..., 0]
+    check_shapes(mask=mask, extra=extra_slots)
+    check_mask(mask)
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+    positions = mask.flatten().nonzero().squeeze(-1)
+    states = hidden.flatten(0, 1)[positions]
+    extras = extra.flatten(0, 1)[positions]
+    pieces = [
+        _recomputed(function, part, other)
+        for part, other in zip(states.split(chunk_size), extras.split(chunk_size), strict=True)
+    ]
+    values = torch.cat(pieces)
+    full = torch.zeros(mask.numel(), dtype=values.dtype, device=values.device)
+    return full.index_copy(0, positions, values).view(mask.shape)
+
+
+def _recomputed(
+    function: Callable[[Tensor, Tensor], Tensor], states: Tensor, extra: Tensor
+) -> Tensor:
+    if not torch.is_grad_enabled():
+        return function(states, extra)
+    # No randomness inside: the default would save and restore the global generators.
+    result = checkpoint(function, states, extra, use_reentrant=False, preserve_rng_state=False)
+    assert isinstance(result, Tensor)
+    return result
+
+
+def _check_logits(logits: Tensor, ids: Tensor) -> None:
+    if logits.dim() != ids.dim() + 1 or logits.shape[:-1] != ids.shape:
+        raise ValueError(
+            f"logits have shape {tuple(logits.shape)} but ids have shape {tuple(ids.shape)}; "
+            f"logits must be ids' shape with the vocabulary appended"
+        )
+
+
+def _positive(temperature: float) -> float:
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    return temperature

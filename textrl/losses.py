@@ -1,0 +1,329 @@
+"""Every loss of the library: PPO, reward models, preference optimisation, SFT.
+
+Pure functions, float32 or float64, masked. Token losses reduce to the token mean; losses of pairs
+and rankings stay per row. A variant is a sibling in a table, not a flag. Next: `agents/ppo.py`.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from textrl.errors import did_you_mean
+from textrl.masking import check_mask, check_shapes, full_precision, masked_mean, zero_masked
+
+
+def ppo_policy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip_range: float = 0.2,
+) -> Tensor:
+    """Return the clipped surrogate, token mean, to be minimised.
+
+        ratio = exp(log pi - log pi_old)
+        loss  = mean_t -min(ratio * A, clip(ratio, 1 - eps, 1 + eps) * A)
+
+    Args:
+        logprobs: of the policy being trained, in nats. Shape [B T].
+        old_logprobs: of the policy that sampled. Shape [B T].
+        advantages: whitened over the whole batch, as a rule. Shape [B T].
+        mask: Bool, True = counts. Shape [B T].
+        clip_range: eps > 0.
+
+    Raises:
+        ValueError: shapes differ (both named) or the mask has no True.
+
+    Source: Schulman et al. 2017, 1707.06347, eq. 7.
+
+    >>> one = torch.ones(1, 1)
+    >>> ppo_policy_loss(0 * one, 0 * one, 2 * one, one.bool()).item()
+    -2.0
+    """
+    check_shapes(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages, mask=mask)
+    advantages = zero_masked(advantages, mask)
+    ratio = zero_masked(logprobs - old_logprobs, mask).exp()
+    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+    return -masked_mean(torch.minimum(ratio * advantages, clipped * advantages), mask)
+
+
+def ppo_value_loss(
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    mask: Tensor,
+    clip_range_vf: float | None = 0.2,
+) -> Tensor:
+    """Return half the token mean of the larger of the plain and the clipped squared error.
+
+        V_clip = V_old + clip(V - V_old, -eps, eps)
+        loss   = 0.5 * mean_t max((V - R)^2, (V_clip - R)^2)
+
+    Args:
+        values: of the critic being trained, in reward units. Shape [B T].
+        old_values: of the critic at collection. Shape [B T].
+        returns: targets. Shape [B T].
+        mask: Bool, True = counts. Shape [B T].
+        clip_range_vf: eps in reward units; None for no clipping.
+
+    Raises:
+        ValueError: shapes differ (both named) or the mask has no True.
+
+    Source: OpenAI baselines' ppo2 and lm-human-preferences; not in the PPO paper.
+
+    >>> one = torch.ones(1, 1)
+    >>> ppo_value_loss(2 * one, 0 * one, 2 * one, one.bool()).item()  # 0.5 * (0.2 - 2)^2
+    1.619999885559082
+    """
+    check_shapes(values=values, old_values=old_values, returns=returns, mask=mask)
+    values, old_values = zero_masked(values, mask), zero_masked(old_values, mask)
+    returns = zero_masked(returns, mask)
+    error = (values - returns).square()
+    if clip_range_vf is not None:
+        clipped = old_values + (values - old_values).clamp(-clip_range_vf, clip_range_vf)
+        error = torch.maximum(error, (clipped - returns).square())
+    return 0.5 * masked_mean(error, mask)
+
+
+def approx_kl(
+    logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, estimator: str = "k3"
+) -> Tensor:
+    """Return an estimate of KL(pi_old || pi) per token, from samples of pi_old; for logs only.
+
+        d = log pi - log pi_old;   k1 = -d,   k2 = d^2 / 2,   k3 = exp(d) - 1 - d
+
+    k1 and k3 are unbiased, k3 is never negative. For KL(pi || pi_ref) on samples of pi, pass the
+    reference's log-probs first and the policy's second.
+
+    Args:
+        logprobs: Shape [B T].
+        old_logprobs: of the distribution that sampled. Shape [B T].
+        mask: Bool, True = counts. Shape [B T].
+        estimator: "k1", "k2" or "k3".
+
+    Returns: token mean in nats, a scalar.
+
+    Raises:
+        ValueError: shapes differ, the mask has no True, or the estimator is unknown.
+
+    Source: Schulman 2020, "Approximating KL divergence".
+
+    >>> d = torch.tensor([[0.5]])
+    >>> round(approx_kl(d, 0 * d, d.bool(), estimator="k2").item(), 4)
+    0.125
+    """
+    check_shapes(logprobs=logprobs, old_logprobs=old_logprobs, mask=mask)
+    d = zero_masked(logprobs - old_logprobs, mask)
+    if estimator == "k1":
+        return masked_mean(-d, mask)
+    if estimator == "k2":
+        return masked_mean(0.5 * d.square(), mask)
+    if estimator == "k3":
+        return masked_mean(d.expm1() - d, mask)
+    raise ValueError(f"estimator must be 'k1', 'k2' or 'k3', got {estimator!r}")
+
+
+def sft_loss(logprobs: Tensor, mask: Tensor) -> Tensor:
+    """Return the token mean of the negative log-likelihood, in nats per token.
+
+    Args:
+        logprobs: of the demonstration's tokens. Shape [B T].
+        mask: Bool, True = counts. Shape [B T].
+
+    Raises:
+        ValueError: shapes differ or the mask has no True.
+
+    >>> sft_loss(torch.tensor([[-1.0, -3.0]]), torch.tensor([[True, True]])).item()
+    2.0
+    """
+    return -masked_mean(logprobs, mask)
+
+
+def bradley_terry_loss(
+    chosen_scores: Tensor, rejected_scores: Tensor, margin: Tensor | None = None
+) -> Tensor:
+    """Return -log P(chosen beats rejected) of each pair, in nats.
+
+        loss = -log sigmoid(s_chosen - s_rejected - margin)
+
+    Args:
+        chosen_scores: Shape [B].
+        rejected_scores: Shape [B].
+        margin: how far apart the scores should be, in score units. Shape [B].
+
+    Raises:
+        ValueError: shapes differ (both named).
+
+    Source: Ouyang et al. 2022, 2203.02155, eq. 1; margin as in Llama 2, 2307.09288, eq. 2.
+
+    >>> zero = torch.zeros(1)
+    >>> round(bradley_terry_loss(zero, zero).item(), 4)  # log 2
+    0.6931
+    """
+    check_shapes(chosen_scores=chosen_scores, rejected_scores=rejected_scores)
+    gap = full_precision(chosen_scores) - full_precision(rejected_scores)
+    if margin is not None:
+        check_shapes(chosen_scores=chosen_scores, margin=margin)
+        gap = gap - margin
+    return -logsigmoid(gap)
+
+
+def ranking_loss(scores: Tensor, ranks: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return the mean Bradley-Terry loss over all pairs of each ranking.
+
+        loss = mean over pairs (i better than j) of -log sigmoid(s_i - s_j)
+
+    Args:
+        scores: of K completions of one prompt. Shape [B K].
+        ranks: 0 is best; equal ranks are ties and make no pair. Shape [B K].
+        mask: Bool, True = this completion exists. Shape [B K].
+
+    Returns: Shape [B]; 0 for a ranking without pairs.
+
+    Raises:
+        ValueError: shapes differ (both named).
+
+    Source: Ouyang et al. 2022, 2203.02155, eq. 1 (all K(K-1)/2 pairs in one batch element).
+
+    >>> loss = ranking_loss(torch.zeros(1, 3), torch.tensor([[0, 1, 1]]))  # 2 pairs, each log 2
+    >>> round(loss.item(), 4)
+    0.6931
+    """
+    scores, mask = _ranking_inputs(scores, ranks, mask)
+    better = ranks.unsqueeze(2) < ranks.unsqueeze(1)
+    pairs = better & mask.unsqueeze(2) & mask.unsqueeze(1)
+    losses = -logsigmoid(scores.unsqueeze(2) - scores.unsqueeze(1)).masked_fill(~pairs, 0.0)
+    return losses.sum((1, 2)) / pairs.sum((1, 2)).clamp_min(1)
+
+
+def plackett_luce_loss(scores: Tensor, ranks: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return the negative log-likelihood of each whole ranking, picked best first.
+
+        loss = -sum_i log( exp(s_i) / (exp(s_i) + sum_{j ranked below i} exp(s_j)) )
+
+    Tied completions do not compete with each other; K = 2 is the Bradley-Terry loss.
+
+    Args:
+        scores: of K completions of one prompt. Shape [B K].
+        ranks: 0 is best; equal ranks are ties. Shape [B K].
+        mask: Bool, True = this completion exists. Shape [B K].
+
+    Returns: Shape [B], in nats.
+
+    Raises:
+        ValueError: shapes differ (both named).
+
+    Source: Plackett 1975, Luce 1959; for DPO in 2305.18290, appendix A.3.
+
+    >>> round(plackett_luce_loss(torch.zeros(1, 3), torch.tensor([[0, 1, 2]])).item(), 4)  # log 6
+    1.7918
+    """
+    scores, mask = _ranking_inputs(scores, ranks, mask)
+    below = ranks.unsqueeze(2) < ranks.unsqueeze(1)
+    itself = torch.eye(ranks.shape[1], dtype=torch.bool, device=ranks.device)
+    rivals = (below | itself) & mask.unsqueeze(1)
+    pool = scores.unsqueeze(1).expand(rivals.shape).masked_fill(~rivals, -torch.inf)
+    pool = pool.masked_fill(~mask.unsqueeze(2), 0.0)
+    return (pool.logsumexp(2) - scores).masked_fill(~mask, 0.0).sum(1)
+
+
+def _ranking_inputs(scores: Tensor, ranks: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    check_shapes(scores=scores, ranks=ranks)
+    mask = torch.ones_like(ranks, dtype=torch.bool) if mask is None else mask
+    check_shapes(scores=scores, mask=mask)
+    check_mask(mask)
+    return zero_masked(scores, mask), mask
+
+
+PreferenceLoss = Callable[[Tensor, Tensor, float, float], Tensor]
+"""(h_chosen [B], h_rejected [B], beta, label_smoothing) -> [B]; h = log pi - log pi_ref."""
+
+
+def _sigmoid(chosen: Tensor, rejected: Tensor, beta: float, label_smoothing: float) -> Tensor:
+    """2305.18290 eq. 7; with label smoothing the cDPO of its authors' note (eq. 3)."""
+    logits = beta * (chosen - rejected)
+    return -(1 - label_smoothing) * logsigmoid(logits) - label_smoothing * logsigmoid(-logits)
+
+
+def _robust(chosen: Tensor, rejected: Tensor, beta: float, label_smoothing: float) -> Tensor:
+    """2403.00409 eq. 10: unbiased when a known share of the labels is flipped."""
+    logits = beta * (chosen - rejected)
+    kept = -(1 - label_smoothing) * logsigmoid(logits) + label_smoothing * logsigmoid(-logits)
+    return kept / (1 - 2 * label_smoothing)
+
+
+def _ipo(chosen: Tensor, rejected: Tensor, beta: float, label_smoothing: float) -> Tensor:
+    """2310.12036 eq. 17, on summed log-probs as in the paper."""
+    return (chosen - rejected - 1 / (2 * beta)).square()
+
+
+def _hinge(chosen: Tensor, rejected: Tensor, beta: float, label_smoothing: float) -> Tensor:
+    """2305.10425 (SLiC) in DPO's variables."""
+    return (1 - beta * (chosen - rejected)).relu()
+
+
+PREFERENCE_LOSSES: dict[str, PreferenceLoss] = {
+    "sigmoid": _sigmoid,
+    "cdpo": _sigmoid,
+    "robust": _robust,
+    "ipo": _ipo,
+    "hinge": _hinge,
+}
+_SMOOTHED = ("sigmoid", "cdpo", "robust")
+
+
+def dpo_loss(
+    chosen_logprobs: Tensor,
+    rejected_logprobs: Tensor,
+    ref_chosen_logprobs: Tensor,
+    ref_rejected_logprobs: Tensor,
+    beta: float = 0.1,
+    loss_type: str = "sigmoid",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Return the preference loss of each pair, from log-probs summed over the completion.
+
+        h    = (log pi - log pi_ref)(chosen) - (log pi - log pi_ref)(rejected)
+        loss = -log sigmoid(beta * h)                    "sigmoid"; the others in PREFERENCE_LOSSES
+
+    Args:
+        chosen_logprobs: of the policy, in nats. Shape [B], as the next three.
+        rejected_logprobs: of the policy.
+        ref_chosen_logprobs: of the reference.
+        ref_rejected_logprobs: of the reference.
+        beta: strength of the pull to the reference, > 0.
+        loss_type: a key of PREFERENCE_LOSSES.
+        label_smoothing: assumed share of flipped labels, in [0, 0.5); for "sigmoid"/"cdpo"
+            (which are the same function) and "robust" only.
+
+    Returns: Shape [B].
+
+    Raises:
+        ValueError: shapes differ (both named), an unknown loss_type, beta or smoothing out of range.
+
+    Source: Rafailov et al. 2023, 2305.18290, eq. 7.
+
+    >>> zero = torch.zeros(1)
+    >>> round(dpo_loss(zero, zero, zero, zero).item(), 4)  # pi = pi_ref: log 2
+    0.6931
+    """
+    check_shapes(
+        chosen_logprobs=chosen_logprobs,
+        rejected_logprobs=rejected_logprobs,
+        ref_chosen_logprobs=ref_chosen_logprobs,
+        ref_rejected_logprobs=ref_rejected_logprobs,
+    )
+    if loss_type not in PREFERENCE_LOSSES:
+        hint = did_you_mean(loss_type, PREFERENCE_LOSSES)
+        raise ValueError(f"unknown loss_type {loss_type!r}{hint}; known: {list(PREFERENCE_LOSSES)}")
+    if not beta > 0:
+        raise ValueError(f"beta must be positive, got {beta}")
+    if not 0 <= label_smoothing < 0.5:
+        raise ValueError(f"label_smoothing must be in [0, 0.5), got {label_smoothing}")
+    if label_smoothing and loss_type not in _SMOOTHED:
+        raise ValueError(f"label_smoothing has no meaning for loss_type {loss_type!r}; set it to 0")
+    chosen = full_precision(chosen_logprobs) - full_precision(ref_chosen_logprobs)
+    rejected = full_precision(rejected_logprobs) - full_precision(ref_rejected_logprobs)
+    return PREFERENCE_LOSSES[loss_type](chosen, rejected, beta, label_smoothing)

@@ -1,0 +1,100 @@
+"""Means, variances and standardisation over the tokens that count.
+
+One sense for every mask of the library: Bool, True = this token counts. Masked slots are replaced
+by 0 before any arithmetic, so nothing in them (not even NaN or inf) can matter, nor its gradient.
+Next to read: `logprobs.py`, `advantages.py`, `losses.py`.
+"""
+
+import torch
+from torch import Tensor
+
+
+def check_shapes(**tensors: Tensor) -> None:
+    """Raise ValueError naming both shapes unless all the named tensors have the first one's shape."""
+    (first, reference), *rest = tensors.items()
+    for name, tensor in rest:
+        if tensor.shape != reference.shape:
+            raise ValueError(
+                f"{first} has shape {tuple(reference.shape)} but {name} has shape "
+                f"{tuple(tensor.shape)}; they must be equal"
+            )
+
+
+def check_mask(mask: Tensor) -> None:
+    """Raise ValueError unless the mask is Bool."""
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask must be torch.bool (True = counts), got {mask.dtype}")
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """Return x in float32, or unchanged where it is float32 or float64 already."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def zero_masked(x: Tensor, mask: Tensor) -> Tensor:
+    """Return x in full precision with 0 (and zero gradient) where the mask is False."""
+    return full_precision(x).masked_fill(~mask, 0.0)
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean of x over the True slots of the mask, a scalar.
+
+        mean = sum(m * x) / sum(m)
+
+    Args:
+        x: any unit. Shape [B T] (any shape).
+        mask: Bool, True = counts. Shape of x.
+
+    Raises:
+        ValueError: the shapes differ, the mask is not Bool, or it has no True.
+
+    >>> masked_mean(torch.tensor([1.0, 2.0, 9.0]), torch.tensor([True, True, False])).item()
+    1.5
+    """
+    check_shapes(x=x, mask=mask)
+    check_mask(mask)
+    count = mask.sum()
+    if count == 0:
+        raise ValueError(f"mask of shape {tuple(mask.shape)} has no True: the mean is undefined")
+    return zero_masked(x, mask).sum() / count
+
+
+def masked_var(x: Tensor, mask: Tensor) -> Tensor:
+    """Return the biased variance (divisor n) of x over the True slots of the mask, a scalar.
+
+        var = sum(m * (x - mean)^2) / sum(m)
+
+    Args:
+        x: any unit. Shape [B T] (any shape).
+        mask: Bool, True = counts. Shape of x.
+
+    Raises:
+        ValueError: the shapes differ, the mask is not Bool, or it has no True.
+
+    >>> masked_var(torch.tensor([1.0, 3.0, 9.0]), torch.tensor([True, True, False])).item()
+    1.0
+    """
+    mean = masked_mean(x, mask)
+    return masked_mean((zero_masked(x, mask) - mean).square(), mask)
+
+
+def standardize(x: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
+    """Return x with mean 0 and biased variance 1 over the True slots, 0 elsewhere.
+
+        (x - mean) / sqrt(var + eps)
+
+    Args:
+        x: any unit. Shape [B T].
+        mask: Bool, True = counts. Shape [B T].
+        eps: added to the variance, in squared units of x.
+
+    Raises:
+        ValueError: the shapes differ, the mask is not Bool, or it has no True.
+
+    Source: whitening of lm-human-preferences (1909.08593, code), over the whole batch.
+
+    >>> standardize(torch.tensor([1.0, 3.0, 9.0]), torch.tensor([True, True, False])).tolist()
+    [-1.0, 1.0, 0.0]
+    """
+    mean, var = masked_mean(x, mask), masked_var(x, mask)
+    return zero_masked((zero_masked(x, mask) - mean) * (var + eps).rsqrt(), mask)

@@ -1,0 +1,253 @@
+"""Transformers models as this library uses them: loaded strictly, split into trunk and head.
+
+Here: loading of language models, classifiers and tokenizers with errors that a user can act on,
+and `SplitLM`, which runs the trunk on every token but the LM head only where a log-prob is wanted.
+Not here: sampling (`generation.py`), scoring (`rewards.py`), critics (`agents/actor_critic.py`).
+"""
+
+import inspect
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from textrl.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device(device: str | torch.device | None) -> torch.device:
+    """Return the device asked for, or the GPU if there is one, else the CPU."""
+    if device is not None:
+        return torch.device(device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype | str:
+    """Return the dtype to load weights in; "auto" is float32 on a CPU, the checkpoint's elsewhere.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r} is unknown; use 'auto' or one of {list(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a folder or hub id.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(name))
+    except (OSError, ValueError, KeyError) as error:
+        raise _no_model(name, "tokenizer", error) from error
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    return tokenizer
+
+
+def load_causal_lm(
+    name: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+) -> PreTrainedModel:
+    """Return the causal language model of a folder or hub id, in eval mode.
+
+    Raises:
+        UserError: there is none, or its weights are incomplete.
+    """
+    device = pick_device(device)
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            str(name), dtype=pick_dtype(dtype, device), output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise _no_model(name, "language model", error) from error
+    if report["missing_keys"]:
+        raise UserError(f"{name}: the checkpoint lacks weights: {sorted(report['missing_keys'])}")
+    assert isinstance(model, PreTrainedModel)
+    return model.to(device).eval()
+
+
+def load_classifier(
+    name: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+) -> PreTrainedModel:
+    """Return the sequence classifier of a folder or hub id, in eval mode, its head trained.
+
+    Raises:
+        UserError: there is none, or its head would be freshly initialised (a language model).
+    """
+    device = pick_device(device)
+    try:
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            str(name), dtype=pick_dtype(dtype, device), output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise _no_model(name, "sequence classifier", error) from error
+    if report["missing_keys"]:
+        raise UserError(
+            f"{name}: no trained reward head in this checkpoint (missing "
+            f"{', '.join(sorted(report['missing_keys']))}); train one with `textrl reward`"
+        )
+    assert isinstance(model, PreTrainedModel)
+    return model.to(device).eval()
+
+
+def _no_model(name: str | Path, kind: str, error: Exception) -> UserError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UserError(
+        f"no {kind} at {str(name)!r}: neither a folder that holds one nor a hub id within reach "
+        f"({reason})"
+    )
+
+
+def freeze(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the model in eval mode with no parameter that takes a gradient."""
+    model.eval()
+    model.requires_grad_(False)
+    return model
+
+
+def eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id of the end-of-sequence token.
+
+    Raises:
+        UserError: the tokenizer has none.
+    """
+    if tokenizer.eos_token_id is None:
+        raise UserError("the tokenizer has no EOS token; set tokenizer.eos_token to end texts")
+    return int(tokenizer.eos_token_id)
+
+
+def ensure_pad(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
+    """Return the id of a padding token that is not EOS, making one where there is none.
+
+    Transformers' classifiers read the last token that is not padding: with pad == eos they would
+    read the one before EOS. The unk token serves if it is distinct from EOS; else "<pad>" is added
+    and the embedding grown. Sets the id in the tokenizer and in the model's config.
+    """
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        unk = tokenizer.unk_token
+        spare = unk is not None and unk != tokenizer.eos_token
+        tokenizer.add_special_tokens({"pad_token": unk if spare else "<pad>"})
+        width = model.get_input_embeddings().weight.shape[0]
+        if len(tokenizer) > width:
+            model.resize_token_embeddings(len(tokenizer))
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return int(tokenizer.pad_token_id)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitLM:
+    """A causal language model in two callables, so that logits are made only where they count.
+
+    Right padding needs no attention mask: a causal model cannot see what comes after.
+    """
+
+    model: PreTrainedModel
+    trunk: nn.Module
+    head: Callable[[Tensor], Tensor]
+    vocab_size: int
+    max_cached: int
+    """Longest sequence that may be stepped with a KV cache; 0: always re-encode the prefix."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model."""
+        return self.model.device
+
+    def hidden(self, input_ids: Tensor) -> Tensor:
+        """Return the last hidden states of right-padded ids [B L]. Shape [B L H]."""
+        output = self.trunk(input_ids=input_ids, use_cache=False)
+        return first_output(output)
+
+    def completion_hidden(self, input_ids: Tensor, prompt_lengths: Tensor, steps: int) -> Tensor:
+        """Return the states that predict the completion: [B T H], state t just before token t.
+
+        Args:
+            input_ids: prompt and completion, right-padded. Shape [B L].
+            prompt_lengths: tokens of each prompt, >= 1. Shape [B].
+            steps: T, the completion's width.
+        """
+        return gather_completion(self.hidden(input_ids), prompt_lengths, steps)
+
+
+def gather_completion(states: Tensor, prompt_lengths: Tensor, steps: int) -> Tensor:
+    """Return states[b, prompt_length - 1 + t] for t < steps: [B T ...] from [B L ...].
+
+    Slots beyond the end repeat the last state; the completion's mask leaves them out.
+    """
+    offsets = torch.arange(steps, device=states.device)
+    positions = (prompt_lengths.unsqueeze(1) - 1 + offsets).clamp_max(states.shape[1] - 1)
+    rows = torch.arange(states.shape[0], device=states.device).unsqueeze(1)
+    return states[rows, positions]
+
+
+def first_output(output: Any) -> Tensor:
+    """Return a transformers output's first field: the last hidden state, or the logits."""
+    tensor = output[0]
+    assert isinstance(tensor, Tensor)
+    return tensor
+
+
+def split_lm(model: PreTrainedModel) -> SplitLM:
+    """Return the model as trunk and head, after checking that they compose to its logits.
+
+    A head that does more than its output embedding (soft caps, scales) is found by the check: the
+    whole model then serves as trunk and its logits as states, correct but without the saving.
+    """
+    body = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT wraps it
+    head = body.get_output_embeddings()
+    if head is None:
+        raise UserError(f"{type(model).__name__} has no LM head; a causal language model is needed")
+    trunk = body.base_model
+    probe = torch.arange(6, device=model.device).view(2, 3) % head.weight.shape[0]
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        logits = first_output(model(input_ids=probe, use_cache=False))
+        composed = head(first_output(trunk(input_ids=probe, use_cache=False)))
+    model.train(was_training)
+    width = logits.shape[-1]
+    if composed.shape != logits.shape or not torch.allclose(composed, logits, atol=1e-4):
+        return SplitLM(model=model, trunk=model, head=nn.Identity(), vocab_size=width, max_cached=0)
+    return SplitLM(
+        model=model, trunk=trunk, head=head, vocab_size=width, max_cached=_max_cached(trunk, body)
+    )
+
+
+def _max_cached(trunk: nn.Module, body: PreTrainedModel) -> int:
+    """Return the longest sequence that `RowCache` serves rightly for this architecture."""
+    accepted = inspect.signature(trunk.forward).parameters
+    attends = {"past_key_values", "position_ids", "attention_mask"} <= set(accepted)
+    if not attends or body._is_stateful:
+        warnings.warn(
+            f"{type(body).__name__} is stepped without a KV cache, each token re-encoding its "
+            f"prefix: its state is not that of plain causal attention",
+            stacklevel=3,
+        )
+        return 0
+    window = body.config.get_text_config().to_dict().get("sliding_window")
+    return int(window) if window else sys.maxsize

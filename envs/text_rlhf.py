@@ -13,7 +13,7 @@ import torch
 from gymnasium import spaces
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from textrl.data import is_conversation
+from textrl.encoding import is_conversation
 from textrl.envs.core import CoreConfig, TextCore
 from textrl.envs.prompts import PromptSource, PromptStream
 from textrl.errors import UserError

@@ -1,9 +1,9 @@
-"""Data in: records from files, lists or data sets, and their texts as token ids.
+"""Data in: records from files, lists or data sets, and splits of them by prompt.
 
-Here: `load_records` (JSONL and CSV with the standard library; Parquet and hub names through the
-optional `datasets`), the columns of TRL (`text`, `messages`, `prompt`, `completion`, `chosen`,
-`rejected`, `margin`) and our rankings (`completions`, `ranks`), splits by prompt, tokenisation.
-Not here: the movie reviews of the demo (`reviews.py`), batches (`trainers/`).
+JSONL and CSV are read with the standard library, Parquet and hub names through the optional
+`datasets`. Columns are TRL's (`text`, `messages`, `prompt`, `completion`, `chosen`, `rejected`,
+`margin`) and our rankings (`prompt`, `completions`, `ranks`); others pass through to reward
+functions. Next to read: `encoding.py` (rows to ids); the demo's data are in `reviews.py`.
 """
 
 import csv
@@ -14,12 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from textrl.errors import UserError, did_you_mean
 
 Row = dict[str, Any]
-Messages = list[dict[str, str]]
 Source = str | Path | Sequence[Row]
 """A .jsonl, .csv or .parquet file, a hub name, a list of dicts, or a `datasets.Dataset`."""
 
@@ -170,87 +167,3 @@ def split_by_prompt(records: Records, heldout_share: float) -> tuple[Records, Re
         records.subset(i for i, side in enumerate(sides) if not side),
         records.subset(i for i, side in enumerate(sides) if side),
     )
-
-
-def is_conversation(value: object) -> bool:
-    """Say whether a column holds chat messages: a list of dicts with role and content."""
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(turn, dict) and {"role", "content"} <= set(turn) for turn in value)
-    )
-
-
-def encode_prompt(
-    tokenizer: PreTrainedTokenizerBase, prompt: str | Messages, place: str = "prompt"
-) -> list[int]:
-    """Return the ids of a prompt: its text, or its messages up to the assistant's turn.
-
-    Raises:
-        UserError: the prompt is empty, or messages meet a tokenizer without chat template.
-    """
-    if not prompt or (isinstance(prompt, str) and not prompt.strip()):
-        raise UserError(f"{place}: the prompt is empty")
-    if isinstance(prompt, str):
-        return _without_final_eos(tokenizer, tokenizer(prompt).input_ids)
-    if not is_conversation(prompt):
-        raise UserError(f"{place}: a prompt is a string or a list of role/content messages")
-    return render_chat(tokenizer, prompt, place, for_reply=True)
-
-
-def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return the ids of a whole text, its end marked by EOS."""
-    ids = _without_final_eos(tokenizer, tokenizer(text).input_ids)
-    return [*ids, *_eos(tokenizer)]
-
-
-def encode_completion(tokenizer: PreTrainedTokenizerBase, completion: str) -> list[int]:
-    """Return the ids that continue a prompt, its end marked by EOS; no BOS in between."""
-    ids: list[int] = tokenizer(completion, add_special_tokens=False).input_ids
-    return [*ids, *_eos(tokenizer)]
-
-
-def encode_reply(
-    tokenizer: PreTrainedTokenizerBase, messages: Messages, reply: Messages, place: str
-) -> list[int]:
-    """Return the ids that a chat template adds for a reply, cut after EOS.
-
-    Raises:
-        UserError: the template renders the prompt differently once the reply follows.
-    """
-    prompt_ids = render_chat(tokenizer, messages, place, for_reply=True)
-    whole = render_chat(tokenizer, messages + reply, place, for_reply=False)
-    if whole[: len(prompt_ids)] != prompt_ids:
-        raise UserError(
-            f"{place}: the chat template rewrites the prompt when a reply follows, so the reply's "
-            f"tokens cannot be told apart; use a template that only appends"
-        )
-    ids = whole[len(prompt_ids) :]
-    eos = tokenizer.eos_token_id
-    # A template may put a newline after EOS: it is no token of the answer.
-    return ids[: len(ids) - ids[::-1].index(eos)] if eos in ids else ids
-
-
-def render_chat(
-    tokenizer: PreTrainedTokenizerBase, messages: Messages, place: str, *, for_reply: bool
-) -> list[int]:
-    """Return the chat template's ids for the messages, with the reply's header if for_reply."""
-    if not tokenizer.chat_template:
-        raise UserError(
-            f"{place}: holds chat messages but the tokenizer has no chat template; set "
-            f"tokenizer.chat_template or give plain text"
-        )
-    encoded = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=for_reply, tokenize=True, return_dict=True
-    )
-    return list(encoded["input_ids"])
-
-
-def _eos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    return [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-
-
-def _without_final_eos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
-    if ids and ids[-1] == tokenizer.eos_token_id:
-        return ids[:-1]
-    return ids

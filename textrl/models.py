@@ -24,6 +24,8 @@ from transformers import (
 )
 
 from textrl.errors import UserError
+from textrl.logprobs import chunked_token_logprobs
+from textrl.types import Sequences
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -192,6 +194,13 @@ class SplitLM:
             steps: T, the completion's width.
         """
         return gather_completion(self.hidden(input_ids), prompt_lengths, steps)
+
+    def token_logprobs(self, sequences: Sequences) -> Tensor:
+        """Return the log-probs of the tokens that count, in nats, [B L]; 0 elsewhere."""
+        ids, mask = sequences.input_ids, sequences.mask
+        hidden = self.hidden(ids)
+        shifted = chunked_token_logprobs(hidden[:, :-1], self.head, ids[:, 1:], mask[:, 1:])
+        return nn.functional.pad(shifted, (1, 0))
 
 
 def gather_completion(states: Tensor, prompt_lengths: Tensor, steps: int) -> Tensor:

@@ -1,0 +1,81 @@
+"""Run folders: refused if they exist, saved as plain transformers checkpoints, resumable.
+
+    run/                  config.yaml, the model (safetensors, tokenizer, generation config)
+    run/trainer_state/    what --resume needs; deleted when the run is complete
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from textrl.errors import UserError
+
+STATE_FOLDER = "trainer_state"
+
+
+def prepare_run_dir(folder: str | Path, *, resume: bool = False, overwrite: bool = False) -> Path:
+    """Return the run folder, made if need be.
+
+    Raises:
+        UserError: it holds something already and neither resume nor overwrite is asked for, or
+            both are.
+    """
+    path = Path(folder)
+    if resume and overwrite:
+        raise UserError("--resume and --overwrite exclude each other; give one of them")
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file; name a folder for the run")
+    if path.is_dir() and any(path.iterdir()):
+        if overwrite:
+            shutil.rmtree(path)
+        elif not resume:
+            raise UserError(
+                f"{path} exists and is not empty; continue it with --resume, replace it with "
+                f"--overwrite, or name another folder"
+            )
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def save_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path
+) -> None:
+    """Write a plain transformers checkpoint: safetensors, config, tokenizer, generation config."""
+    model.save_pretrained(str(folder), safe_serialization=True)
+    tokenizer.save_pretrained(str(folder))
+
+
+def save_state(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write a resumable state; a crash in the middle leaves the one before intact."""
+    target = folder / STATE_FOLDER
+    target.mkdir(parents=True, exist_ok=True)
+    torch.save(dict(state), target / "state.new")
+    os.replace(target / "state.new", target / "state.pt")
+
+
+def load_state(folder: Path) -> dict[str, Any] | None:
+    """Return the last resumable state, or None. Loads tensors and plain data only, no pickles."""
+    path = folder / STATE_FOLDER / "state.pt"
+    if not path.exists():
+        return None
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    assert isinstance(state, dict)
+    return state
+
+
+def clear_state(folder: Path) -> None:
+    """Remove the resumable state of a run that is complete."""
+    shutil.rmtree(folder / STATE_FOLDER, ignore_errors=True)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON that a person can read, whole or not at all."""
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(fresh, path)

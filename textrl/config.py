@@ -1,0 +1,182 @@
+"""The configuration of every trainer and agent: frozen, checked on construction, one unit a field.
+
+Standard library only, so that the command line can show its help without loading torch. The text
+under each field is its help there.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from textrl.errors import UserError
+
+
+def _require(config: object, field: str, ok: bool, expected: str) -> None:
+    if not ok:
+        value = config.__dict__[field]
+        raise UserError(f"{type(config).__name__}.{field} is {value!r}; expected {expected}")
+
+
+def _check_common(config: object) -> None:
+    """Check the fields that several configurations share, by what their names promise."""
+    for field in fields(config):  # type: ignore[arg-type]
+        value = config.__dict__[field.name]
+        if field.name in _POSITIVE and value is not None:
+            _require(config, field.name, value > 0, "a positive number")
+        if field.name in _SHARES and value is not None:
+            _require(config, field.name, 0 <= value < 1, "a share in [0, 1)")
+        if field.name in _NOT_NEGATIVE and value is not None:
+            _require(config, field.name, value >= 0, "0 or a positive number")
+
+
+_POSITIVE = (
+    "learning_rate critic_learning_rate num_epochs minibatch_size micro_batch_tokens max_length "
+    "max_grad_norm episodes_per_iteration clip_range clip_range_vf target_kl kl_target kl_horizon "
+    "beta samples_per_prompt"
+).split()
+_SHARES = "warmup_share heldout_share label_smoothing".split()
+_NOT_NEGATIVE = "weight_decay vf_coef ent_coef ptx_coef seed save_every".split()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """What all trainers on a fixed data set share."""
+
+    learning_rate: float = 1e-4
+    """Peak learning rate of AdamW."""
+    num_epochs: int = 1
+    """Passes over the data."""
+    minibatch_size: int = 32
+    """Examples in one update (optimiser step), over all processes."""
+    micro_batch_tokens: int = 4096
+    """Tokens, padding included, in one forward and backward pass; never changes the result."""
+    max_length: int = 512
+    """Longest sequence in tokens; completions are cut here, prompts over it are refused."""
+    warmup_share: float = 0.05
+    """Share of the updates with a rising learning rate; a cosine falls to 0 after it."""
+    weight_decay: float = 0.0
+    """AdamW's decay of the weight matrices, per unit of learning rate."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    heldout_share: float = 0.0
+    """Share of the prompts kept out of training and evaluated at the end."""
+    save_every: int = 0
+    """Updates between resumable states; 0 is once an epoch."""
+    seed: int = 0
+    """Seed of the data order and of fresh weights."""
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a value out of range."""
+        _check_common(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig(TrainingConfig):
+    """Supervised fine-tuning."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig(TrainingConfig):
+    """Reward modelling on pairs or rankings."""
+
+    loss_type: Literal["ranking", "plackett_luce"] = "ranking"
+    """Loss of a ranking: mean over its pairs (InstructGPT), or of the whole order."""
+    center_coef: float = 0.01
+    """Weight of the squared score, which keeps scores near 0; score units to the power -2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPOConfig(TrainingConfig):
+    """Direct preference optimisation on a fixed set of pairs."""
+
+    beta: float = 0.1
+    """Strength of the pull to the reference."""
+    loss_type: Literal["sigmoid", "cdpo", "robust", "ipo", "hinge"] = "sigmoid"
+    """A key of textrl.losses.PREFERENCE_LOSSES."""
+    label_smoothing: float = 0.0
+    """Assumed share of flipped labels, for cdpo and robust."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineDPOConfig:
+    """DPO on pairs sampled from the environment: best against worst of each prompt's samples."""
+
+    learning_rate: float = 1e-4
+    """Learning rate of AdamW."""
+    episodes_per_iteration: int = 256
+    """Episodes sampled before each round of updates; a multiple of samples_per_prompt."""
+    samples_per_prompt: int = 4
+    """Samples of one prompt that are ranked: the environment's group_size."""
+    minibatch_size: int = 32
+    """Pairs in one update."""
+    micro_batch_tokens: int = 4096
+    """Tokens, padding included, in one forward and backward pass; never changes the result."""
+    num_epochs: int = 1
+    """Passes over the pairs of an iteration."""
+    beta: float = 0.1
+    """Strength of the pull to the reference."""
+    loss_type: Literal["sigmoid", "cdpo", "robust", "ipo", "hinge"] = "sigmoid"
+    """A key of textrl.losses.PREFERENCE_LOSSES."""
+    label_smoothing: float = 0.0
+    """Assumed share of flipped labels, for cdpo and robust."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    seed: int = 0
+    """Seed of sampling and of the data order."""
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a value out of range."""
+        _check_common(self)
+        _require(self, "samples_per_prompt", self.samples_per_prompt >= 2, "at least 2 to compare")
+        fits = self.episodes_per_iteration % self.samples_per_prompt == 0
+        _require(self, "episodes_per_iteration", fits, "a multiple of samples_per_prompt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig:
+    """PPO on a text environment."""
+
+    learning_rate: float = 1e-4
+    """Learning rate of AdamW."""
+    critic_learning_rate: float | None = None
+    """Learning rate of the critic's own parameters; None is learning_rate."""
+    episodes_per_iteration: int = 256
+    """Episodes collected before each round of updates; a multiple of the environment's rows."""
+    minibatch_size: int = 64
+    """Episodes in one update (optimiser step)."""
+    micro_batch_tokens: int = 4096
+    """Tokens, padding included, in one forward and backward pass; never changes the result."""
+    num_epochs: int = 2
+    """Passes over the episodes of an iteration."""
+    clip_range: float = 0.2
+    """The probability ratio is clipped to 1 +- this."""
+    clip_range_vf: float | None = 0.2
+    """The value's change is clipped to +- this, in reward units; None for no clipping."""
+    vf_coef: float = 0.1
+    """Weight of the value loss."""
+    ent_coef: float = 0.0
+    """Weight of the entropy bonus, reward units per nat."""
+    gae_lambda: float = 0.95
+    """Trade between bias (0) and variance (1) of the advantages."""
+    target_kl: float | None = None
+    """Stop an iteration's updates once k3(old || new) per token exceeds this, in nats."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    kl_target: float | None = None
+    """Steer kl_coef towards this KL to the reference, nats a sequence; None keeps kl_coef."""
+    kl_horizon: float = 10_000.0
+    """Episodes over which the controller corrects its error."""
+    kl_loss: Literal["sampled", "exact"] = "sampled"
+    """The KL to the reference: sampled, in the reward; or exact over the vocabulary, in the loss."""
+    critic: Literal["value_head", "reward_model", "separate"] = "value_head"
+    """A head on the policy's trunk, or a trunk of its own from the reward model or the policy."""
+    critic_head: Literal["linear", "mlp"] = "linear"
+    """The critic's head; linear starts at zero."""
+    ptx_coef: float = 0.0
+    """Weight of the SFT gradient mixed in (PPO-ptx); needs demonstrations."""
+    seed: int = 0
+    """Seed of sampling and of the minibatches."""
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a value out of range."""
+        _check_common(self)
+        _require(self, "gae_lambda", 0 <= self.gae_lambda <= 1, "a number in [0, 1]")

@@ -1,0 +1,256 @@
+"""The one small training loop: batches in, updates out.
+
+`Updater` does one optimiser step from several micro-batches, exactly: each micro-batch's loss is a
+sum, divided by the count of the whole step over all processes, so that neither the micro-batch
+size nor the number of processes changes the result. `fit` runs it over a fixed data set, resumable
+bit for bit. SFT, reward and DPO trainers pass a loss; PPO has its own loop and shares `Updater`.
+"""
+
+import ctypes
+import math
+import platform
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from stable_baselines3.common.logger import Logger
+from torch import Tensor, nn
+
+from textrl.checkpoint import load_state, save_state
+from textrl.config import TrainingConfig
+from textrl.errors import UserError
+from textrl.metrics import StageProgress, log
+
+MAX_SKIPPED = 5
+"""Updates in a row with a non-finite gradient after which a run stops."""
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory instead of returning it to the system at every step.
+
+    By default each large tensor is a fresh mapping whose pages fault in again on every update.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        m_trim_threshold, m_mmap_threshold = -1, -3
+        mallopt(m_mmap_threshold, 1 << 30)
+        mallopt(m_trim_threshold, 1 << 30)
+
+
+def make_accelerator(device: torch.device) -> Accelerator:
+    """Return the accelerator of this process (one of several under torchrun)."""
+    if device.type == "cpu":
+        keep_freed_memory()
+    return Accelerator(cpu=device.type == "cpu")
+
+
+def token_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Return the indices sorted by length in batches of at most max_tokens, padding included.
+
+    A sequence longer than max_tokens gets a batch of its own.
+
+    >>> token_batches([5, 2, 2, 9], max_tokens=10)
+    [[1, 2], [0], [3]]
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if batches and (len(batches[-1]) + 1) * lengths[index] <= max_tokens:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSum:
+    """A micro-batch's loss, summed and not averaged, and sums of what is worth logging."""
+
+    loss: Tensor
+    metrics: dict[str, float]
+
+
+class Updater:
+    """AdamW over micro-batches: backward, sum over processes, clip, step."""
+
+    def __init__(
+        self,
+        groups: Sequence[tuple[nn.Module, float]],
+        *,
+        accelerator: Accelerator,
+        max_grad_norm: float,
+        weight_decay: float = 0.0,
+        schedule: Callable[[int], float] = lambda update: 1.0,
+    ) -> None:
+        """Make the optimiser of (module, learning rate) groups; matrices alone decay."""
+        self.accelerator, self._max_grad_norm = accelerator, max_grad_norm
+        options: list[dict[str, Any]] = []
+        seen: set[int] = set()
+        for module, learning_rate in groups:
+            fresh = [p for p in module.parameters() if p.requires_grad and id(p) not in seen]
+            seen |= {id(p) for p in fresh}
+            for decay, matrices in ((weight_decay, True), (0.0, False)):
+                params = [p for p in fresh if (p.dim() >= 2) == matrices]
+                if params:
+                    options.append({"params": params, "lr": learning_rate, "weight_decay": decay})
+        self.parameters = [p for group in options for p in group["params"]]
+        if not self.parameters:
+            raise UserError("the model has no parameter that takes a gradient")
+        self.optimizer = torch.optim.AdamW(options, betas=(0.9, 0.99), eps=1e-8, fused=True)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, schedule)
+        self.skipped = 0
+
+    def update(self, losses: Iterable[Tensor]) -> float:
+        """Take one step on the sum of the micro-batch losses; return the gradient's norm.
+
+        Each loss is this process's share of the step's loss: the sum over micro-batches and
+        processes is what is minimised. A non-finite norm skips the step on all processes.
+
+        Raises:
+            UserError: too many steps in a row were skipped.
+        """
+        self.optimizer.zero_grad(set_to_none=False)
+        for loss in losses:
+            self.accelerator.backward(loss)
+        if self.accelerator.num_processes > 1:
+            for parameter in self.parameters:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                parameter.grad.copy_(self.accelerator.reduce(parameter.grad, "sum"))
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self._max_grad_norm))
+        if math.isfinite(norm):
+            self.optimizer.step()
+            self.skipped = 0
+        else:
+            self.skipped += 1
+            if self.skipped >= MAX_SKIPPED:
+                raise UserError(
+                    f"the gradient was not finite in {self.skipped} updates in a row; the last "
+                    f"saved state is kept. Lower learning_rate or look at the data"
+                )
+        self.scheduler.step()
+        return norm
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs."""
+        return {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+
+
+def warmup_cosine(total_updates: int, warmup_share: float) -> Callable[[int], float]:
+    """Return the factor of the learning rate at each update: linear up, then a cosine to 0."""
+    warmup = max(1, round(total_updates * warmup_share))
+
+    def factor(update: int) -> float:
+        if update < warmup:
+            return (update + 1) / warmup
+        return 0.5 + 0.5 * math.cos(math.pi * (update - warmup) / max(1, total_updates - warmup))
+
+    return factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitTask:
+    """A fixed data set and its loss, by example index."""
+
+    stage: str
+    lengths: Sequence[int]
+    """Tokens of each example, for length-sorted micro-batches."""
+    weights: Sequence[float]
+    """What each example adds to the divisor of a step's loss: its tokens, or 1."""
+    loss: Callable[[list[int]], LossSum]
+    """Loss sum and metric sums of a micro-batch of examples."""
+
+
+def fit(
+    model: nn.Module,
+    task: FitTask,
+    config: TrainingConfig,
+    *,
+    accelerator: Accelerator,
+    logger: Logger,
+    state_dir: Path | None = None,
+    shown: bool = True,
+) -> None:
+    """Minimise the task's weighted mean loss over the data, in shuffled epochs.
+
+    Args:
+        model: trained in place, in eval mode (dropout off, so that a log-prob is reproducible).
+        task: the data and the loss.
+        config: sizes, rates, seed.
+        accelerator: of this process; each process takes every n-th row of each minibatch.
+        logger: one row per 1% of the updates.
+        state_dir: where resumable states go, and where a run resumes from if one lies there.
+        shown: show progress.
+    """
+    model.eval()
+    size = len(task.lengths)
+    per_epoch = math.ceil(size / config.minibatch_size)
+    total = per_epoch * config.num_epochs
+    updater = Updater(
+        [(model, config.learning_rate)],
+        accelerator=accelerator,
+        max_grad_norm=config.max_grad_norm,
+        weight_decay=config.weight_decay,
+        schedule=warmup_cosine(total, config.warmup_share),
+    )
+    begin = _resume(model, updater, state_dir)
+    save_every, log_every = config.save_every or per_epoch, max(1, total // 100)
+    with StageProgress(task.stage, total, shown=shown and accelerator.is_main_process) as progress:
+        for update in range(begin, total):
+            rows = _minibatch(update, per_epoch, size, config)
+            numbers = _fit_update(rows, task, config, updater)
+            progress.show(update + 1, {name: numbers[name] for name in list(numbers)[:2]})
+            if accelerator.is_main_process:
+                if update % log_every == 0 or update + 1 == total:
+                    log(logger, update + 1, {f"{task.stage}/{k}": v for k, v in numbers.items()})
+                if state_dir is not None and (update + 1) % save_every == 0 and update + 1 < total:
+                    state = {"update": update + 1, "model": model.state_dict()} | updater.state()
+                    save_state(state_dir, state)
+
+
+def _minibatch(update: int, per_epoch: int, size: int, config: TrainingConfig) -> list[int]:
+    """Return the examples of an update; the order of an epoch depends on the seed alone."""
+    epoch, position = divmod(update, per_epoch)
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+    order: list[int] = torch.randperm(size, generator=generator).tolist()
+    return order[position * config.minibatch_size : (position + 1) * config.minibatch_size]
+
+
+def _fit_update(
+    rows: list[int], task: FitTask, config: TrainingConfig, updater: Updater
+) -> dict[str, float]:
+    accelerator = updater.accelerator
+    divisor = sum(task.weights[row] for row in rows)
+    own = rows[accelerator.process_index :: accelerator.num_processes]
+    batches = token_batches([task.lengths[row] for row in own], config.micro_batch_tokens)
+    sums: dict[str, float] = {"loss": 0.0}
+
+    def losses() -> Iterable[Tensor]:
+        for batch in batches:
+            part = task.loss([own[i] for i in batch])
+            sums["loss"] += part.loss.item()
+            for name, value in part.metrics.items():
+                sums[name] = sums.get(name, 0.0) + value
+            yield part.loss / divisor
+
+    learning_rate = updater.scheduler.get_last_lr()[0]
+    norm = updater.update(losses())
+    totals = accelerator.reduce(torch.tensor(list(sums.values()), dtype=torch.float64), "sum")
+    means = {name: float(total) / divisor for name, total in zip(sums, totals, strict=True)}
+    return means | {"grad_norm": norm, "learning_rate": learning_rate}
+
+
+def _resume(model: nn.Module, updater: Updater, state_dir: Path | None) -> int:
+    state = load_state(state_dir) if state_dir is not None else None
+    if state is None:
+        return 0
+    model.load_state_dict(state["model"])
+    updater.load(state)
+    return int(state["update"])

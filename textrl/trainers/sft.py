@@ -1,0 +1,100 @@
+"""Supervised fine-tuning: the mean negative log-likelihood of demonstrations (step 1 of RLHF)."""
+
+from pathlib import Path
+
+import torch
+from stable_baselines3.common.logger import Logger
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from textrl.checkpoint import clear_state, save_model
+from textrl.config import SFTConfig
+from textrl.data import Records, Source, load_records, split_by_prompt
+from textrl.encoding import sft_sequence
+from textrl.loop import FitTask, LossSum, fit, make_accelerator, token_batches
+from textrl.metrics import make_logger
+from textrl.models import split_lm
+from textrl.types import Sequence, stack_sequences
+
+
+class SFTTrainer:
+    """Trains a causal language model on `text`, `prompt` + `completion`, or chat `messages`."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        data: Source,
+        config: SFTConfig | None = None,
+        *,
+        output_dir: str | Path | None = None,
+        logger: Logger | None = None,
+        shown: bool = True,
+    ) -> None:
+        """Read and encode the data.
+
+        Args:
+            model: trained in place.
+            tokenizer: of the model.
+            data: a file, hub name, list of dicts or `datasets.Dataset`.
+            config: sizes and rates.
+            output_dir: the checkpoint, the metrics and resumable states go here.
+            logger: SB3's; by default one that writes to output_dir.
+            shown: show progress.
+
+        Raises:
+            UserError: data that cannot be read; file and line are named.
+        """
+        self.model, self.tokenizer = model, tokenizer
+        self.config = config or SFTConfig()
+        self.output_dir = None if output_dir is None else Path(output_dir)
+        self.logger = logger or make_logger(self.output_dir)
+        self._shown = shown
+        train, heldout = split_by_prompt(load_records(data), self.config.heldout_share)
+        self.train_sequences = self._encode(train)
+        self.heldout_sequences = self._encode(heldout)
+        self._lm = split_lm(model)
+
+    def train(self) -> dict[str, float]:
+        """Train, save to output_dir, and return the final metrics.
+
+        Returns: `heldout_loss`, nats a token, where heldout_share > 0.
+        """
+        sequences = self.train_sequences
+        task = FitTask(
+            stage="sft",
+            lengths=[len(s.ids) for s in sequences],
+            weights=[float(s.num_counted) for s in sequences],
+            loss=lambda rows: self._loss([sequences[i] for i in rows]),
+        )
+        fit(
+            self.model,
+            task,
+            self.config,
+            accelerator=make_accelerator(self._lm.device),
+            logger=self.logger,
+            state_dir=self.output_dir,
+            shown=self._shown,
+        )
+        if self.output_dir is not None:
+            save_model(self.model, self.tokenizer, self.output_dir)
+            clear_state(self.output_dir)
+        return self.evaluate() if self.heldout_sequences else {}
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Return the loss on the held-out part, nats a token."""
+        sequences = self.heldout_sequences
+        lengths = [len(s.ids) for s in sequences]
+        batches = token_batches(lengths, self.config.micro_batch_tokens)
+        total = sum(self._loss([sequences[i] for i in rows]).loss.item() for rows in batches)
+        return {"heldout_loss": total / sum(s.num_counted for s in sequences)}
+
+    def _loss(self, sequences: list[Sequence]) -> LossSum:
+        batch = stack_sequences(sequences, self._lm.device)
+        return LossSum(loss=-self._lm.token_logprobs(batch).sum(), metrics={})
+
+    def _encode(self, records: Records) -> list[Sequence]:
+        return [
+            sft_sequence(self.tokenizer, row, place, self.config.max_length)
+            for row, place in zip(records.rows, records.places, strict=True)
+        ]

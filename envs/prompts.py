@@ -84,3 +84,12 @@ class PromptStream:
             order = self._rng.permutation(self._size)
             self._queue = np.repeat(order, self._repeats)[::-1].tolist()
         return self._queue.pop()
+
+    def state(self) -> dict[str, Any]:
+        """Return where the stream stands, JSON-able."""
+        return {"rng": self._rng.bit_generator.state, "queue": list(self._queue)}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from a state."""
+        self._rng.bit_generator.state = state["rng"]
+        self._queue = list(state["queue"])

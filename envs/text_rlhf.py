@@ -14,15 +14,16 @@ from gymnasium import spaces
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.encoding import is_conversation
+from textrl.envs.attributes import TaskAttributes
 from textrl.envs.core import CoreConfig, TextCore
 from textrl.envs.prompts import PromptSource, PromptStream
 from textrl.errors import UserError
-from textrl.rewards import Reward, RewardModel
+from textrl.rewards import Reward
 
 Observation = dict[str, np.ndarray]
 
 
-class TextRLHFEnv(gym.Env[Observation, np.int64]):
+class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
     """Text generation as a token MDP whose reward is a reward model with reference-KL shaping.
 
     ## State and observation
@@ -162,30 +163,6 @@ class TextRLHFEnv(gym.Env[Observation, np.int64]):
     def render(self) -> str | None:  # type: ignore[override]
         """Return the prompt and the completion so far, in render mode "ansi"."""
         return render_row(self.core, 0) if self.render_mode == "ansi" else None
-
-    @property
-    def kl_coef(self) -> float:
-        """Score units per nat of the reward's reference half; settable while running."""
-        return self.core.kl_coef
-
-    @kl_coef.setter
-    def kl_coef(self, value: float) -> None:
-        self.core.kl_coef = value
-
-    @property
-    def reference(self) -> PreTrainedModel:
-        """The frozen reference model, for agents that want its whole distribution."""
-        return self.core.reference
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer of prompts and completions."""
-        return self.core.tokenizer
-
-    @property
-    def reward_model(self) -> RewardModel | None:
-        """The frozen reward model, None where the reward is a plain function."""
-        return self.core.reward_model
 
     def _observation(self) -> Observation:
         return {name: array[0] for name, array in observe(self.core).items()}

@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from textrl.envs.attributes import TaskAttributes
 from textrl.envs.core import CoreConfig, StepResult, TextCore
 from textrl.envs.prompts import PromptSource, PromptStream
 from textrl.envs.text_rlhf import (
@@ -22,12 +23,12 @@ from textrl.envs.text_rlhf import (
     render_row,
 )
 from textrl.errors import UserError
-from textrl.rewards import Reward, RewardModel
+from textrl.rewards import Reward
 
 Infos = dict[str, Any]
 
 
-class TextRLHFVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
+class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.ndarray]):
     """B episodes of `TextRLHFEnv` at once: one reference, one scorer, one forward pass a step.
 
     Row i of `reset(seed=s)` is the single environment with seed s + i. With `group_size` G, rows
@@ -187,44 +188,15 @@ class TextRLHFVectorEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
             return None
         return tuple(render_row(self.core, row) for row in range(self.num_envs))
 
-    @property
-    def kl_coef(self) -> float:
-        """Score units per nat of the reward's reference half; settable while running."""
-        return self.core.kl_coef
+    def prompt_state(self) -> list[dict[str, Any]]:
+        """Return where each row's prompt stream stands, JSON-able, for an exact resume."""
+        return [stream.state() for stream in self._streams]
 
-    @kl_coef.setter
-    def kl_coef(self, value: float) -> None:
-        self.core.kl_coef = value
-
-    @property
-    def reference(self) -> PreTrainedModel:
-        """The frozen reference model, for agents that want its whole distribution."""
-        return self.core.reference
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer of prompts and completions."""
-        return self.core.tokenizer
-
-    @property
-    def reward_model(self) -> RewardModel | None:
-        """The frozen reward model, None where the reward is a plain function."""
-        return self.core.reward_model
-
-    @property
-    def temperature(self) -> float:
-        """The one temperature of sampling and of every log-prob."""
-        return self.core.config.temperature
-
-    @property
-    def max_completion_tokens(self) -> int:
-        """The token budget of an episode."""
-        return self.core.config.max_completion_tokens
-
-    @property
-    def group_size(self) -> int:
-        """How many consecutive rows share a prompt."""
-        return self.core.config.group_size
+    def load_prompt_state(self, state: list[dict[str, Any]]) -> None:
+        """Continue the prompt streams from a state of as many rows."""
+        self._seed_streams(0)
+        for stream, saved in zip(self._streams, state, strict=True):
+            stream.load(saved)
 
     def _seed_streams(self, seed: int | list[int | None] | None) -> None:
         group, size = self.group_size, len(self.core.prompts)

@@ -123,20 +123,19 @@ def chunked_token_logprobs(
 
 
 def map_positions(
-    function: Callable[[Tensor, Tensor], Tensor],
+    function: Callable[..., Tensor],
     hidden: Tensor,
-    extra: Tensor,
-    *,
+    *extras: Tensor,
     mask: Tensor,
     chunk_size: int = CHUNK_SIZE,
 ) -> Tensor:
-    """Return function(hidden, extra) at the True positions, computed in chunks, 0 elsewhere.
+    """Return function(hidden, *extras) at the True positions, computed in chunks, 0 elsewhere.
 
     Args:
-        function: maps ([n H], [n ...]) to [n]; recomputed in the backward pass.
+        function: maps [n H] and each extra's [n ...] to [n ...]; recomputed in the backward pass.
         hidden: Shape [B T H].
-        extra: what else it reads at each position (ids, the reference's states). Shape [B T ...].
-        mask: Bool, True = counts. Shape [B T].
+        extras: what else it reads at each position (ids, other states). Each [B T ...].
+        mask: Bool, True = counts. Shape [B T]; it has a True.
         chunk_size: positions per chunk, >= 1.
 
     Raises:
@@ -145,30 +144,24 @@ def map_positions(
     if hidden.dim() != 3:
         raise ValueError(f"hidden must have shape [B T H], got {tuple(hidden.shape)}")
     check_shapes(hidden=hidden[..., 0], mask=mask)
-    extra_slots = extra if extra.dim() == 2 else extra.flatten(2)[..., 0]
-    check_shapes(mask=mask, extra=extra_slots)
+    for extra in extras:
+        check_shapes(mask=mask, extra=extra if extra.dim() == 2 else extra.flatten(2)[..., 0])
     check_mask(mask)
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
     positions = mask.flatten().nonzero().squeeze(-1)
-    states = hidden.flatten(0, 1)[positions]
-    extras = extra.flatten(0, 1)[positions]
-    pieces = [
-        _recomputed(function, part, other)
-        for part, other in zip(states.split(chunk_size), extras.split(chunk_size), strict=True)
-    ]
-    values = torch.cat(pieces)
-    full = torch.zeros(mask.numel(), dtype=values.dtype, device=values.device)
-    return full.index_copy(0, positions, values).view(mask.shape)
+    inputs = [tensor.flatten(0, 1)[positions] for tensor in (hidden, *extras)]
+    chunks = zip(*(tensor.split(chunk_size) for tensor in inputs), strict=True)
+    values = torch.cat([_recomputed(function, *chunk) for chunk in chunks])
+    full = values.new_zeros(mask.numel(), *values.shape[1:])
+    return full.index_copy(0, positions, values).view(*mask.shape, *values.shape[1:])
 
 
-def _recomputed(
-    function: Callable[[Tensor, Tensor], Tensor], states: Tensor, extra: Tensor
-) -> Tensor:
+def _recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
-        return function(states, extra)
+        return function(*inputs)
     # No randomness inside: the default would save and restore the global generators.
-    result = checkpoint(function, states, extra, use_reentrant=False, preserve_rng_state=False)
+    result = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
     assert isinstance(result, Tensor)
     return result
 

@@ -195,11 +195,13 @@ class SplitLM:
         """
         return gather_completion(self.hidden(input_ids), prompt_lengths, steps)
 
-    def token_logprobs(self, sequences: Sequences) -> Tensor:
+    def token_logprobs(self, sequences: Sequences, temperature: float = 1.0) -> Tensor:
         """Return the log-probs of the tokens that count, in nats, [B L]; 0 elsewhere."""
         ids, mask = sequences.input_ids, sequences.mask
         hidden = self.hidden(ids)
-        shifted = chunked_token_logprobs(hidden[:, :-1], self.head, ids[:, 1:], mask[:, 1:])
+        shifted = chunked_token_logprobs(
+            hidden[:, :-1], self.head, ids[:, 1:], mask[:, 1:], temperature
+        )
         return nn.functional.pad(shifted, (1, 0))
 
 

@@ -1,0 +1,163 @@
+"""The trained half of RLHF's four models: the actor and its critic, in three forms.
+
+    "value_head"    a zero-initialised head on the policy's own trunk: one pass gives both
+    "reward_model"  a second trunk, a copy of the reward model's, with a fresh head
+    "separate"      a second trunk, a copy of the policy's, with a fresh head
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from textrl.errors import UserError
+from textrl.logprobs import map_positions, token_entropy, token_kl, token_logprobs
+from textrl.models import SplitLM, first_output, gather_completion, split_lm
+from textrl.rewards import RewardModel
+from textrl.types import Rollout
+
+
+class Critic(nn.Module):
+    """Maps states to values in reward units; its head starts at zero, so that V = 0 at first."""
+
+    def __init__(self, hidden_size: int, trunk: nn.Module | None, head: str) -> None:
+        """Make a linear or MLP head, on the policy's states (trunk None) or on a trunk's."""
+        super().__init__()
+        self.trunk = trunk
+        last = nn.Linear(hidden_size, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        if head == "mlp":
+            self.head = nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.Tanh(), last)
+        else:
+            self.head = nn.Sequential(last)
+
+    def values_of(self, states: Tensor) -> Tensor:
+        """Return values [...] of states [... H], in float32."""
+        result = self.head(states.float()).squeeze(-1)
+        assert isinstance(result, Tensor)
+        return result
+
+    def forward(self, input_ids: Tensor, prompt_lengths: Tensor, steps: int) -> Tensor:
+        """Return V(state just before token t), [B T], from the critic's own trunk."""
+        assert self.trunk is not None
+        states = first_output(self.trunk(input_ids=input_ids, use_cache=False))
+        return self.values_of(gather_completion(states, prompt_lengths, steps))
+
+
+def make_critic(
+    kind: str,
+    head: str,
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    reward_model: RewardModel | None,
+) -> Critic:
+    """Return a fresh critic of one of the three kinds.
+
+    Raises:
+        UserError: "reward_model" without a reward model that reads the policy's tokens causally.
+    """
+    hidden_size = int(policy.config.get_text_config().hidden_size)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if kind == "value_head":
+            return Critic(hidden_size, None, head).to(policy.device)
+        if kind == "separate":
+            trunk = copy.deepcopy(split_lm(policy).trunk)
+            return Critic(hidden_size, trunk.requires_grad_(True), head).to(policy.device)
+        if reward_model is None:
+            raise UserError(
+                "critic='reward_model' needs a reward model in the environment; its reward is a "
+                "function. Use critic='value_head' or 'separate'"
+            )
+        causal = "score" in dict(reward_model.model.named_children())
+        if not causal or reward_model.tokenizer.get_vocab() != tokenizer.get_vocab():
+            raise UserError(
+                "critic='reward_model' needs a causal reward model with the policy's tokenizer; "
+                "this one reads other tokens. Use critic='value_head' or 'separate'"
+            )
+        model = reward_model.model
+        trunk = copy.deepcopy(model.base_model).requires_grad_(True)
+        width = int(model.config.get_text_config().hidden_size)
+        return Critic(width, trunk, head).to(policy.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What the update needs of some episodes, each [B T], 0 where the mask is False."""
+
+    logprobs: Tensor
+    """In nats, differentiable."""
+    values: Tensor
+    """In reward units, differentiable."""
+    entropies: Tensor
+    """In nats, differentiable."""
+    exact_kl: Tensor | None
+    """KL(pi || pi_ref) over the vocabulary, in nats, differentiable; None without a reference."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceStates:
+    """The reference's hidden states at the completion's positions and the head that reads them."""
+
+    states: Tensor
+    """[B T H], state t just before token t."""
+    head: Callable[[Tensor], Tensor]
+
+
+class ActorCritic:
+    """A policy and its critic, evaluated together."""
+
+    def __init__(self, policy: PreTrainedModel, critic: Critic, temperature: float) -> None:
+        """Put both into eval mode: dropout off, or the ratio of the first update is not 1."""
+        policy.eval()
+        self.policy, self.critic, self.temperature = policy, critic.eval(), temperature
+        self.lm: SplitLM = split_lm(policy)
+
+    @property
+    def shared_trunk(self) -> bool:
+        """Whether the critic is a head on the policy's states."""
+        return self.critic.trunk is None
+
+    @torch.no_grad()
+    def value_pass(self, input_ids: Tensor, prompt_lengths: Tensor, steps: int) -> Tensor:
+        """Return V(state just before token t), [B T], without gradient."""
+        if not self.shared_trunk:
+            return self.critic(input_ids, prompt_lengths, steps)  # type: ignore[no-any-return]
+        return self.critic.values_of(self.lm.completion_hidden(input_ids, prompt_lengths, steps))
+
+    def evaluate(self, rollout: Rollout, reference: ReferenceStates | None = None) -> Evaluation:
+        """Return log-probs, values and entropies of the episodes under the present weights.
+
+        Args:
+            rollout: some episodes.
+            reference: the reference's states of the same episodes, for the exact KL.
+        """
+        width, mask = int(rollout.lengths.max()), rollout.mask
+        ids, steps = rollout.input_ids[:, :width], mask.shape[1]
+        hidden = self.lm.completion_hidden(ids, rollout.prompt_lengths, steps)
+        if self.shared_trunk:
+            values = self.critic.values_of(hidden)
+        else:
+            values = self.critic(ids, rollout.prompt_lengths, steps)
+
+        def numbers(states: Tensor, chosen: Tensor, *others: Tensor) -> Tensor:
+            logits = self.lm.head(states)
+            columns = [token_logprobs(logits, chosen, self.temperature)]
+            columns.append(token_entropy(logits, self.temperature))
+            for other, head in zip(others, heads, strict=True):
+                columns.append(token_kl(logits, head(other), self.temperature))
+            return torch.stack(columns, dim=-1)
+
+        heads = [] if reference is None else [reference.head]
+        others = [] if reference is None else [reference.states]
+        table = map_positions(numbers, hidden, rollout.completion_ids, *others, mask=mask)
+        return Evaluation(
+            logprobs=table[..., 0],
+            values=values.masked_fill(~mask, 0.0),
+            entropies=table[..., 1],
+            exact_kl=None if reference is None else table[..., 2],
+        )

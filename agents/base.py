@@ -1,0 +1,112 @@
+"""What every agent is to the command line and the benchmarks: Stable-Baselines3's verbs.
+
+Here: the protocol, the registry, and `TextEnv`, all that our agents ask of a vector environment.
+Next to read: `collect.py` (episodes), `ppo.py`.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+from gymnasium.vector import VectorEnv
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from textrl.errors import UserError, did_you_mean
+from textrl.rewards import RewardModel
+
+Observation = dict[str, np.ndarray]
+AnyVectorEnv = VectorEnv[Any, Any, Any]
+
+
+class Agent(Protocol):
+    """Learns in an environment and acts; time is counted in tokens, as SB3 counts steps."""
+
+    def learn(self, total_timesteps: int, progress_bar: bool = False) -> Self:
+        """Train for at least this many tokens more; return the agent itself."""
+        ...
+
+    def predict(
+        self, observation: Observation, deterministic: bool = False
+    ) -> tuple[np.ndarray, None]:
+        """Return the next token for an observation [L] or a batch of them [B L]."""
+        ...
+
+    def save(self, path: str | Path) -> None:
+        """Write the agent to a folder."""
+        ...
+
+
+AgentFactory = Callable[[PreTrainedModel, AnyVectorEnv], Agent]
+"""(policy, vector environment) -> agent."""
+
+_FACTORIES: dict[str, AgentFactory] = {}
+
+
+def register(name: str, factory: AgentFactory) -> None:
+    """Make an agent available by name to the command line and the benchmarks."""
+    _FACTORIES[name] = factory
+
+
+def registered() -> list[str]:
+    """Return the names of all agents."""
+    return sorted(_FACTORIES)
+
+
+def make_agent(name: str, policy: PreTrainedModel, venv: AnyVectorEnv) -> Agent:
+    """Return a new agent of this name.
+
+    Raises:
+        UserError: nobody registered it.
+    """
+    if name not in _FACTORIES:
+        hint = did_you_mean(name, _FACTORIES)
+        raise UserError(f"no agent named {name!r}{hint}; registered: {registered()}")
+    return _FACTORIES[name](policy, venv)
+
+
+class TextEnv:
+    """A vector environment seen through the Gymnasium interface, and its text attributes.
+
+    The attributes are read from the vector environment itself where it has them (ours), else from
+    its first sub-environment (a SyncVectorEnv of single ones).
+    """
+
+    def __init__(self, venv: AnyVectorEnv) -> None:
+        """Look at an environment without changing it."""
+        self.venv = venv
+        self.num_envs = venv.num_envs
+        self.tokenizer: PreTrainedTokenizerBase = self._get("tokenizer")
+        self.reference: PreTrainedModel = self._get("reference")
+        self.reward_model: RewardModel | None = self._get("reward_model")
+        self.temperature = float(self._get("temperature"))
+        self.max_completion_tokens = int(self._get("max_completion_tokens"))
+        self.max_prompt_tokens = int(self._get("max_prompt_tokens"))
+        self.group_size = int(self._get("group_size"))
+        self.eos_token_id = int(self._get("eos_token_id"))
+
+    @property
+    def kl_coef(self) -> float:
+        """Score units per nat."""
+        return float(self._get("kl_coef"))
+
+    @kl_coef.setter
+    def kl_coef(self, value: float) -> None:
+        base = self.venv.unwrapped
+        if hasattr(base, "kl_coef"):
+            base.kl_coef = value
+        else:
+            base.set_attr("kl_coef", [value] * self.num_envs)  # type: ignore[attr-defined]
+
+    def _get(self, name: str) -> Any:
+        base = self.venv.unwrapped
+        if hasattr(base, name):
+            return getattr(base, name)
+        if hasattr(base, "get_attr"):
+            try:
+                return base.get_attr(name)[0]
+            except AttributeError:
+                pass
+        raise UserError(
+            f"the environment has no {name!r}: text agents act in TextRLHF-v0, got {self.venv}"
+        )

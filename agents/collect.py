@@ -1,0 +1,184 @@
+"""Episodes for an agent: sampled by the policy, paid by the environment.
+
+Completions are sampled whole, from the prompts that a reset shows; the environment then takes the
+actions in one `step_sequence` where it has it, else step by step, with equal rewards: the state of
+this MDP is the tokens themselves, so nothing the environment says changes what the policy does.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+from torch import Tensor
+
+from textrl.agents.base import Observation, TextEnv
+from textrl.generation import sample
+from textrl.models import SplitLM
+from textrl.types import Rollout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paid:
+    """What the environment paid for one completion a row."""
+
+    rewards: np.ndarray
+    """[B T]."""
+    ref_logprobs: np.ndarray
+    """[B T], in nats."""
+    scores: np.ndarray
+    """[B], NaN where truncated."""
+    truncated: np.ndarray
+    """Bool [B]."""
+
+
+def collect(
+    lm: SplitLM,
+    env: TextEnv,
+    generator: torch.Generator,
+    *,
+    observe: Callable[[Tensor], Tensor] | None = None,
+    value_pass: Callable[[Tensor, Tensor, int], Tensor] | None = None,
+) -> Rollout:
+    """Return one finished episode of every row.
+
+    Args:
+        lm: the policy.
+        env: reset here, all rows.
+        generator: the only source of randomness.
+        observe: values from the policy's own states while sampling, [n H] to [n].
+        value_pass: values from a critic's own pass: (input_ids [B L], prompt_lengths [B], T) to
+            [B T]; also gives the bootstrap value of truncated rows.
+    """
+    observation, _ = env.venv.reset()
+    prompt_ids, prompt_lengths = prompts_of(observation, lm.device)
+    samples = sample(
+        lm,
+        prompt_ids,
+        prompt_lengths,
+        max_new_tokens=env.max_completion_tokens,
+        eos_id=env.eos_token_id,
+        generator=generator,
+        temperature=env.temperature,
+        observe=observe,
+    )
+    actions, mask = samples.completion_ids.cpu().numpy(), samples.mask.cpu().numpy()
+    if hasattr(env.venv, "step_sequence"):  # a wrapped environment must see every step
+        paid = _pay_at_once(env, actions, mask)
+    else:
+        paid = _pay_step_by_step(env, actions, mask)
+    input_ids = join(prompt_ids, prompt_lengths, samples.completion_ids, samples.mask)
+    steps = mask.shape[1]
+    values = samples.observed
+    bootstrap = torch.zeros(len(mask), device=lm.device)
+    if value_pass is not None:
+        if observe is None:
+            values = value_pass(input_ids, prompt_lengths, steps)
+        if paid.truncated.any():
+            after = value_pass(input_ids, prompt_lengths + samples.mask.sum(1), 1)[:, 0]
+            bootstrap = torch.where(torch.as_tensor(paid.truncated, device=lm.device), after, 0.0)
+    last = samples.completion_ids.gather(1, samples.mask.sum(1, keepdim=True) - 1).squeeze(1)
+
+    def tensor(array: np.ndarray) -> Tensor:
+        return torch.as_tensor(array, dtype=torch.float32, device=lm.device)
+
+    return Rollout(
+        input_ids=input_ids,
+        prompt_lengths=prompt_lengths,
+        completion_ids=samples.completion_ids,
+        mask=samples.mask,
+        logprobs=samples.logprobs,
+        entropies=samples.entropies,
+        values=values.masked_fill(~samples.mask, 0.0),
+        bootstrap_values=bootstrap,
+        ref_logprobs=tensor(paid.ref_logprobs),
+        rewards=tensor(paid.rewards),
+        scores=tensor(paid.scores),
+        ended_by_eos=last == env.eos_token_id,
+    )
+
+
+def concatenate(parts: list[Rollout]) -> Rollout:
+    """Return several batches of episodes as one, padded to the widest."""
+    width = max(part.input_ids.shape[1] for part in parts)
+    steps = max(part.mask.shape[1] for part in parts)
+
+    def joined(name: str) -> Tensor:
+        tensors = [part.__dict__[name] for part in parts]
+        if tensors[0].dim() == 1:
+            return torch.cat(tensors)
+        target = width if name == "input_ids" else steps
+        return torch.cat(
+            [torch.nn.functional.pad(t, (0, target - t.shape[1])) for t in tensors]
+        )
+
+    return Rollout(**{name: joined(name) for name in parts[0].__dict__})
+
+
+def prompts_of(observation: Observation, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the prompts that a reset shows: ids [B P] and lengths [B]."""
+    lengths = torch.as_tensor(observation["prompt_length"][:, 0], device=device).long()
+    ids = torch.as_tensor(observation["input_ids"], device=device).long()
+    return ids[:, : int(lengths.max())], lengths
+
+
+def join(
+    prompt_ids: Tensor, prompt_lengths: Tensor, completion_ids: Tensor, mask: Tensor
+) -> Tensor:
+    """Return prompt and completion without a gap, right-padded with 0: [B L]."""
+    lengths = prompt_lengths + mask.sum(1)
+    result = torch.zeros(
+        len(lengths), int(lengths.max()), dtype=torch.long, device=prompt_ids.device
+    )
+    width = prompt_ids.shape[1]
+    in_prompt = torch.arange(width, device=lengths.device) < prompt_lengths.unsqueeze(1)
+    result[:, :width] = prompt_ids.masked_fill(~in_prompt, 0)[:, : result.shape[1]]
+    rows, steps = mask.nonzero(as_tuple=True)
+    result[rows, prompt_lengths[rows] + steps] = completion_ids[rows, steps]
+    return result
+
+
+def _pay_at_once(env: TextEnv, actions: np.ndarray, mask: np.ndarray) -> Paid:
+    rewards, infos = env.venv.step_sequence(actions, mask)  # type: ignore[attr-defined]
+    return Paid(
+        rewards=rewards,
+        ref_logprobs=infos["ref_logprobs"],
+        scores=infos["score"],
+        truncated=infos["truncated"],
+    )
+
+
+def _pay_step_by_step(env: TextEnv, actions: np.ndarray, mask: np.ndarray) -> Paid:
+    """Take the actions one step at a time; rows that are over step on in an episode of no account."""
+    rewards, ref_logprobs = np.zeros(mask.shape), np.zeros(mask.shape)
+    scores = np.full(len(mask), np.nan)
+    truncated_rows = np.zeros(len(mask), dtype=bool)
+    disabled = env.venv.metadata.get("autoreset_mode") is AutoresetMode.DISABLED
+    over = np.zeros(len(mask), dtype=bool)
+    for t in range(mask.shape[1]):
+        if disabled and over.any():  # a given prompt leaves the prompt streams alone
+            env.venv.reset(options={"reset_mask": over, "index": 0})
+        counts = mask[:, t]
+        tokens = np.where(counts, actions[:, t], 0)
+        _, reward, terminated, truncated, infos = env.venv.step(tokens)
+        over = terminated | truncated
+        rewards[counts, t] = reward[counts]
+        ref_logprobs[counts, t] = _info(infos, "ref_logprob", over)[counts]
+        ended = counts & terminated
+        if ended.any():
+            scores[ended] = _info(infos, "score", over)[ended]
+        truncated_rows |= counts & truncated
+    return Paid(
+        rewards=rewards, ref_logprobs=ref_logprobs, scores=scores, truncated=truncated_rows
+    )
+
+
+def _info(infos: dict[str, Any], name: str, over: np.ndarray) -> np.ndarray:
+    """Return an info of this step, [B]; with same-step autoreset the ended rows' lie deeper."""
+    values = np.array(infos.get(name, np.zeros(len(over))), dtype=np.float64)
+    final = infos.get("final_info", {})
+    if name in final:
+        values[over] = np.asarray(final[name], dtype=np.float64)[over]
+    return values

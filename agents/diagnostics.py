@@ -1,0 +1,55 @@
+"""What an agent logs of its episodes and updates, so that a person can trust the run.
+
+KL is in nats a sequence; every mean is over real tokens or whole episodes, never over padding.
+"""
+
+import torch
+
+from textrl.masking import masked_mean, masked_var
+from textrl.types import Rollout, Targets
+
+
+def rollout_report(rollout: Rollout) -> dict[str, float]:
+    """Return what an iteration's episodes look like.
+
+    `rollout/kl` is the sampled KL(pi || pi_ref) (k1: unbiased, single batches may fall below 0),
+    `rollout/kl_error` its standard error over episodes.
+    """
+    scored = rollout.scores[~rollout.scores.isnan()]
+    kl, mask = rollout.sequence_kl, rollout.mask
+    return {
+        "rollout/score": float(scored.mean()),
+        "rollout/score_std": float(scored.std(unbiased=False)),
+        "rollout/kl": float(kl.mean()),
+        "rollout/kl_error": float(kl.std() / len(kl) ** 0.5),
+        "rollout/length": float(mask.sum(1).float().mean()),
+        "rollout/entropy": float(masked_mean(rollout.entropies, mask)),
+        "rollout/eos_share": float(rollout.ended_by_eos.float().mean()),
+        "rollout/env_return": float(rollout.rewards.sum(1).mean()),
+    }
+
+
+def explained_variance(rollout: Rollout, targets: Targets) -> float:
+    """Return 1 - var(returns - values) / var(returns) over real tokens; 0 = values know nothing."""
+    spread = masked_var(targets.returns, rollout.mask)
+    if float(spread) == 0:
+        return 0.0
+    return float(1 - masked_var(targets.returns - rollout.values, rollout.mask) / spread)
+
+
+def update_report(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Return the means over an iteration's updates, and the identities of its first one.
+
+    At the first minibatch the policy is still the one that sampled: `first_ratio_error` (the
+    largest |ratio - 1|) and `first_approx_kl` must be 0 up to rounding.
+    """
+    means = {
+        f"train/{name}": float(torch.tensor([row[name] for row in rows]).mean())
+        for name in rows[0]
+        if name != "ratio_error"
+    }
+    first = {
+        "train/first_ratio_error": rows[0]["ratio_error"],
+        "train/first_approx_kl": rows[0]["approx_kl"],
+    }
+    return means | first | {"train/updates": float(len(rows))}

@@ -1,0 +1,34 @@
+"""One token for an observation: what `predict` of every language-model agent does."""
+
+import numpy as np
+import torch
+
+from textrl.agents.base import Observation
+from textrl.generation import draw
+from textrl.models import SplitLM
+
+
+@torch.no_grad()
+def next_tokens(
+    lm: SplitLM,
+    observation: Observation,
+    temperature: float,
+    generator: torch.Generator,
+    deterministic: bool,
+) -> np.ndarray:
+    """Return the next token for an observation [L], or one a row for a batch of them [B L]."""
+    ids = torch.as_tensor(np.asarray(observation["input_ids"]), device=lm.device).long()
+    lengths = torch.as_tensor(np.asarray(observation["attention_mask"]), device=lm.device).sum(-1)
+    single = ids.dim() == 1
+    if single:
+        ids, lengths = ids.unsqueeze(0), lengths.unsqueeze(0)
+    hidden = lm.hidden(ids[:, : int(lengths.max())])
+    states = hidden[torch.arange(len(ids), device=lm.device), lengths.long() - 1]
+    log_p = (lm.head(states).float() / temperature).log_softmax(-1)
+    if deterministic:
+        tokens = log_p.argmax(-1)
+    else:
+        uniforms = torch.rand(len(ids), dtype=torch.float64, generator=generator)
+        tokens = draw(log_p, uniforms.to(lm.device))
+    result: np.ndarray = tokens.cpu().numpy()
+    return result[0] if single else result

@@ -1,0 +1,61 @@
+"""What the single and the vector environment say of their task, for agents and wrappers."""
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from textrl.envs.core import TextCore
+from textrl.rewards import RewardModel
+
+
+class TaskAttributes:
+    """Attributes of an environment that are those of its core."""
+
+    core: TextCore
+
+    @property
+    def kl_coef(self) -> float:
+        """Score units per nat of the reward's reference half; settable while running."""
+        return self.core.kl_coef
+
+    @kl_coef.setter
+    def kl_coef(self, value: float) -> None:
+        self.core.kl_coef = value
+
+    @property
+    def reference(self) -> PreTrainedModel:
+        """The frozen reference model, for agents that want its whole distribution."""
+        return self.core.reference
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of prompts and completions."""
+        return self.core.tokenizer
+
+    @property
+    def reward_model(self) -> RewardModel | None:
+        """The frozen reward model, None where the reward is a plain function."""
+        return self.core.reward_model
+
+    @property
+    def eos_token_id(self) -> int:
+        """The token that ends an episode."""
+        return self.core.eos_token_id
+
+    @property
+    def temperature(self) -> float:
+        """The one temperature of sampling and of every log-prob."""
+        return self.core.config.temperature
+
+    @property
+    def max_completion_tokens(self) -> int:
+        """The token budget of an episode."""
+        return self.core.config.max_completion_tokens
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """The longest prompt."""
+        return self.core.config.max_prompt_tokens
+
+    @property
+    def group_size(self) -> int:
+        """How often each prompt comes: in a row, or in consecutive rows of a vector."""
+        return self.core.config.group_size

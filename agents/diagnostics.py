@@ -41,7 +41,7 @@ def update_report(rows: list[dict[str, float]]) -> dict[str, float]:
     """Return the means over an iteration's updates, and the identities of its first one.
 
     At the first minibatch the policy is still the one that sampled: `first_ratio_error` (the
-    largest |ratio - 1|) and `first_approx_kl` must be 0 up to rounding.
+    mean |ratio - 1|) and `first_approx_kl` must be 0 up to rounding.
     """
     means = {
         f"train/{name}": float(torch.tensor([row[name] for row in rows]).mean())

@@ -65,16 +65,16 @@ class OnlineDPO:
             max_grad_norm=self.config.max_grad_norm,
         )
         self._generator = torch.Generator().manual_seed(self.config.seed)
-        self.env_steps = 0
+        self.env_steps = self.updates = 0
         venv.reset(seed=self.config.seed)
 
     def learn(self, total_timesteps: int, progress_bar: bool = False) -> Self:
-        """Train for at least this many tokens more; one logger row an iteration."""
+        """Train for at least this many tokens more; one logger row an update."""
         goal = self.env_steps + total_timesteps
         with StageProgress("online_dpo", total_timesteps, shown=progress_bar) as progress:
             while self.env_steps < goal:
                 numbers = self._iterate()
-                log(self.logger, self.env_steps, numbers)
+                log(self.logger, self.updates, numbers)
                 shown = {name: numbers[name] for name in ("rollout/score", "rollout/kl")}
                 progress.show(min(total_timesteps, total_timesteps - goal + self.env_steps), shown)
         return self
@@ -114,6 +114,8 @@ class OnlineDPO:
             order = torch.randperm(len(best), generator=self._generator)
             for chosen in order.split(self.config.minibatch_size):
                 rows.append(self._minibatch(rollout, best[chosen], worst[chosen]))
+                self.updates += 1
+                log(self.logger, self.updates, {f"train/{k}": v for k, v in rows[-1].items()})
         self.env_steps += int(rollout.mask.sum())
         means = {f"train/{name}": float(np.mean([row[name] for row in rows])) for name in rows[0]}
         seconds = time.monotonic() - began
@@ -140,7 +142,7 @@ class OnlineDPO:
                     label_smoothing=self.config.label_smoothing,
                 )
                 reward = self.config.beta * (policy - reference).detach()
-                sums["loss"] += float(loss.sum()) / len(best)
+                sums["loss"] += loss.sum().item() / len(best)
                 sums["accuracy"] += float((reward[0] > reward[1]).sum()) / len(best)
                 sums["margin"] += float((reward[0] - reward[1]).sum()) / len(best)
                 yield loss.sum() / len(best)

@@ -253,7 +253,7 @@ class PPO:
                 share = int(part.mask.sum()) / total
                 loss, numbers = self._loss(part, targets.rows(rows), kl_weight, states)
                 for name, value in numbers.items():
-                    sums[name] = sums.get(name, 0.0) + share * float(value)
+                    sums[name] = sums.get(name, 0.0) + share * value.item()
                 yield share * loss
             if self._demonstrations and self.config.ptx_coef:
                 yield self.config.ptx_coef * self._ptx_loss(len(chosen))
@@ -288,7 +288,7 @@ class PPO:
                 "value_loss": value_loss,
                 "approx_kl": approx_kl(now.logprobs, part.logprobs, mask),
                 "clip_fraction": masked_mean(((ratio - 1).abs() > config.clip_range).float(), mask),
-                "ratio_error": (ratio - 1).abs().masked_fill(~mask, 0.0).max(),
+                "ratio_error": masked_mean((ratio - 1).abs(), mask),
             }
         return loss, numbers
 

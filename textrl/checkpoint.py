@@ -7,7 +7,7 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,25 @@ def load_state(folder: Path) -> dict[str, Any] | None:
 def clear_state(folder: Path) -> None:
     """Remove the resumable state of a run that is complete."""
     shutil.rmtree(folder / STATE_FOLDER, ignore_errors=True)
+
+
+def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Write a folder anew so that a crash at any moment leaves the old or the new one whole."""
+    fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    write(fresh)
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def latest_folder(folder: Path) -> Path | None:
+    """Return the folder that `replace_folder` left whole, or None."""
+    old = folder.with_name(folder.name + ".old")
+    return next((path for path in (folder, old) if path.exists()), None)
 
 
 def write_json(path: Path, content: object) -> None:

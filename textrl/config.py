@@ -180,3 +180,135 @@ class PPOConfig:
         """Raise UserError for a value out of range."""
         _check_common(self)
         _require(self, "gae_lambda", 0 <= self.gae_lambda <= 1, "a number in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The model and the data of a trainer."""
+
+    model: str
+    """Folder or hub id of the model to start from."""
+    data: str
+    """.jsonl, .csv or .parquet file, or hub name."""
+    device: str | None = None
+    """Such as cpu or cuda; by default the GPU if there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where a run goes."""
+
+    output_dir: str
+    """Folder of checkpoint, metrics and resolved configuration; must be new or empty."""
+    resume: bool = False
+    """Continue the run that lies there."""
+    overwrite: bool = False
+    """Delete what lies there first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPORunConfig:
+    """The policy and the length of a run."""
+
+    model: str
+    """Folder or hub id of the policy to start from (the SFT model)."""
+    total_timesteps: int
+    """Tokens to train for."""
+    agent: str = "ppo"
+    """A registered agent, or package.module:Class."""
+    num_envs: int = 64
+    """Rows of the vector environment; divides episodes_per_iteration."""
+    save_every: int = 10
+    """Iterations between resumable states."""
+    device: str | None = None
+    """Such as cpu or cuda; by default the GPU if there is one."""
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a value out of range."""
+        for field in ("total_timesteps", "num_envs", "save_every"):
+            _require(self, field, self.__dict__[field] >= 1, "a positive number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvConfig:
+    """The environment's task."""
+
+    prompts: str
+    """File or hub name with a `prompt` column."""
+    reward: str
+    """Folder or hub id of a reward model, or package.module:function."""
+    reference: str | None = None
+    """Folder or hub id of the frozen reference; by default the starting policy."""
+    kl_coef: float = 0.05
+    """Weight of the KL to the reference, score units per nat."""
+    max_prompt_tokens: int = 64
+    """Longer prompts are refused."""
+    max_completion_tokens: int = 48
+    """Token budget of a completion."""
+    temperature: float = 1.0
+    """Of sampling and of every log-prob."""
+    missing_eos_penalty: float = 0.0
+    """Score units subtracted where the budget ends a completion."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """Completions of prompts, as JSON lines."""
+
+    model: str
+    """Folder or hub id of the language model."""
+    prompts: str
+    """File or hub name with a `prompt` column."""
+    output: str | None = None
+    """File to write; by default the terminal. Must not exist."""
+    max_completion_tokens: int = 48
+    """Token budget of a completion."""
+    samples_per_prompt: int = 1
+    """Completions of each prompt."""
+    temperature: float = 1.0
+    """Of sampling, always from the full softmax."""
+    seed: int = 0
+    """Seed of sampling."""
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a value out of range."""
+        _check_common(self)
+        _require(self, "temperature", self.temperature > 0, "a positive number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """A policy's score, KL and length on prompts, as JSON."""
+
+    model: str
+    """Folder or hub id of the policy."""
+    reference: str
+    """Folder or hub id of the reference that KL is measured to."""
+    reward: str
+    """Folder or hub id of a reward model, or package.module:function."""
+    prompts: str
+    """File or hub name with a `prompt` column."""
+    max_completion_tokens: int = 48
+    """Token budget of a completion."""
+    temperature: float = 1.0
+    """Of sampling and of every log-prob."""
+    seed: int = 0
+    """Seed of sampling."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """The whole pipeline on the movie reviews: SFT, reward model, PPO, DPO, evaluation, report."""
+
+    output_dir: str = "runs/demo"
+    """Folder of everything; must be new or empty."""
+    preset: Literal["tiny", "smollm2"] = "tiny"
+    """tiny: a 4M-parameter Llama from nothing; smollm2: SmolLM2-135M-Instruct and MiniLM."""
+    seed: int = 0
+    """Seed of everything."""
+    threads: int = 2
+    """CPU threads; more than there are free cores is far slower."""
+    resume: bool = False
+    """Continue the run that lies there, stage by stage."""
+    overwrite: bool = False
+    """Delete what lies there first."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from textrl.masking import check_mask, check_shapes, full_precision
@@ -37,9 +38,9 @@ def token_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Ten
     -0.6931
     """
     _check_logits(logits, ids)
-    scaled = full_precision(logits) / _positive(temperature)
-    chosen = scaled.gather(-1, ids.long().unsqueeze(-1)).squeeze(-1)
-    return chosen - scaled.logsumexp(-1)
+    scaled = _scaled(logits, temperature).flatten(0, -2)
+    # Cross-entropy is log-softmax and gather in one kernel, forward and backward.
+    return -cross_entropy(scaled, ids.flatten().long(), reduction="none").view(ids.shape)
 
 
 def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -59,7 +60,7 @@ def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     >>> round(token_entropy(torch.zeros(1, 1, 2)).item(), 4)  # log 2
     0.6931
     """
-    log_p = (full_precision(logits) / _positive(temperature)).log_softmax(-1)
+    log_p = _scaled(logits, temperature).log_softmax(-1)
     return -(log_p.exp() * log_p.clamp_min(torch.finfo(log_p.dtype).min)).sum(-1)
 
 
@@ -83,8 +84,8 @@ def token_kl(logits: Tensor, other_logits: Tensor, temperature: float = 1.0) -> 
     0.0
     """
     check_shapes(logits=logits, other_logits=other_logits)
-    log_p = (full_precision(logits) / _positive(temperature)).log_softmax(-1)
-    log_q = (full_precision(other_logits) / temperature).log_softmax(-1)
+    log_p = _scaled(logits, temperature).log_softmax(-1)
+    log_q = _scaled(other_logits, temperature).log_softmax(-1)
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
@@ -132,7 +133,8 @@ def map_positions(
     """Return function(hidden, *extras) at the True positions, computed in chunks, 0 elsewhere.
 
     Args:
-        function: maps [n H] and each extra's [n ...] to [n ...]; recomputed in the backward pass.
+        function: maps [n H] and each extra's [n ...] to [n ...]; where there are several
+            chunks it is run again in the backward pass.
         hidden: Shape [B T H].
         extras: what else it reads at each position (ids, other states). Each [B T ...].
         mask: Bool, True = counts. Shape [B T]; it has a True.
@@ -151,8 +153,11 @@ def map_positions(
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
     positions = mask.flatten().nonzero().squeeze(-1)
     inputs = [tensor.flatten(0, 1)[positions] for tensor in (hidden, *extras)]
-    chunks = zip(*(tensor.split(chunk_size) for tensor in inputs), strict=True)
-    values = torch.cat([_recomputed(function, *chunk) for chunk in chunks])
+    if len(positions) <= chunk_size:
+        values = function(*inputs)  # one chunk is the memory allowed: no need to recompute it
+    else:
+        chunks = zip(*(tensor.split(chunk_size) for tensor in inputs), strict=True)
+        values = torch.cat([_recomputed(function, *chunk) for chunk in chunks])
     full = values.new_zeros(mask.numel(), *values.shape[1:])
     return full.index_copy(0, positions, values).view(*mask.shape, *values.shape[1:])
 
@@ -174,7 +179,8 @@ def _check_logits(logits: Tensor, ids: Tensor) -> None:
         )
 
 
-def _positive(temperature: float) -> float:
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    return temperature
+    logits = full_precision(logits)
+    return logits if temperature == 1.0 else logits / temperature

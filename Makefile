@@ -1,0 +1,52 @@
+# Two commands: `make demo` and `make test`. Each makes .venv and installs what it needs.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PRESET ?= tiny
+RUN ?= runs/demo-$(PRESET)
+
+# torch goes in first: with it there, nothing else pulls a multi-gigabyte CUDA build. With a GPU,
+# `make TORCH=torch ...` takes the newest build; elsewhere name the CPU build you can get.
+TORCH ?= torch==2.13.0
+
+.PHONY: demo test test-slow check format clean
+
+demo: $(VENV)/.stamp-demo
+	$(BIN)/textrl demo --preset $(PRESET) --output_dir $(RUN) --overwrite
+
+test: $(VENV)/.stamp-test
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.stamp-test
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/.stamp-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.stamp-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+
+$(VENV)/.stamp-torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	touch $@
+
+$(VENV)/.stamp-demo: setup.cfg $(VENV)/.stamp-torch
+	$(BIN)/python -m pip install --quiet -e ".[demo]"
+	touch $@
+
+$(VENV)/.stamp-test: setup.cfg $(VENV)/.stamp-torch
+	$(BIN)/python -m pip install --quiet -e ".[test]"
+	touch $@
+
+$(VENV)/.stamp-dev: setup.cfg $(VENV)/.stamp-torch
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	touch $@

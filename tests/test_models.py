@@ -1,0 +1,218 @@
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedModel,
+    Qwen2Config,
+)
+
+from textrl.envs import tiny_model, tiny_tokenizer
+from textrl.errors import UserError
+from textrl.generation import Decoder, draw, sample
+from textrl.logprobs import chunked_token_logprobs
+from textrl.models import (
+    ensure_pad,
+    eos_id,
+    load_causal_lm,
+    load_classifier,
+    load_tokenizer,
+    split_lm,
+)
+from textrl.rewards import RewardModel, encode_for_scoring, sequence_scores
+from textrl.trainers import reward_model_from
+
+SMALL = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+CONFIGS = {
+    "llama": LlamaConfig(**SMALL, **IDS, intermediate_size=32),
+    "qwen2": Qwen2Config(**SMALL, **IDS, intermediate_size=32, num_key_value_heads=1),
+    "gpt2": GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, **IDS),
+    "mistral window": MistralConfig(
+        **SMALL, **IDS, intermediate_size=32, num_key_value_heads=1, sliding_window=4
+    ),
+}
+
+
+def make(name: str) -> PreTrainedModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(CONFIGS[name])
+        for parameter in model.parameters():  # the default init is nearly uniform: make it matter
+            if parameter.dim() >= 2:
+                torch.nn.init.normal_(parameter, std=0.3)
+        return model.eval()
+
+
+def full_logits(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_stepping_with_the_cache_equals_the_full_pass(name: str) -> None:
+    model = make(name)
+    lm = split_lm(model)
+    rows = [[1, 5, 6], [1, 7], [1, 8, 9, 10]]
+    decoder = Decoder(lm, 3, max_length=12)
+    padded = torch.tensor([row + [0] * (4 - len(row)) for row in rows])
+    lengths = torch.tensor([len(row) for row in rows])
+    states = decoder.prefill(torch.arange(3), padded, lengths)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(6):
+        for row, state in zip(rows, states, strict=True):
+            expected = full_logits(model, row)[-1]
+            assert torch.allclose(lm.head(state), expected, atol=1e-4)
+        tokens = torch.randint(3, 40, (3,), generator=generator)
+        if step == 3:  # one row starts again while the others go on
+            rows[1] = [1, 11, 12]
+            decoder.prefill(torch.tensor([1]), torch.tensor([rows[1]]), torch.tensor([3]))
+        rows = [[*row, int(token)] for row, token in zip(rows, tokens, strict=True)]
+        states = decoder.step(tokens)
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_sampled_logprobs_are_those_of_the_training_pass(name: str) -> None:
+    lm = split_lm(make(name))
+    prompts, lengths = torch.tensor([[1, 5, 6], [1, 7, 0], [1, 8, 9]]), torch.tensor([3, 2, 3])
+    samples = sample(
+        lm,
+        prompts,
+        lengths,
+        max_new_tokens=8,
+        eos_id=2,
+        generator=torch.Generator().manual_seed(0),
+        temperature=0.8,
+    )
+    assert samples.mask.sum(1).min() < samples.mask.sum(1).max()  # rows left the batch early
+    for row in range(3):
+        count, length = int(samples.mask[row].sum()), int(lengths[row])
+        ids = torch.cat([prompts[row, :length], samples.completion_ids[row, :count]])[None]
+        hidden = lm.completion_hidden(ids, lengths[row : row + 1], count)
+        mask = torch.ones(1, count, dtype=torch.bool)
+        chosen = samples.completion_ids[row : row + 1, :count]
+        expected = chunked_token_logprobs(hidden, lm.head, chosen, mask, 0.8)
+        assert torch.allclose(samples.logprobs[row, :count], expected[0], atol=1e-5)
+        assert (chosen[0, :-1] != 2).all()
+
+
+def test_sampling_a_row_does_not_depend_on_its_neighbours() -> None:
+    lm = split_lm(make("llama"))
+    prompts, lengths = torch.tensor([[1, 5], [1, 6]]), torch.tensor([2, 2])
+
+    def sampled(rows: list[int]) -> list[list[int]]:
+        # the first row draws the first uniform of each step, whoever stands beside it
+        result = sample(
+            lm,
+            prompts[rows],
+            lengths[rows],
+            max_new_tokens=1,
+            eos_id=2,
+            generator=torch.Generator().manual_seed(3),
+        )
+        return result.completion_ids.tolist()
+
+    assert sampled([0, 1])[0] == sampled([0])[0]
+
+
+def test_generation_settings_of_the_model_do_not_leak_in() -> None:
+    model = make("llama")
+    plain = split_lm(model)
+    arguments = dict(max_new_tokens=8, eos_id=2)
+    prompts, lengths = torch.tensor([[1, 5]] * 4), torch.tensor([2] * 4)
+    first = sample(plain, prompts, lengths, generator=torch.Generator().manual_seed(0), **arguments)
+    model.generation_config.top_k = 1
+    model.generation_config.repetition_penalty = 9.0
+    again = sample(plain, prompts, lengths, generator=torch.Generator().manual_seed(0), **arguments)
+    assert torch.equal(first.completion_ids, again.completion_ids)
+
+
+def test_draw_follows_the_distribution() -> None:
+    logprobs = torch.tensor([[0.1, 0.2, 0.7]]).log().expand(10_000, 3)
+    uniforms = torch.rand(10_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    shares = torch.bincount(draw(logprobs, uniforms)) / 10_000
+    assert shares.tolist() == pytest.approx([0.1, 0.2, 0.7], abs=0.015)
+    edges = torch.tensor([0.0, 1.0 - 1e-16], dtype=torch.float64)
+    assert draw(logprobs[:2], edges).tolist() == [0, 2]
+
+
+def test_a_head_that_does_more_is_found_out() -> None:
+    class Scaled(type(tiny_model())):
+        def forward(self, *args, **kwargs):
+            output = super().forward(*args, **kwargs)
+            output.logits = output.logits * 0.5
+            return output
+
+    model = tiny_model()
+    model.__class__ = Scaled
+    lm = split_lm(model)
+    ids = torch.tensor([[1, 5, 6]])
+    assert torch.equal(lm.head(lm.hidden(ids)), model(input_ids=ids).logits)
+    assert lm.max_cached == 0
+
+
+def test_padding_never_changes_a_logprob() -> None:
+    lm = split_lm(make("llama"))
+    ids = torch.tensor([[1, 5, 6, 7]])
+    wide = torch.nn.functional.pad(ids, (0, 9), value=31)
+    assert torch.allclose(lm.hidden(ids), lm.hidden(wide)[:, :4], atol=1e-6)
+
+
+def test_unknown_model_paths_are_explained(tmp_path) -> None:
+    for load in (load_causal_lm, load_classifier, load_tokenizer):
+        with pytest.raises(UserError, match="no .* at .*nowhere"):
+            load(str(tmp_path / "nowhere"))
+
+
+def test_a_language_model_is_no_reward_model(checkpoint: str) -> None:
+    with pytest.raises(UserError, match=r"no trained reward head.*score\.weight"):
+        load_classifier(checkpoint)
+
+
+def test_tokenizer_without_eos(tokenizer) -> None:
+    bare = tiny_tokenizer()
+    bare.eos_token = None
+    with pytest.raises(UserError, match="no EOS"):
+        eos_id(bare)
+
+
+@pytest.mark.parametrize("pad", [None, "<eos>"])
+def test_a_distinct_pad_is_made(pad: str | None, checkpoint: str) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = pad
+    model = reward_model_from(checkpoint)
+    found = ensure_pad(tokenizer, model)
+    assert found not in (None, tokenizer.eos_token_id)
+    assert model.config.pad_token_id == found
+    assert model.get_input_embeddings().weight.shape[0] > found
+
+
+def test_scores_do_not_change_with_padding_nor_with_pad_equal_to_eos(checkpoint: str) -> None:
+    tokenizer, model = tiny_tokenizer(), reward_model_from(checkpoint).eval()
+    texts = ["abc", "abcdefgh", "d"]
+    encoded = [encode_for_scoring(tokenizer, text, 100) for text in texts]
+    assert [ids[-1] for ids in encoded] == [2, 2, 2]  # scored at EOS
+    together = sequence_scores(model, encoded)
+    alone = torch.cat([sequence_scores(model, [ids]) for ids in encoded])
+    assert torch.allclose(together, alone, atol=1e-6)
+    model.config.pad_token_id = 2  # pad == eos: our pooling does not look at it
+    assert torch.equal(sequence_scores(model, encoded), together)
+    # transformers' own pooling agrees once the pad is distinct
+    ensure_pad(tokenizer, model)
+    padded = tokenizer([t + "<eos>" for t in texts], padding=True, return_tensors="pt")
+    theirs = model(input_ids=padded.input_ids, attention_mask=padded.attention_mask).logits[:, 0]
+    assert torch.allclose(theirs, together, atol=1e-6)
+
+
+def test_reward_models_with_other_numbers_of_labels(checkpoint: str) -> None:
+    two = AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=2)
+    scorer = RewardModel(two, tiny_tokenizer())
+    text = encode_for_scoring(tiny_tokenizer(), "abc", 100)
+    logits = two(input_ids=torch.tensor([text])).logits[0]
+    assert scorer([""], ["abc"]) == pytest.approx([float(logits[1] - logits[0])], abs=1e-6)
+    three = AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=3)
+    with pytest.raises(UserError, match="3"):
+        RewardModel(three, tiny_tokenizer())

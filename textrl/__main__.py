@@ -1,0 +1,5 @@
+"""`python -m textrl`: the command line."""
+
+from textrl.cli import main
+
+main()

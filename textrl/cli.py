@@ -1,0 +1,112 @@
+"""The command line: `textrl {sft,reward,ppo,dpo,generate,evaluate,demo}`.
+
+Every field of a configuration is an option and a key of the YAML file given with --config;
+`--print_config` writes one. Only names and configs are imported here, so that help is instant; the
+work is in `commands.py`. A user's mistake is one line on stderr and exit status 2.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+
+from textrl import __version__
+from textrl.config import (
+    DemoConfig,
+    DPOConfig,
+    EnvConfig,
+    EvaluateConfig,
+    GenerateConfig,
+    ModelConfig,
+    PPOConfig,
+    PPORunConfig,
+    RewardConfig,
+    RunConfig,
+    SFTConfig,
+)
+from textrl.errors import UserError, did_you_mean
+
+COMMANDS: dict[str, tuple[str, tuple[type, ...]]] = {
+    "sft": ("train a language model on demonstrations", (ModelConfig, RunConfig, SFTConfig)),
+    "reward": ("train a reward model on rankings", (ModelConfig, RunConfig, RewardConfig)),
+    "ppo": ("train a policy with PPO", (PPORunConfig, EnvConfig, RunConfig, PPOConfig)),
+    "dpo": ("train a policy on preferences", (ModelConfig, RunConfig, DPOConfig)),
+    "generate": ("write completions of prompts", (GenerateConfig,)),
+    "evaluate": ("score, KL and length on prompts", (EvaluateConfig,)),
+    "demo": ("the whole pipeline on real ratings, with a report", (DemoConfig,)),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; exits with status 2 and one line on a user's mistake."""
+    try:
+        command, configs = parse(sys.argv[1:] if arguments is None else list(arguments))
+        from textrl import commands  # torch and transformers load here, after the arguments
+
+        run: Callable[..., None] = commands.RUN[command]
+        run(*configs)
+    except UserError as error:
+        print(f"textrl: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("textrl: stopped; continue with --resume", file=sys.stderr)
+        sys.exit(130)
+
+
+def parse(arguments: list[str]) -> tuple[str, list[Any]]:
+    """Return the command and its configurations, each checked.
+
+    Raises:
+        UserError: an unknown command, key or value; the nearest known name is given.
+    """
+    parser, known = make_parser()
+    try:
+        chosen = parser.parse_args(arguments)
+    except ArgumentError as error:
+        command = next((a for a in arguments if a in COMMANDS), None)
+        raise UserError(_explain(str(error), known.get(command or "", list(COMMANDS)))) from error
+    values = chosen[chosen.subcommand]
+    return chosen.subcommand, [_build(kind, values) for kind in COMMANDS[chosen.subcommand][1]]
+
+
+def make_parser() -> tuple[ArgumentParser, dict[str, list[str]]]:
+    """Return the parser of all commands and the option names of each."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog="textrl",
+        description="Reinforcement learning from human feedback as a Gymnasium problem.",
+        version=__version__,
+        exit_on_error=False,
+    )
+    subcommands = parser.add_subcommands(title="commands", metavar="COMMAND")
+    known = {}
+    for name, (purpose, kinds) in COMMANDS.items():
+        sub = ArgumentParser(description=purpose[0].upper() + purpose[1:] + ".", exit_on_error=False)
+        sub.add_argument("--config", action="config", help="YAML file with any of these options")
+        for kind in kinds:
+            sub.add_class_arguments(kind, as_group=True)
+        subcommands.add_subcommand(name, sub, help=purpose)
+        known[name] = ["config", *(field.name for kind in kinds for field in fields(kind))]
+    return parser, known
+
+
+def _build(kind: type, values: Namespace) -> Any:
+    return kind(**{field.name: values[field.name] for field in fields(kind)})
+
+
+def _explain(message: str, known: list[str]) -> str:
+    """Return the parser's complaint in one line, with the nearest known name."""
+    line = " ".join(message.split())
+    unknown = re.search(
+        r"""(?:[Uu]nrecognized arguments: -*|Key ['"]|Option ['"]|invalid choice: ['"])([\w.]+)""",
+        line,
+    )
+    if unknown is None:
+        return line
+    word = unknown.group(1).split(".")[-1]
+    return f"unknown option {word!r}{did_you_mean(word, known)}; see `textrl COMMAND --help`"
+
+

@@ -1,0 +1,226 @@
+"""What each command of the command line does, from its checked configurations."""
+
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from textrl.checkpoint import prepare_run_dir
+from textrl.config import (
+    DemoConfig,
+    DPOConfig,
+    EnvConfig,
+    EvaluateConfig,
+    GenerateConfig,
+    ModelConfig,
+    PPOConfig,
+    PPORunConfig,
+    RewardConfig,
+    RunConfig,
+    SFTConfig,
+)
+from textrl.data import load_records
+from textrl.errors import UserError
+
+
+def run_sft(model: ModelConfig, run: RunConfig, config: SFTConfig) -> None:
+    """Train a language model on demonstrations."""
+    from textrl.models import load_causal_lm, load_tokenizer
+    from textrl.trainers import SFTTrainer
+
+    policy = load_causal_lm(model.model, dtype="float32", device=model.device)
+    tokenizer = load_tokenizer(model.model)
+    load_records(model.data)  # data are read before anything is deleted or written
+    folder = _begin(run, model, config)
+    trainer = SFTTrainer(policy, tokenizer, model.data, config, output_dir=folder)
+    _finish(folder, trainer.train())
+
+
+def run_reward(model: ModelConfig, run: RunConfig, config: RewardConfig) -> None:
+    """Train a reward model on pairs or rankings."""
+    from textrl.models import load_tokenizer, pick_device
+    from textrl.trainers import RewardTrainer, reward_model_from
+
+    tokenizer = load_tokenizer(model.model)
+    classifier = reward_model_from(model.model, config.seed).to(pick_device(model.device))
+    load_records(model.data)
+    folder = _begin(run, model, config)
+    trainer = RewardTrainer(classifier, tokenizer, model.data, config, output_dir=folder)
+    _finish(folder, trainer.train())
+
+
+def run_dpo(model: ModelConfig, run: RunConfig, config: DPOConfig) -> None:
+    """Train a policy on preferences; the model as it starts is the reference."""
+    from textrl.models import load_causal_lm, load_tokenizer
+    from textrl.trainers import DPOTrainer
+
+    policy = load_causal_lm(model.model, dtype="float32", device=model.device)
+    tokenizer = load_tokenizer(model.model)
+    load_records(model.data)
+    folder = _begin(run, model, config)
+    trainer = DPOTrainer(policy, tokenizer, model.data, config, output_dir=folder)
+    _finish(folder, trainer.train())
+
+
+def run_ppo(ppo: PPORunConfig, env: EnvConfig, run: RunConfig, config: PPOConfig) -> None:
+    """Train a policy with PPO or another agent in the environment."""
+    from textrl.agents import PPO, make_agent, registered
+    from textrl.checkpoint import latest_folder, replace_folder
+    from textrl.envs import TextRLHFVectorEnv
+    from textrl.metrics import make_logger
+    from textrl.models import load_causal_lm, load_tokenizer
+
+    reference = env.reference or ppo.model
+    venv = TextRLHFVectorEnv(
+        num_envs=ppo.num_envs,
+        reference=reference,
+        tokenizer=load_tokenizer(ppo.model),
+        reward=resolve_reward(env.reward),
+        prompts=env.prompts,
+        kl_coef=env.kl_coef,
+        max_prompt_tokens=env.max_prompt_tokens,
+        max_completion_tokens=env.max_completion_tokens,
+        temperature=env.temperature,
+        missing_eos_penalty=env.missing_eos_penalty,
+        device=ppo.device,
+        autoreset_mode="Disabled",
+    )
+    policy = load_causal_lm(ppo.model, dtype="float32", device=ppo.device)
+    if ppo.agent != "ppo":
+        agent = (
+            make_agent(ppo.agent, policy, venv)
+            if ppo.agent in registered()
+            else resolve(ppo.agent)(policy, venv)
+        )
+        folder = _begin(run, ppo, env, config)
+        agent.learn(ppo.total_timesteps, progress_bar=True)
+        agent.save(folder)
+        return
+    fresh = PPO(policy, venv, config)
+    folder = _begin(run, ppo, env, config)
+    saved = latest_folder(folder / "last") if run.resume else None
+    trainer = fresh if saved is None else PPO.load(saved, venv)
+    trainer.logger = make_logger(folder)
+    while trainer.env_steps < ppo.total_timesteps:
+        per_iteration = config.episodes_per_iteration * env.max_completion_tokens
+        left = ppo.total_timesteps - trainer.env_steps
+        trainer.learn(min(left, ppo.save_every * per_iteration), progress_bar=True)
+        replace_folder(folder / "last", trainer.save)
+    trainer.save(folder)
+
+
+def run_generate(config: GenerateConfig) -> None:
+    """Write completions as JSON lines."""
+    from textrl.evaluation import sample_and_score
+    from textrl.models import load_causal_lm, load_tokenizer
+
+    records = load_records(config.prompts)
+    records.require("prompt")
+    model, tokenizer = load_causal_lm(config.model), load_tokenizer(config.model)
+    if config.output is not None and Path(config.output).exists():
+        raise UserError(f"{config.output} exists; name another file")
+    prompts = [row["prompt"] for row in records.rows for _ in range(config.samples_per_prompt)]
+    samples = sample_and_score(
+        model,
+        model,
+        tokenizer,
+        prompts,
+        lambda texts, completions: [0.0] * len(texts),
+        max_new_tokens=config.max_completion_tokens,
+        temperature=config.temperature,
+        seed=config.seed,
+    )
+    lines = [
+        json.dumps({"prompt": prompt, "completion": completion}, ensure_ascii=False)
+        for prompt, completion in zip(prompts, samples.completions, strict=True)
+    ]
+    if config.output is None:
+        print("\n".join(lines))
+    else:
+        Path(config.output).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def run_evaluate(config: EvaluateConfig) -> None:
+    """Print score, KL and length of a policy on prompts as JSON."""
+    from textrl.evaluation import sample_and_score, summarize
+    from textrl.models import load_causal_lm, load_tokenizer
+    from textrl.rewards import make_scorer
+
+    records = load_records(config.prompts)
+    records.require("prompt")
+    scorer = make_scorer(resolve_reward(config.reward))
+    columns = {name: [row.get(name) for row in records.rows] for name in records.rows[0]}
+    columns.pop("prompt")
+    samples = sample_and_score(
+        load_causal_lm(config.model),
+        load_causal_lm(config.reference),
+        load_tokenizer(config.model),
+        [row["prompt"] for row in records.rows],
+        lambda prompts, completions: scorer(prompts, completions, columns).tolist(),
+        max_new_tokens=config.max_completion_tokens,
+        temperature=config.temperature,
+        seed=config.seed,
+    )
+    print(json.dumps(summarize(samples), indent=2))
+
+
+def run_demo(config: DemoConfig) -> None:
+    """Run the whole pipeline on the movie reviews."""
+    from textrl.demo import run
+
+    run(config)
+
+
+def resolve(name: str) -> Any:
+    """Return the object that "package.module:name" names.
+
+    Raises:
+        UserError: there is none.
+    """
+    module, _, attribute = name.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.import_module(module).__dict__[attribute]
+    except ImportError as error:
+        raise UserError(f"{name!r}: module {module!r} cannot be imported ({error})") from error
+    except KeyError:
+        raise UserError(f"{name!r}: module {module!r} has no {attribute!r}") from None
+    finally:
+        sys.path.pop(0)
+
+
+def resolve_reward(name: str) -> Any:
+    """Return the function that "package.module:function" names, or the model's name itself."""
+    looks_like_code = ":" in name and not Path(name).exists() and "://" not in name
+    return resolve(name) if looks_like_code else name
+
+
+def _begin(run: RunConfig, *configs: Any) -> Path:
+    """Return the run folder, with the resolved configuration written into it."""
+    folder = prepare_run_dir(run.output_dir, resume=run.resume, overwrite=run.overwrite)
+    resolved = {key: value for part in (*configs, run) for key, value in asdict(part).items()}
+    resolved |= {"resume": False, "overwrite": False}
+    (folder / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
+    return folder
+
+
+def _finish(folder: Path, metrics: dict[str, float]) -> None:
+    for name, value in metrics.items():
+        print(f"{name}: {value:.4f}")
+    print(f"saved to {folder}")
+
+
+RUN: dict[str, Callable[..., None]] = {
+    "sft": run_sft,
+    "reward": run_reward,
+    "ppo": run_ppo,
+    "dpo": run_dpo,
+    "generate": run_generate,
+    "evaluate": run_evaluate,
+    "demo": run_demo,
+}

@@ -1,0 +1,288 @@
+"""The main job: InstructGPT's three steps, and DPO, on real human ratings, end to end.
+
+    data -> SFT -> reward model -> PPO | DPO -> evaluation on held-out prompts -> report
+
+Each stage leaves a folder with a plain checkpoint and its metrics; a run that was interrupted goes
+on with --resume at the first stage that is not complete. The numbers of all stages are in
+`presets.py`, the page that a person reads is made by `report.py`.
+"""
+
+import json
+import platform
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from textrl.agents import PPO, OnlineDPO
+from textrl.checkpoint import prepare_run_dir, write_json
+from textrl.config import DemoConfig
+from textrl.demo_models import starting_policy, starting_reward_model
+from textrl.envs import TextRLHFVectorEnv
+from textrl.evaluation import Sampled, best_of, best_of_kl, sample_and_score, summarize
+from textrl.loop import keep_freed_memory
+from textrl.metrics import make_logger
+from textrl.models import load_causal_lm, load_tokenizer
+from textrl.presets import PRESETS, Preset
+from textrl.report import write_report
+from textrl.reviews import (
+    Review,
+    load_reviews,
+    review_pairs,
+    review_rankings,
+    split_reviews,
+)
+from textrl.rewards import RewardModel
+from textrl.trainers import RewardTrainer, SFTTrainer
+
+BEST_OF = 16
+VERSIONS = ("textrl-gym", "torch", "transformers", "gymnasium", "stable-baselines3", "numpy")
+SHOWN_SAMPLES = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every stage of a run knows."""
+
+    config: DemoConfig
+    preset: Preset
+    folder: Path
+    train: list[Review]
+    heldout: list[Review]
+
+    def prompts(self, reviews: list[Review]) -> list[str]:
+        """Return the first words of the reviews that are long enough to be continued."""
+        words = [review.text.split() for review in reviews]
+        count = self.preset.prompt_words
+        return [" ".join(w[:count]) for w in words if len(w) >= 2 * count]
+
+
+def run(config: DemoConfig) -> dict[str, Any]:
+    """Run the pipeline and return its summary; everything lands in the run folder.
+
+    Raises:
+        UserError: the folder exists, the data cannot be fetched.
+    """
+    began = time.monotonic()
+    folder = prepare_run_dir(config.output_dir, resume=config.resume, overwrite=config.overwrite)
+    torch.set_num_threads(config.threads)
+    keep_freed_memory()
+    train, heldout = split_reviews(load_reviews())
+    preset = seeded(PRESETS[config.preset], config.seed)
+    job = Job(config=config, preset=preset, folder=folder, train=train, heldout=heldout)
+    stages: dict[str, Callable[[Job], dict[str, Any]]] = {
+        "sft": train_sft,
+        "reward_model": train_reward_model,
+        "ppo": train_ppo,
+        "dpo": train_dpo,
+        "evaluation": evaluate,
+    }
+    results = {name: _stage(name, stage, job) for name, stage in stages.items()}
+    summary = {
+        "seconds": sum(result["seconds"] for result in results.values()),
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "seed": config.seed,
+        "preset": config.preset,
+        "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
+        "stage_seconds": {name: result["seconds"] for name, result in results.items()},
+        "reward_model": {"heldout_accuracy": results["reward_model"]["heldout_accuracy"]},
+        "sft_heldout_loss": results["sft"]["heldout_loss"],
+        **results["evaluation"]["summary"],
+    }
+    if not config.resume:  # the whole run in one go: imports and data count too
+        summary["seconds"] = time.monotonic() - began
+    write_json(folder / "summary.json", summary)
+    report = write_report(folder, summary, asdict(preset), results["evaluation"]["samples"])
+    print(table(summary))
+    print(f"\nreport: {report}")
+    return summary
+
+
+def seeded(preset: Preset, seed: int) -> Preset:
+    """Return the preset with one seed in all its stages."""
+    return replace(
+        preset,
+        sft=replace(preset.sft, seed=seed),
+        reward=replace(preset.reward, seed=seed),
+        ppo=replace(preset.ppo, seed=seed),
+        dpo=replace(preset.dpo, seed=seed),
+    )
+
+
+def train_sft(job: Job) -> dict[str, Any]:
+    """Train the language model on the reviews as demonstrations."""
+    folder = job.folder / "sft"
+    texts = [review.text for review in job.train]
+    policy, tokenizer = starting_policy(job.config, texts)
+    reviews = job.train[: job.preset.sft_reviews]
+    rows = [{"text": review.text} for review in reviews]
+    trainer = SFTTrainer(policy, tokenizer, rows, job.preset.sft, output_dir=folder)
+    trainer.train()
+    return trainer.evaluate_on([{"text": review.text} for review in job.heldout])
+
+
+def train_reward_model(job: Job) -> dict[str, Any]:
+    """Train the reward model on people's rankings; its scores are standardised on SFT samples."""
+    folder, preset = job.folder / "reward_model", job.preset
+    rng = np.random.default_rng(job.config.seed)
+    rows = [
+        row
+        for _ in range(preset.reward_epochs)
+        for row in review_rankings(job.train, preset.ranking_size, rng)
+    ]
+    model, tokenizer = starting_reward_model(job.config, job.folder / "sft")
+    samples = sft_samples(job)
+    trainer = RewardTrainer(
+        model, tokenizer, rows, preset.reward, normalize_on=samples, output_dir=folder
+    )
+    numbers = trainer.train()
+    pairs = review_pairs(job.heldout, 8192, np.random.default_rng(job.config.seed), min_gap=0.5)
+    texts = [review.text for review in job.heldout]
+    found = trainer.reward_model()([""] * len(texts), texts)
+    scores = dict(zip(texts, found, strict=True))
+    right = [scores[str(pair["chosen"])] > scores[str(pair["rejected"])] for pair in pairs]
+    certainty = [float(pair["certainty"]) for pair in pairs]
+    return numbers | {
+        "heldout_accuracy": float(np.mean(right)),
+        "rater_agreement": float(np.mean(certainty)),
+    }
+
+
+def train_ppo(job: Job) -> dict[str, Any]:
+    """Train the SFT model with PPO against the reward model and itself as reference."""
+    folder = job.folder / "ppo"
+    policy = load_causal_lm(job.folder / "sft", dtype="float32")
+    rows = job.preset.ppo.episodes_per_iteration
+    venv = environment(job, rows, group_size=job.preset.ppo_samples_per_prompt)
+    agent = PPO(policy, venv, job.preset.ppo, logger=make_logger(folder))
+    agent.learn(job.preset.ppo_timesteps, progress_bar=True)
+    agent.save(folder)
+    return {"env_steps": agent.env_steps, "iterations": agent.iteration}
+
+
+def train_dpo(job: Job) -> dict[str, Any]:
+    """Train the SFT model with DPO on pairs sampled from it and ranked by the reward model."""
+    folder, config = job.folder / "dpo", job.preset.dpo
+    policy = load_causal_lm(job.folder / "sft", dtype="float32")
+    rows = min(256, config.episodes_per_iteration)
+    venv = environment(job, rows, group_size=config.samples_per_prompt)
+    agent = OnlineDPO(policy, venv, config, logger=make_logger(folder))
+    agent.learn(1, progress_bar=True)  # one iteration: all pairs come from the SFT model
+    agent.save(folder)
+    return {"env_steps": agent.env_steps}
+
+
+def evaluate(job: Job) -> dict[str, Any]:
+    """Compare SFT, PPO, DPO and best-of-16 on held-out prompts."""
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    analyzer = SentimentIntensityAnalyzer()
+
+    def judge(prompts: list[str], completions: list[str]) -> list[float]:
+        texts = [prompt + text for prompt, text in zip(prompts, completions, strict=True)]
+        return [float(analyzer.polarity_scores(text)["compound"]) for text in texts]
+
+    reference, tokenizer = load_causal_lm(job.folder / "sft"), load_tokenizer(job.folder / "sft")
+    score = RewardModel.from_pretrained(job.folder / "reward_model")
+    prompts = job.prompts(job.heldout)[: job.preset.eval_prompts]
+
+    def sampled(name: str, repeats: int = 1) -> Sampled:
+        return sample_and_score(
+            load_causal_lm(job.folder / name),
+            reference,
+            tokenizer,
+            [prompt for prompt in prompts for _ in range(repeats)],
+            score,
+            max_new_tokens=job.preset.max_completion_tokens,
+            seed=job.config.seed,
+        )
+
+    found = {name: sampled(name) for name in ("sft", "ppo", "dpo")}
+    found["best_of_16"] = best_of(sampled("sft", BEST_OF), BEST_OF)
+    known_kl = {"sft": 0.0, "best_of_16": best_of_kl(BEST_OF)}
+    return {
+        "summary": {n: summarize(s, judge, kl=known_kl.get(n)) for n, s in found.items()},
+        "samples": {n: shown_samples(s, tokenizer) for n, s in found.items()},
+    }
+
+
+def environment(job: Job, rows: int, group_size: int) -> TextRLHFVectorEnv:
+    """Return the environment of the trained SFT and reward models on the training prompts."""
+    return TextRLHFVectorEnv(
+        num_envs=rows,
+        reference=job.folder / "sft",
+        reward=job.folder / "reward_model",
+        prompts=job.prompts(job.train),
+        kl_coef=job.preset.kl_coef,
+        max_prompt_tokens=job.preset.max_prompt_tokens,
+        max_completion_tokens=job.preset.max_completion_tokens,
+        group_size=group_size,
+        autoreset_mode="Disabled",
+    )
+
+
+def sft_samples(job: Job) -> list[str]:
+    """Return texts sampled from the SFT model on training prompts."""
+    model, tokenizer = load_causal_lm(job.folder / "sft"), load_tokenizer(job.folder / "sft")
+    samples = sample_and_score(
+        model,
+        model,
+        tokenizer,
+        job.prompts(job.train)[: job.preset.normalize_samples],
+        lambda prompts, completions: [0.0] * len(prompts),
+        max_new_tokens=job.preset.max_completion_tokens,
+        seed=job.config.seed,
+    )
+    return [p + c for p, c in zip(samples.prompts, samples.completions, strict=True)]
+
+
+def shown_samples(samples: Sampled, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+    """Return the first samples token by token, for the report."""
+    return [
+        {
+            "prompt": samples.prompts[row],
+            "completion": samples.completions[row],
+            "tokens": [str(tokenizer.decode([token])) for token in samples.token_ids[row]],
+            "kl": [
+                own - ref
+                for own, ref in zip(samples.logprobs[row], samples.ref_logprobs[row], strict=True)
+            ],
+            "score": samples.scores[row],
+        }
+        for row in range(min(SHOWN_SAMPLES, len(samples.prompts)))
+    ]
+
+
+def table(summary: dict[str, Any]) -> str:
+    """Return the comparison as a text table."""
+    columns = ("score", "score_std", "kl", "length", "judge_positive")
+    lines = [f"{'':>12}" + "".join(f"{name:>16}" for name in columns)]
+    for name in ("sft", "ppo", "dpo", "best_of_16"):
+        lines.append(f"{name:>12}" + "".join(f"{summary[name][c]:16.3f}" for c in columns))
+    accuracy = summary["reward_model"]["heldout_accuracy"]
+    minutes, memory = summary["seconds"] / 60, summary["peak_memory_mb"] / 1024
+    lines.append(
+        f"reward model: {accuracy:.1%} of held-out human pairs   "
+        f"{minutes:.1f} minutes   peak memory {memory:.1f} GB"
+    )
+    return "\n".join(lines)
+
+
+def _stage(name: str, stage: Callable[[Job], dict[str, Any]], job: Job) -> dict[str, Any]:
+    """Run a stage unless its results lie there already; return them with the seconds it took."""
+    path = job.folder / name / "stage.json"
+    if path.exists():
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+    began = time.monotonic()
+    results = stage(job) | {"seconds": time.monotonic() - began}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, results)
+    return results

@@ -1,0 +1,173 @@
+"""Evaluation of a policy on held-out prompts: score, KL, length, beside samples to read."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from textrl.encoding import Messages, encode_prompt
+from textrl.generation import Samples, sample
+from textrl.models import SplitLM, eos_id, split_lm
+from textrl.types import stack_sequences
+from textrl.types import Sequence as TokenSequence
+
+PROMPTS_PER_PASS = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """Completions of a policy for some prompts, and what is known of each."""
+
+    prompts: list[str]
+    completions: list[str]
+    token_ids: list[list[int]]
+    """Of each completion, EOS included."""
+    logprobs: list[list[float]]
+    """Of the policy, nats a token."""
+    ref_logprobs: list[list[float]]
+    """Of the reference, nats a token."""
+    scores: list[float]
+
+    @property
+    def kl(self) -> np.ndarray:
+        """Sampled KL(pi || pi_ref), nats a sequence, [N]."""
+        pairs = zip(self.logprobs, self.ref_logprobs, strict=True)
+        return np.array([sum(own) - sum(ref) for own, ref in pairs])
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each completion, [N]."""
+        return np.array([len(ids) for ids in self.token_ids])
+
+
+ScoreFunction = Callable[[list[str], list[str]], Sequence[float]]
+
+
+def sample_and_score(
+    policy: PreTrainedModel,
+    reference: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str | Messages],
+    score: ScoreFunction,
+    *,
+    max_new_tokens: int,
+    seed: int,
+    temperature: float = 1.0,
+) -> Sampled:
+    """Return one completion a prompt with its log-probs under policy and reference, and score."""
+    lm, ref = split_lm(policy), split_lm(reference)
+    generator = torch.Generator().manual_seed(seed)
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    token_ids: list[list[int]] = []
+    logprobs: list[list[float]] = []
+    ref_logprobs: list[list[float]] = []
+    for start in range(0, len(encoded), PROMPTS_PER_PASS):
+        part = encoded[start : start + PROMPTS_PER_PASS]
+        samples = _sample(lm, part, tokenizer, max_new_tokens, generator, temperature)
+        counts = samples.mask.sum(1).tolist()
+        ids = [row[:n] for row, n in zip(samples.completion_ids.tolist(), counts, strict=True)]
+        token_ids += ids
+        logprobs += [row[:n] for row, n in zip(samples.logprobs.tolist(), counts, strict=True)]
+        ref_logprobs += _teacher_forced(ref, part, ids, temperature)
+    completions = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in token_ids]
+    texts = [
+        prompt if isinstance(prompt, str) else str(tokenizer.decode(ids))
+        for prompt, ids in zip(prompts, encoded, strict=True)
+    ]
+    return Sampled(
+        prompts=texts,
+        completions=completions,
+        token_ids=token_ids,
+        logprobs=logprobs,
+        ref_logprobs=ref_logprobs,
+        scores=[float(s) for s in score(texts, completions)],
+    )
+
+
+def best_of(samples: Sampled, n: int) -> Sampled:
+    """Return the best-scored of each n consecutive samples (of one prompt)."""
+    scores = np.array(samples.scores).reshape(-1, n)
+    rows = scores.argmax(1) + np.arange(len(scores)) * n
+
+    def picked(values: list[Any]) -> list[Any]:
+        return [values[int(row)] for row in rows]
+
+    return Sampled(**{name: picked(values) for name, values in samples.__dict__.items()})
+
+
+def best_of_kl(n: int) -> float:
+    """Return the KL of best-of-n to the policy it samples from, nats a sequence (an upper bound).
+
+        log n - (n - 1) / n
+
+    Source: Stiennon et al. 2020, 2009.01325, appendix G.3; a bound by 2401.01879.
+
+    >>> round(best_of_kl(16), 3)
+    1.835
+    """
+    return math.log(n) - (n - 1) / n
+
+
+def summarize(
+    samples: Sampled, judge: ScoreFunction | None = None, *, kl: float | None = None
+) -> dict[str, float]:
+    """Return the means that a report shows.
+
+    Args:
+        samples: one a prompt.
+        judge: an independent judge, never trained on; texts above 0.05 count as positive.
+        kl: given where it is not the sampled one (best-of-n).
+    """
+    scores, sequence_kl = np.array(samples.scores), samples.kl
+    result = {
+        "score": float(scores.mean()),
+        "score_std": float(scores.std()),
+        "kl": float(sequence_kl.mean()) if kl is None else kl,
+        "length": float(samples.lengths.mean()),
+    }
+    if judge is not None:
+        verdicts = np.array(judge(samples.prompts, samples.completions))
+        result["judge_positive"] = float((verdicts > 0.05).mean())
+    return result
+
+
+def _sample(
+    lm: SplitLM,
+    encoded: list[list[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    max_new_tokens: int,
+    generator: torch.Generator,
+    temperature: float,
+) -> Samples:
+    lengths = torch.tensor([len(ids) for ids in encoded])
+    prompt_ids = torch.zeros(len(encoded), int(lengths.max()), dtype=torch.long)
+    for row, ids in enumerate(encoded):
+        prompt_ids[row, : len(ids)] = torch.tensor(ids)
+    return sample(
+        lm,
+        prompt_ids,
+        lengths,
+        max_new_tokens=max_new_tokens,
+        eos_id=eos_id(tokenizer),
+        generator=generator,
+        temperature=temperature,
+    )
+
+
+@torch.no_grad()
+def _teacher_forced(
+    lm: SplitLM, prompts: list[list[int]], completions: list[list[int]], temperature: float
+) -> list[list[float]]:
+    sequences = [
+        TokenSequence(ids=p + c, counts=[False] * len(p) + [True] * len(c))
+        for p, c in zip(prompts, completions, strict=True)
+    ]
+    logprobs = lm.token_logprobs(stack_sequences(sequences, lm.device), temperature)
+    return [
+        row[len(p) : len(p) + len(c)].tolist()
+        for row, p, c in zip(logprobs, prompts, completions, strict=True)
+    ]

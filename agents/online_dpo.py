@@ -7,7 +7,7 @@ reference, inside the environment.
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Self
@@ -70,13 +70,15 @@ class OnlineDPO:
 
     def learn(self, total_timesteps: int, progress_bar: bool = False) -> Self:
         """Train for at least this many tokens more; one logger row an update."""
-        goal = self.env_steps + total_timesteps
+        start = self.env_steps
         with StageProgress("online_dpo", total_timesteps, shown=progress_bar) as progress:
-            while self.env_steps < goal:
-                numbers = self._iterate()
-                log(self.logger, self.updates, numbers)
-                shown = {name: numbers[name] for name in ("rollout/score", "rollout/kl")}
-                progress.show(min(total_timesteps, total_timesteps - goal + self.env_steps), shown)
+            while self.env_steps < start + total_timesteps:
+
+                def show(tokens: float, numbers: dict[str, float]) -> None:
+                    done = self.env_steps - start + tokens
+                    progress.show(min(total_timesteps, round(done)), numbers)
+
+                self._iterate(show)
         return self
 
     def predict(
@@ -105,22 +107,24 @@ class OnlineDPO:
             [collect(self._lm, self.env, self._generator) for _ in range(batches)]
         )
 
-    def _iterate(self) -> dict[str, float]:
+    def _iterate(self, show: Callable[[float, dict[str, float]], None]) -> None:
+        """Sample, rank, update; show(tokens done of this iteration, numbers) after each update."""
         began = time.monotonic()
         rollout = self.sample_episodes()
+        report, tokens = rollout_report(rollout), int(rollout.mask.sum())
         best, worst = best_and_worst(rollout.scores, self.config.samples_per_prompt)
-        rows: list[dict[str, float]] = []
+        total = self.config.num_epochs * len(best)
+        done = 0
         for _ in range(self.config.num_epochs):
             order = torch.randperm(len(best), generator=self._generator)
             for chosen in order.split(self.config.minibatch_size):
-                rows.append(self._minibatch(rollout, best[chosen], worst[chosen]))
-                self.updates += 1
-                log(self.logger, self.updates, {f"train/{k}": v for k, v in rows[-1].items()})
-        self.env_steps += int(rollout.mask.sum())
-        means = {f"train/{name}": float(np.mean([row[name] for row in rows])) for name in rows[0]}
-        seconds = time.monotonic() - began
-        speed = {"time/tokens_per_second": int(rollout.mask.sum()) / seconds}
-        return rollout_report(rollout) | means | speed | {"train/pairs": float(len(best))}
+                numbers = self._minibatch(rollout, best[chosen], worst[chosen])
+                done, self.updates = done + len(chosen), self.updates + 1
+                log(self.logger, self.updates, {f"train/{k}": v for k, v in numbers.items()})
+                show(tokens * done / total, numbers)
+        self.env_steps += tokens
+        speed = {"time/tokens_per_second": tokens / (time.monotonic() - began)}
+        log(self.logger, self.updates, report | speed | {"train/pairs": float(len(best))})
 
     def _minibatch(self, rollout: Rollout, best: Tensor, worst: Tensor) -> dict[str, float]:
         sums = {"loss": 0.0, "accuracy": 0.0, "margin": 0.0}

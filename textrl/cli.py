@@ -39,6 +39,11 @@ COMMANDS: dict[str, tuple[str, tuple[type, ...]]] = {
     "demo": ("the whole pipeline on real ratings, with a report", (DemoConfig,)),
 }
 
+FLAGS = {
+    "resume": "continue the run that lies in output_dir",
+    "overwrite": "delete what lies in output_dir first",
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; exits with status 2 and one line on a user's mistake."""
@@ -64,7 +69,7 @@ def parse(arguments: list[str]) -> tuple[str, list[Any]]:
     """
     parser, known = make_parser()
     try:
-        chosen = parser.parse_args(arguments)
+        chosen = parser.parse_args([_underscored(argument) for argument in arguments])
     except ArgumentError as error:
         command = next((a for a in arguments if a in COMMANDS), None)
         raise UserError(_explain(str(error), known.get(command or "", list(COMMANDS)))) from error
@@ -87,10 +92,19 @@ def make_parser() -> tuple[ArgumentParser, dict[str, list[str]]]:
         sub = ArgumentParser(description=purpose[0].upper() + purpose[1:] + ".", exit_on_error=False)
         sub.add_argument("--config", action="config", help="YAML file with any of these options")
         for kind in kinds:
-            sub.add_class_arguments(kind, as_group=True)
+            flags = [field for field in fields(kind) if field.name in FLAGS]
+            sub.add_class_arguments(kind, as_group=True, skip={field.name for field in flags})
+            for field in flags:
+                sub.add_argument(f"--{field.name}", action="store_true", help=FLAGS[field.name])
         subcommands.add_subcommand(name, sub, help=purpose)
         known[name] = ["config", *(field.name for kind in kinds for field in fields(kind))]
     return parser, known
+
+
+def _underscored(argument: str) -> str:
+    """Return --output-dir as --output_dir; what stands behind = is left alone."""
+    name, equals, value = argument.partition("=")
+    return name.replace("-", "_").replace("__", "--", 1) + equals + value if name[:2] == "--" else argument
 
 
 def _build(kind: type, values: Namespace) -> Any:

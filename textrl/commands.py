@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import transformers
 import yaml
 
 from textrl.checkpoint import prepare_run_dir
@@ -26,6 +27,9 @@ from textrl.config import (
 )
 from textrl.data import load_records
 from textrl.errors import UserError
+
+transformers.utils.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()  # ours show the stage
 
 
 def run_sft(model: ModelConfig, run: RunConfig, config: SFTConfig) -> None:

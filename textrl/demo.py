@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from textrl import __version__
 from textrl.agents import PPO, OnlineDPO
 from textrl.checkpoint import prepare_run_dir, write_json
 from textrl.config import DemoConfig
@@ -43,7 +44,7 @@ from textrl.rewards import RewardModel
 from textrl.trainers import RewardTrainer, SFTTrainer
 
 BEST_OF = 16
-VERSIONS = ("textrl-gym", "torch", "transformers", "gymnasium", "stable-baselines3", "numpy")
+VERSIONS = ("torch", "transformers", "gymnasium", "stable-baselines3", "numpy")
 SHOWN_SAMPLES = 12
 
 
@@ -90,7 +91,8 @@ def run(config: DemoConfig) -> dict[str, Any]:
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "seed": config.seed,
         "preset": config.preset,
-        "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
+        "versions": {"textrl": __version__, "python": platform.python_version()}
+        | {name: version(name) for name in VERSIONS},
         "stage_seconds": {name: result["seconds"] for name, result in results.items()},
         "reward_model": {"heldout_accuracy": results["reward_model"]["heldout_accuracy"]},
         "sft_heldout_loss": results["sft"]["heldout_loss"],
@@ -174,7 +176,8 @@ def train_dpo(job: Job) -> dict[str, Any]:
     rows = min(256, config.episodes_per_iteration)
     venv = environment(job, rows, group_size=config.samples_per_prompt)
     agent = OnlineDPO(policy, venv, config, logger=make_logger(folder))
-    agent.learn(1, progress_bar=True)  # one iteration: all pairs come from the SFT model
+    budget = config.episodes_per_iteration * job.preset.max_completion_tokens
+    agent.learn(budget // 2, progress_bar=True)  # one iteration: all pairs are of the SFT model
     agent.save(folder)
     return {"env_steps": agent.env_steps}
 

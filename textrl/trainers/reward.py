@@ -202,12 +202,14 @@ class RewardTrainer:
             _, ranks, margin = ranked_texts(row, place)
             encoded = [self._encode_text(text) for text in self._whole_texts(row, place)]
             rankings.append(Ranking(encoded=encoded, ranks=ranks, margin=margin))
+        margins = any(r.margin is not None for r in rankings)
+        if margins and any(len(r.ranks) > 2 for r in rankings):
+            raise UserError("a margin belongs to a pair; data with margins can hold no rankings")
         return rankings
 
     def _encode_text(self, text: str) -> list[int]:
-        return encode_for_scoring(
-            self.tokenizer, text, min(self.config.max_length, max_text_length(self.model, self.tokenizer))
-        )
+        limit = min(self.config.max_length, max_text_length(self.model, self.tokenizer))
+        return encode_for_scoring(self.tokenizer, text, limit)
 
     def _whole_texts(self, row: Row, place: str) -> list[str]:
         """Return prompt + completion of each completion, as text."""

@@ -1,0 +1,83 @@
+import gymnasium as gym
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import textrl  # noqa: F401
+from textrl.agents import OnlineDPO, OnlineDPOConfig, make_agent, register, registered
+from textrl.agents.online_dpo import best_and_worst
+from textrl.envs import tiny_model
+from textrl.errors import UserError
+
+
+def make(**kwargs) -> OnlineDPO:
+    venv = gym.make_vec("TextRLHF-v0", num_envs=32, max_completion_tokens=6, group_size=4)
+    settings = dict(episodes_per_iteration=64, learning_rate=1e-3) | kwargs
+    return OnlineDPO(tiny_model(), venv, OnlineDPOConfig(**settings))
+
+
+def test_best_and_worst_by_hand() -> None:
+    scores = torch.tensor([1.0, 5.0, 2.0, 7.0, 7.0, 7.0, 0.0, -1.0, float("nan")])
+    best, worst = best_and_worst(scores, 3)
+    assert best.tolist() == [1, 6]  # the group of equal scores is left out
+    assert worst.tolist() == [0, 8]  # a truncated sample ranks last
+
+
+def test_pairs_share_a_prompt_and_the_first_loss_is_log_2() -> None:
+    agent = make(minibatch_size=16)
+    rollout = agent.sample_episodes()
+    best, worst = best_and_worst(rollout.scores, 4)
+    for b, w in zip(best.tolist(), worst.tolist(), strict=True):
+        assert rollout.scores[b] > rollout.scores[w]
+        length = int(rollout.prompt_lengths[b])
+        assert torch.equal(rollout.input_ids[b, :length], rollout.input_ids[w, :length])
+    first = agent._minibatch(rollout, best[:4], worst[:4])
+    assert first["loss"] == pytest.approx(0.693147, abs=1e-4)
+    assert first["margin"] == pytest.approx(0.0, abs=1e-4)
+    again = agent._minibatch(rollout, best[:4], worst[:4])
+    assert again["loss"] < first["loss"]
+
+
+def test_micro_batches_never_change_the_result() -> None:
+    found = []
+    for tokens in (8, 100_000):
+        agent = make(micro_batch_tokens=tokens)
+        agent.learn(1)
+        found.append(torch.cat([p.detach().flatten() for p in agent.policy.parameters()]))
+    assert torch.allclose(found[0], found[1], atol=2e-5)
+
+
+def test_save_and_load(tmp_path) -> None:
+    agent = make()
+    agent.learn(1)
+    agent.save(tmp_path)
+    AutoModelForCausalLM.from_pretrained(tmp_path)
+    loaded = OnlineDPO.load(tmp_path, agent.env.venv)
+    assert loaded.config == agent.config
+    observations, _ = agent.env.venv.reset(seed=0)
+    one, _ = agent.predict(observations, deterministic=True)
+    other, _ = loaded.predict(observations, deterministic=True)
+    assert (one == other).all()
+
+
+def test_mistakes_are_explained() -> None:
+    venv = gym.make_vec("TextRLHF-v0", num_envs=32, group_size=2)
+    with pytest.raises(UserError, match="group_size 2"):
+        OnlineDPO(tiny_model(), venv, OnlineDPOConfig(samples_per_prompt=4))
+    with pytest.raises(UserError, match="at least 2"):
+        OnlineDPOConfig(samples_per_prompt=1)
+    with pytest.raises(UserError, match="multiple of samples_per_prompt"):
+        OnlineDPOConfig(samples_per_prompt=3, episodes_per_iteration=256)
+
+
+def test_registry() -> None:
+    class Mine:
+        def __init__(self, policy, venv) -> None:
+            self.policy = policy
+
+    register("mine", Mine)
+    policy = tiny_model()
+    assert make_agent("mine", policy, None).policy is policy
+    assert {"ppo", "online_dpo", "mine"} <= set(registered())
+    with pytest.raises(UserError, match="did you mean 'ppo'"):
+        make_agent("ppp", policy, None)

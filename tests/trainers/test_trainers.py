@@ -1,0 +1,247 @@
+import json
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from textrl.config import DPOConfig, RewardConfig, SFTConfig
+from textrl.envs import tiny_model, tiny_tokenizer
+from textrl.errors import UserError
+from textrl.loop import Updater, token_batches, warmup_cosine
+from textrl.losses import dpo_loss, ranking_loss
+from textrl.rewards import RewardModel
+from textrl.trainers import DPOTrainer, RewardTrainer, SFTTrainer, reward_model_from
+
+TEXTS = [{"text": text} for text in ("abc", "bcdefg", "cd", "defghijk", "efg", "fg", "ghij", "ab")]
+PAIRS = [
+    {"prompt": "a", "chosen": "bcd", "rejected": "zzy"},
+    {"prompt": "b", "chosen": "cde", "rejected": "ba"},
+    {"prompt": "c", "chosen": "defgh", "rejected": "a"},
+    {"prompt": "d", "chosen": "e", "rejected": "cba"},
+]
+RANKINGS = [
+    {"prompt": "a", "completions": ["bcd", "bz", "zz"], "ranks": [0, 1, 1]},
+    {"prompt": "b", "completions": ["aa", "cd"], "ranks": [1, 0]},
+]
+
+
+def weights(model: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def sft(**kwargs) -> SFTTrainer:
+    settings = dict(learning_rate=1e-2, minibatch_size=4, num_epochs=4) | kwargs
+    return SFTTrainer(tiny_model(), tiny_tokenizer(), TEXTS, SFTConfig(**settings), shown=False)
+
+
+def classifier(checkpoint: str):
+    return reward_model_from(checkpoint), tiny_tokenizer()
+
+
+def test_sft_learns_and_its_loss_is_the_token_mean() -> None:
+    trainer = sft(num_epochs=30)
+    before = trainer.evaluate_on(TEXTS)["heldout_loss"]
+    model = tiny_model()
+    total = count = 0.0
+    for row in TEXTS:
+        ids = torch.tensor([[*tiny_tokenizer()(row["text"]).input_ids, 2]])
+        log_p = model(input_ids=ids).logits[0].log_softmax(-1)
+        total -= sum(float(log_p[t, ids[0, t + 1]].detach()) for t in range(ids.shape[1] - 1))
+        count += ids.shape[1] - 1
+    assert before == pytest.approx(total / count, abs=1e-5)
+    trainer.train()
+    assert trainer.evaluate_on(TEXTS)["heldout_loss"] < 0.5 * before
+
+
+def test_micro_batches_never_change_the_result() -> None:
+    found = []
+    for tokens in (1, 16, 10_000):
+        trainer = sft(micro_batch_tokens=tokens)
+        trainer.train()
+        found.append(weights(trainer.model))
+    assert torch.allclose(found[0], found[2], atol=1e-4)
+    assert torch.allclose(found[1], found[2], atol=1e-4)
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_after(trainer, updates: int) -> None:
+    """Train and die after some updates, as a process that is killed."""
+    original, seen = Updater.update, 0
+
+    def update(self, losses):
+        nonlocal seen
+        if seen == updates:
+            raise Killed
+        seen += 1
+        return original(self, losses)
+
+    Updater.update = update
+    try:
+        with pytest.raises(Killed):
+            trainer.train()
+    finally:
+        Updater.update = original
+
+
+@pytest.mark.parametrize("kind", ["sft", "reward", "dpo"])
+def test_resume_equals_the_uninterrupted_run_bit_for_bit(kind, checkpoint, tmp_path) -> None:
+    def trainer(folder):
+        shared = dict(learning_rate=1e-2, minibatch_size=2, num_epochs=3, save_every=2)
+        if kind == "sft":
+            args = (tiny_model(), tiny_tokenizer(), TEXTS, SFTConfig(**shared))
+            return SFTTrainer(*args, output_dir=folder, shown=False)
+        if kind == "dpo":
+            args = (tiny_model(), tiny_tokenizer(), PAIRS, DPOConfig(**shared))
+            return DPOTrainer(*args, output_dir=folder, shown=False)
+        args = (*classifier(checkpoint), RANKINGS * 3, RewardConfig(**shared))
+        return RewardTrainer(*args, output_dir=folder, shown=False)
+
+    straight = trainer(tmp_path / "straight")
+    straight.train()
+    killed_after(trainer(tmp_path / "killed"), 5)
+    assert (tmp_path / "killed" / "trainer_state" / "state.pt").exists()
+    resumed = trainer(tmp_path / "killed")
+    resumed.train()
+    assert torch.equal(weights(resumed.model), weights(straight.model))
+    assert not (tmp_path / "killed" / "trainer_state").exists()
+
+
+def test_outputs_are_plain_checkpoints(checkpoint: str, tmp_path) -> None:
+    trainer = SFTTrainer(
+        tiny_model(), tiny_tokenizer(), TEXTS, output_dir=tmp_path / "sft", shown=False
+    )
+    trainer.train()
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "sft")
+    assert torch.equal(weights(loaded), weights(trainer.model))
+    assert AutoTokenizer.from_pretrained(tmp_path / "sft")("ab").input_ids == [1, 3, 4]
+    names = {path.name for path in (tmp_path / "sft").iterdir()}
+    assert {"model.safetensors", "config.json", "generation_config.json", "progress.csv"} <= names
+    rows = (tmp_path / "sft" / "progress.json").read_text().splitlines()
+    assert "sft/loss" in json.loads(rows[0])
+
+    reward = RewardTrainer(
+        *classifier(checkpoint), RANKINGS, output_dir=tmp_path / "rm", shown=False
+    )
+    reward.train()
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm")
+    frozen = RewardModel.from_pretrained(tmp_path / "rm")
+    ids = torch.tensor([[1, 3, 4, 2]])
+    raw = float(plain(input_ids=ids).logits)
+    config = plain.config
+    assert frozen(["a"], ["b"])[0] == pytest.approx(
+        (raw - config.score_mean) / config.score_std, abs=1e-4
+    )
+
+
+def test_reward_scores_are_normalised_on_the_given_texts(checkpoint: str) -> None:
+    texts = ["abc", "bcd", "zzz", "q", "mnop"]
+    trainer = RewardTrainer(
+        *classifier(checkpoint), RANKINGS, normalize_on=texts, shown=False
+    )
+    trainer.train()
+    scores = torch.tensor(trainer.reward_model()([""] * 5, texts))
+    assert scores.mean().item() == pytest.approx(0.0, abs=1e-5)
+    assert scores.std(unbiased=False).item() == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("loss_type", ["ranking", "plackett_luce"])
+def test_reward_model_learns_rankings_and_pairs(checkpoint: str, loss_type) -> None:
+    for data in (RANKINGS, PAIRS, [row | {"margin": 0.5} for row in PAIRS]):
+        config = RewardConfig(
+            learning_rate=1e-2, num_epochs=20, minibatch_size=2, loss_type=loss_type
+        )
+        trainer = RewardTrainer(*classifier(checkpoint), data, config, shown=False)
+        trainer.train()
+        score = trainer.reward_model()
+        if data is RANKINGS:
+            best, tied, worst = score(["a"] * 3, ["bcd", "bz", "zz"])
+            assert best > max(tied, worst)
+        else:
+            for row in data:
+                chosen, rejected = score([row["prompt"]] * 2, [row["chosen"], row["rejected"]])
+                assert chosen > rejected
+
+
+def test_a_ranking_is_one_element_and_its_loss_is_ours(checkpoint: str) -> None:
+    config = RewardConfig(center_coef=0.0)
+    trainer = RewardTrainer(*classifier(checkpoint), RANKINGS, config, shown=False)
+    trainer.model.eval()
+    assert len(trainer.train_rankings) == 2
+    together = trainer._loss(trainer.train_rankings).loss
+    scores = trainer._score_rankings(trainer.train_rankings)
+    assert together.item() == pytest.approx(ranking_loss(*scores).sum().item())
+    alone = sum(trainer._loss([ranking]).loss.item() for ranking in trainer.train_rankings)
+    assert together.item() == pytest.approx(alone, abs=1e-5)
+
+
+def test_reward_margins_need_pairs(checkpoint: str) -> None:
+    mixed = [PAIRS[0] | {"margin": 1.0}, RANKINGS[0]]
+    with pytest.raises(UserError, match="margin"):
+        RewardTrainer(*classifier(checkpoint), mixed, shown=False)
+
+
+def test_dpo_starts_at_log_2_and_learns() -> None:
+    config = DPOConfig(learning_rate=1e-2, num_epochs=10, minibatch_size=2)
+    trainer = DPOTrainer(tiny_model(), tiny_tokenizer(), PAIRS, config, shown=False)
+    zeros = torch.zeros(4)
+    reference = trainer._reference
+    assert torch.allclose(
+        dpo_loss(reference[0], reference[1], reference[0], reference[1]), zeros + 0.693147
+    )
+    trainer.train()
+    trainer.heldout_pairs, trainer._heldout_reference = trainer.train_pairs, reference
+    assert trainer.evaluate()["heldout_accuracy"] == 1.0
+
+
+def test_dpo_reference_logprobs_are_those_of_the_completion() -> None:
+    trainer = DPOTrainer(tiny_model(), tiny_tokenizer(), PAIRS, shown=False)
+    ids = torch.tensor([[1, 3, 4, 5, 6, 2]])  # <bos> a | b c d <eos>
+    log_p = tiny_model()(input_ids=ids).logits[0].log_softmax(-1)
+    expected = sum(float(log_p[t, ids[0, t + 1]]) for t in range(1, 5))
+    assert trainer._reference[0, 0].item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_dpo_bad_data_names_the_place(tmp_path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": "a", "chosen": "b"}\n')
+    with pytest.raises(UserError, match=r"pairs\.jsonl:2: column 'rejected' is missing"):
+        DPOTrainer(tiny_model(), tiny_tokenizer(), path, shown=False)
+
+
+def test_heldout_share_evaluates_unseen_prompts() -> None:
+    rows = [{"prompt": f"{a}{b}", "completion": "cd"} for a in "abcdef" for b in "abcdef"]
+    config = SFTConfig(heldout_share=0.3, minibatch_size=8)
+    trainer = SFTTrainer(tiny_model(), tiny_tokenizer(), rows, config, shown=False)
+    assert len(trainer.train_sequences) + len(trainer.heldout_sequences) == 36
+    assert trainer.train()["heldout_loss"] > 0
+
+
+def test_token_batches_and_schedule() -> None:
+    lengths = [9, 1, 5, 5, 2]
+    batches = token_batches(lengths, 10)
+    assert sorted(i for batch in batches for i in batch) == list(range(5))
+    assert all(len(b) * max(lengths[i] for i in b) <= 10 for b in batches)
+    factor = warmup_cosine(100, 0.1)
+    assert factor(0) == pytest.approx(0.1)
+    assert factor(9) == factor(10) == 1.0
+    assert factor(99) < 0.001
+
+
+def test_matrices_alone_decay() -> None:
+    layer = nn.Linear(3, 3)
+    updater = Updater(
+        [(layer, 0.1)], accelerator=Accelerator(cpu=True), max_grad_norm=1.0, weight_decay=0.5
+    )
+    decays = {group["weight_decay"]: len(group["params"]) for group in updater.optimizer.param_groups}
+    assert decays == {0.5: 1, 0.0: 1}
+    with pytest.raises(UserError, match="no parameter"):
+        Updater(
+            [(layer.requires_grad_(False), 0.1)],
+            accelerator=Accelerator(cpu=True),
+            max_grad_norm=1.0,
+        )

@@ -1,8 +1,8 @@
 """The trained half of RLHF's four models: the actor and its critic, in three forms.
 
-    "value_head"    a zero-initialised head on the policy's own trunk: one pass gives both
-    "reward_model"  a second trunk, a copy of the reward model's, with a fresh head
-    "separate"      a second trunk, a copy of the policy's, with a fresh head
+"value_head"    a zero-initialised head on the policy's own trunk: one pass gives both
+"reward_model"  a second trunk, a copy of the reward model's, with a fresh head
+"separate"      a second trunk, a copy of the policy's, with a fresh head
 """
 
 import copy
@@ -59,6 +59,7 @@ def make_critic(
 
     Raises:
         UserError: "reward_model" without a reward model that reads the policy's tokens causally.
+
     """
     hidden_size = int(policy.config.get_text_config().hidden_size)
     with torch.random.fork_rng():
@@ -135,6 +136,7 @@ class ActorCritic:
         Args:
             rollout: some episodes.
             reference: the reference's states of the same episodes, for the exact KL.
+
         """
         width, mask = int(rollout.lengths.max()), rollout.mask
         ids, steps = rollout.input_ids[:, :width], mask.shape[1]

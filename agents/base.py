@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import SyncVectorEnv, VectorEnv
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.errors import UserError, did_you_mean
@@ -58,6 +58,7 @@ def make_agent(name: str, policy: PreTrainedModel, venv: AnyVectorEnv) -> Agent:
 
     Raises:
         UserError: nobody registered it.
+
     """
     if name not in _FACTORIES:
         hint = did_you_mean(name, _FACTORIES)
@@ -96,17 +97,17 @@ class TextEnv:
         if hasattr(base, "kl_coef"):
             base.kl_coef = value
         else:
-            base.set_attr("kl_coef", [value] * self.num_envs)  # type: ignore[attr-defined]
+            assert isinstance(base, SyncVectorEnv)
+            base.set_attr("kl_coef", [value] * self.num_envs)
 
     def _get(self, name: str) -> Any:
         base = self.venv.unwrapped
         if hasattr(base, name):
             return getattr(base, name)
-        if hasattr(base, "get_attr"):
-            try:
-                return base.get_attr(name)[0]
-            except AttributeError:
-                pass
+        if isinstance(base, SyncVectorEnv):  # its get_attr would call a model or a tokenizer
+            first = base.envs[0]
+            if first.has_wrapper_attr(name):
+                return first.get_wrapper_attr(name)
         raise UserError(
             f"the environment has no {name!r}: text agents act in TextRLHF-v0, got {self.venv}"
         )

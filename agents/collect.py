@@ -51,6 +51,7 @@ def collect(
         observe: values from the policy's own states while sampling, [n H] to [n].
         value_pass: values from a critic's own pass: (input_ids [B L], prompt_lengths [B], T) to
             [B T]; also gives the bootstrap value of truncated rows.
+
     """
     observation, _ = env.venv.reset()
     prompt_ids, prompt_lengths = prompts_of(observation, lm.device)
@@ -110,9 +111,7 @@ def concatenate(parts: list[Rollout]) -> Rollout:
         if tensors[0].dim() == 1:
             return torch.cat(tensors)
         target = width if name == "input_ids" else steps
-        return torch.cat(
-            [torch.nn.functional.pad(t, (0, target - t.shape[1])) for t in tensors]
-        )
+        return torch.cat([torch.nn.functional.pad(t, (0, target - t.shape[1])) for t in tensors])
 
     return Rollout(**{name: joined(name) for name in parts[0].__dict__})
 
@@ -170,9 +169,7 @@ def _pay_step_by_step(env: TextEnv, actions: np.ndarray, mask: np.ndarray) -> Pa
         if ended.any():
             scores[ended] = _info(infos, "score", over)[ended]
         truncated_rows |= counts & truncated
-    return Paid(
-        rewards=rewards, ref_logprobs=ref_logprobs, scores=scores, truncated=truncated_rows
-    )
+    return Paid(rewards=rewards, ref_logprobs=ref_logprobs, scores=scores, truncated=truncated_rows)
 
 
 def _info(infos: dict[str, Any], name: str, over: np.ndarray) -> np.ndarray:

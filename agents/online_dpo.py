@@ -27,7 +27,7 @@ from textrl.config import OnlineDPOConfig
 from textrl.errors import UserError
 from textrl.loop import Updater, make_accelerator, token_batches
 from textrl.losses import dpo_loss
-from textrl.metrics import StageProgress, log, make_logger
+from textrl.metrics import StageProgress, log
 from textrl.models import load_causal_lm, split_lm
 from textrl.types import Rollout, Sequences
 
@@ -53,11 +53,12 @@ class OnlineDPO:
 
         Raises:
             UserError: sizes that do not fit the environment, or a policy that is the reference.
+
         """
         self.config = config or OnlineDPOConfig()
         self.env = TextEnv(venv)
         self._check(policy)
-        self.policy, self.logger = policy.eval(), logger or make_logger(None)
+        self.policy, self.logger = policy.eval(), logger or Logger(folder=None, output_formats=[])
         self._lm = split_lm(policy)
         self._updater = Updater(
             [(policy, self.config.learning_rate)],
@@ -103,9 +104,7 @@ class OnlineDPO:
     def sample_episodes(self) -> Rollout:
         """Return an iteration's episodes, groups of one prompt in consecutive rows."""
         batches = self.config.episodes_per_iteration // self.env.num_envs
-        return concatenate(
-            [collect(self._lm, self.env, self._generator) for _ in range(batches)]
-        )
+        return concatenate([collect(self._lm, self.env, self._generator) for _ in range(batches)])
 
     def _iterate(self, show: Callable[[float, dict[str, float]], None]) -> None:
         """Sample, rank, update; show(tokens done of this iteration, numbers) after each update."""

@@ -40,7 +40,7 @@ from textrl.errors import UserError
 from textrl.loop import Updater, make_accelerator, token_batches
 from textrl.losses import approx_kl, ppo_policy_loss, ppo_value_loss, sft_loss
 from textrl.masking import masked_mean, masked_var, standardize
-from textrl.metrics import StageProgress, log, make_logger
+from textrl.metrics import StageProgress, log
 from textrl.models import load_causal_lm, split_lm
 from textrl.types import Rollout, Targets, stack_sequences
 
@@ -68,6 +68,7 @@ class PPO:
 
         Raises:
             UserError: sizes that do not fit the environment, or a policy that is the reference.
+
         """
         self.config = config or PPOConfig()
         self.env = TextEnv(venv)
@@ -80,7 +81,7 @@ class PPO:
             self.env.reward_model,
         )
         self.actor_critic = ActorCritic(policy, critic, self.env.temperature)
-        self.logger = logger or make_logger(None)
+        self.logger = logger or Logger(folder=None, output_formats=[])
         rate = self.config.learning_rate
         self._updater = Updater(
             [(policy, rate), (critic, self.config.critic_learning_rate or rate)],
@@ -141,6 +142,7 @@ class PPO:
 
         Raises:
             UserError: the folder holds no PPO agent.
+
         """
         folder = Path(path)
         if not (folder / "agent.json").exists():
@@ -172,14 +174,18 @@ class PPO:
         if self.config.kl_target is not None:
             self.env.kl_coef = adapted_kl_coef(kl_coef, kl, len(rollout.scores), self.config)
         finished = time.monotonic()
-        return rollout_report(rollout) | updates | {
-            "train/explained_variance": explained_variance(rollout, targets),
-            "rollout/kl_coef": kl_coef,
-            "time/collect_seconds": collected - began,
-            "time/update_seconds": finished - collected,
-            "time/tokens_per_second": int(rollout.mask.sum()) / (finished - began),
-            "time/iteration": self.iteration,
-        }
+        return (
+            rollout_report(rollout)
+            | updates
+            | {
+                "train/explained_variance": explained_variance(rollout, targets),
+                "rollout/kl_coef": kl_coef,
+                "time/collect_seconds": collected - began,
+                "time/update_seconds": finished - collected,
+                "time/tokens_per_second": int(rollout.mask.sum()) / (finished - began),
+                "time/iteration": self.iteration,
+            }
+        )
 
     def _collect(self) -> Rollout:
         agent = self.actor_critic
@@ -266,8 +272,8 @@ class PPO:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the token-mean loss of some episodes, and what to log of it."""
         config, mask = self.config, part.mask
-        reference = states if states is None else ReferenceStates(
-            states=states, head=self._reference.head
+        reference = (
+            states if states is None else ReferenceStates(states=states, head=self._reference.head)
         )
         now = self.actor_critic.evaluate(part, reference)
         policy_loss = ppo_policy_loss(

@@ -8,7 +8,6 @@ spaces, seeding and autoreset. The MDP is in the docstring of `text_rlhf.TextRLH
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +57,9 @@ class CoreConfig:
         if self.reference is not None:
             for field in ("reward", "prompts"):
                 if self.__dict__[field] is None:
-                    raise UserError(f"{field} is missing: a task has a reference, a reward, prompts")
+                    raise UserError(
+                        f"{field} is missing: a task has a reference, a reward, prompts"
+                    )
             if isinstance(self.reference, PreTrainedModel) and self.tokenizer is None:
                 raise UserError("tokenizer is missing: a live reference needs tokenizer=")
 
@@ -265,7 +266,7 @@ class TextCore:
         return self.scorer(prompts, [completion[row] for row in rows], columns)
 
     def _check_actions(self, actions: np.ndarray) -> None:
-        if len(actions) and not (0 <= actions.min() and actions.max() < self.lm.vocab_size):
+        if len(actions) and not (actions.min() >= 0 and actions.max() < self.lm.vocab_size):
             raise UserError(
                 f"an action is a token id in [0, {self.lm.vocab_size}), got "
                 f"{actions.min()} to {actions.max()}"

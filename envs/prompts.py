@@ -37,6 +37,7 @@ def load_prompts(
 
     Raises:
         UserError: no prompts, an empty one, one over the limit: the place is named.
+
     """
     records = load_records(source if isinstance(source, str | Path) else _as_rows(source))
     records.require("prompt")

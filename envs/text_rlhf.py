@@ -106,6 +106,7 @@ class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
 
         Raises:
             UserError: an argument out of range, a model or prompt that does not load.
+
         """
         config = CoreConfig(
             reference=reference,
@@ -142,9 +143,7 @@ class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
         info = {"prompt": self.core.prompt_texts[0], "prompt_index": self.core.prompt_indices[0]}
         return self._observation(), info
 
-    def step(
-        self, action: np.int64
-    ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.int64) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Append one token; returns the usual five."""
         result = self.core.step(np.array([action]), np.array([True]))
         info: dict[str, Any] = {"ref_logprob": float(result.ref_logprobs[0, 0])}
@@ -197,6 +196,7 @@ def chosen_prompt(options: dict[str, Any], row: int) -> Any:
 
     Raises:
         UserError: neither or both keys.
+
     """
     if len({"prompt", "index"} & set(options)) != 1:
         raise UserError(f"reset options are 'prompt' or 'index', got {sorted(options)}")

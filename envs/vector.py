@@ -38,7 +38,11 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
     in infos) or "Disabled" (`reset(options={"reset_mask": rows})`).
     """
 
-    metadata = {"render_modes": ["ansi"], "render_fps": 4, "autoreset_mode": AutoresetMode.NEXT_STEP}
+    metadata = {
+        "render_modes": ["ansi"],
+        "render_fps": 4,
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+    }
 
     def __init__(
         self,
@@ -65,6 +69,7 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
 
         Raises:
             UserError: as there, or num_envs is no multiple of group_size.
+
         """
         if num_envs % group_size:
             raise UserError(
@@ -110,6 +115,7 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
         Args:
             seed: row i is seeded with seed + i, or with seed[i].
             options: "reset_mask" (Bool [B]), and "prompt" or "index" (a list or one for all).
+
         """
         if seed is not None or not self._streams:
             self._seed_streams(seed)
@@ -165,6 +171,7 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
 
         Raises:
             UserError: shapes, ids or masks that no sequence of steps could produce.
+
         """
         result = self.core.step_sequence(np.asarray(actions), np.asarray(mask, dtype=bool))
         self._ended |= result.terminated | result.truncated

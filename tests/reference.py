@@ -53,9 +53,7 @@ def gae(
     return advantages
 
 
-def ppo_loss(
-    new: list[float], old: list[float], advantages: list[float], eps: float
-) -> float:
+def ppo_loss(new: list[float], old: list[float], advantages: list[float], eps: float) -> float:
     terms = []
     for n, o, a in zip(new, old, advantages, strict=True):
         ratio = math.exp(n - o)

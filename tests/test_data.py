@@ -71,16 +71,16 @@ def test_missing_files_columns_and_bytes(tmp_path) -> None:
     with pytest.raises(UserError, match="not UTF-8 at byte 7"):
         load_records(tmp_path / "x.jsonl")
     records = load_records([{"promt": "a"}])
-    with pytest.raises(UserError, match="record 0: column 'prompt' is missing.*did you mean 'promt'"):
+    with pytest.raises(
+        UserError, match="record 0: column 'prompt' is missing.*did you mean 'promt'"
+    ):
         records.require("prompt")
     with pytest.raises(UserError, match="record 1: expected a dict"):
         load_records([{"a": 1}, "b"])
 
 
 def test_split_is_by_prompt_and_stable() -> None:
-    rows = [
-        {"prompt": f"p{i % 50}", "chosen": f"c{i}", "rejected": f"r{i}"} for i in range(200)
-    ]
+    rows = [{"prompt": f"p{i % 50}", "chosen": f"c{i}", "rejected": f"r{i}"} for i in range(200)]
     train, heldout = split_by_prompt(load_records(rows), 0.3)
     sides = [{row["prompt"] for row in part.rows} for part in (train, heldout)]
     assert not sides[0] & sides[1]
@@ -144,7 +144,12 @@ def test_pad_equal_to_eos_does_not_hide_the_end() -> None:
         ({"prompt": "a", "completion": [{"role": "assistant", "content": "b"}]}, "both be text"),
         ({"messages": [{"role": "user", "content": "a"}]}, "end with the assistant"),
         (
-            {"messages": [{"role": "user", "content": "abcdefgh"}, {"role": "assistant", "content": "a"}]},
+            {
+                "messages": [
+                    {"role": "user", "content": "abcdefgh"},
+                    {"role": "assistant", "content": "a"},
+                ]
+            },
             "no token of the assistant",
         ),
     ],

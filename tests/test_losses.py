@@ -112,7 +112,9 @@ def test_ranking_reductions(loss) -> None:
     ranks = torch.tensor([[0, 1], [1, 0], [0, 0]])
     found = loss(scores, ranks)
     assert found[0].item() == pytest.approx(bradley_terry_loss(scores[:1, 0], scores[:1, 1]).item())
-    assert found[1].item() == pytest.approx(bradley_terry_loss(scores[1:2, 1], scores[1:2, 0]).item())
+    assert found[1].item() == pytest.approx(
+        bradley_terry_loss(scores[1:2, 1], scores[1:2, 0]).item()
+    )
     assert found[2].item() == pytest.approx(0.0)  # a tie makes no pair
 
 

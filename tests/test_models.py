@@ -77,7 +77,8 @@ def test_stepping_with_the_cache_equals_the_full_pass(name: str) -> None:
 @pytest.mark.parametrize("name", list(CONFIGS))
 def test_sampled_logprobs_are_those_of_the_training_pass(name: str) -> None:
     lm = split_lm(make(name))
-    prompts, lengths = torch.tensor([[1, 5, 6], [1, 7, 0], [1, 8, 9]]), torch.tensor([3, 2, 3])
+    prompts = torch.tensor([[1, 5, 6], [1, 7, 0], [1, 8, 9]]).repeat(8, 1)
+    lengths = torch.tensor([3, 2, 3]).repeat(8)
     samples = sample(
         lm,
         prompts,
@@ -87,8 +88,8 @@ def test_sampled_logprobs_are_those_of_the_training_pass(name: str) -> None:
         generator=torch.Generator().manual_seed(0),
         temperature=0.8,
     )
-    assert samples.mask.sum(1).min() < samples.mask.sum(1).max()  # rows left the batch early
-    for row in range(3):
+    assert samples.mask.sum() < samples.mask.numel()  # a row left the batch early
+    for row in range(24):
         count, length = int(samples.mask[row].sum()), int(lengths[row])
         ids = torch.cat([prompts[row, :length], samples.completion_ids[row, :count]])[None]
         hidden = lm.completion_hidden(ids, lengths[row : row + 1], count)

@@ -38,6 +38,7 @@ def kl_shaped_rewards(
     >>> lp, ref = torch.tensor([[-1.0, -2.0, 0.0]]), torch.tensor([[-2.0, -2.0, 0.0]])
     >>> kl_shaped_rewards(scores, lp, ref, mask, kl_coef=0.5).tolist()
     [[-0.5, 1.0, 0.0]]
+
     """
     check_shapes(logprobs=logprobs, ref_logprobs=ref_logprobs, mask=mask)
     rewards = -kl_coef * zero_masked(logprobs - ref_logprobs, mask)
@@ -49,6 +50,7 @@ def score_on_last_token(scores: Tensor, mask: Tensor) -> Tensor:
 
     Raises:
         ValueError: scores are not [B] for a mask [B T], or a row has no True.
+
     """
     check_mask(mask)
     if mask.dim() != 2 or scores.shape != mask.shape[:1]:
@@ -102,6 +104,7 @@ def gae(
     >>> adv, ret = gae(r, v, torch.ones(1, 2, dtype=torch.bool), gae_lambda=1.0)
     >>> adv.tolist(), ret.tolist()  # returns (1, 1) minus values
     ([[0.5, 0.5]], [[1.0, 1.0]])
+
     """
     check_shapes(rewards=rewards, values=values, mask=mask)
     check_mask(mask)
@@ -141,6 +144,7 @@ def rloo_advantages(scores: Tensor, group_size: int) -> Tensor:
 
     >>> rloo_advantages(torch.tensor([1.0, 3.0, 0.0, 0.0]), group_size=2).tolist()
     [-2.0, 2.0, 0.0, 0.0]
+
     """
     groups = _grouped(scores, group_size)
     others = (groups.sum(1, keepdim=True) - groups) / (group_size - 1)
@@ -167,6 +171,7 @@ def grpo_advantages(scores: Tensor, group_size: int, scale: bool = True) -> Tens
 
     >>> grpo_advantages(torch.tensor([1.0, 3.0]), group_size=2).tolist()
     [-1.0, 1.0]
+
     """
     groups = _grouped(scores, group_size)
     centred = groups - groups.mean(1, keepdim=True)

@@ -1,7 +1,7 @@
 """Run folders: refused if they exist, saved as plain transformers checkpoints, resumable.
 
-    run/                  config.yaml, the model (safetensors, tokenizer, generation config)
-    run/trainer_state/    what --resume needs; deleted when the run is complete
+run/                  config.yaml, the model (safetensors, tokenizer, generation config)
+run/trainer_state/    what --resume needs; deleted when the run is complete
 """
 
 import json
@@ -25,6 +25,7 @@ def prepare_run_dir(folder: str | Path, *, resume: bool = False, overwrite: bool
     Raises:
         UserError: it holds something already and neither resume nor overwrite is asked for, or
             both are.
+
     """
     path = Path(folder)
     if resume and overwrite:

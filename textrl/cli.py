@@ -66,6 +66,7 @@ def parse(arguments: list[str]) -> tuple[str, list[Any]]:
 
     Raises:
         UserError: an unknown command, key or value; the nearest known name is given.
+
     """
     parser, known = make_parser()
     try:
@@ -89,7 +90,9 @@ def make_parser() -> tuple[ArgumentParser, dict[str, list[str]]]:
     subcommands = parser.add_subcommands(title="commands", metavar="COMMAND")
     known = {}
     for name, (purpose, kinds) in COMMANDS.items():
-        sub = ArgumentParser(description=purpose[0].upper() + purpose[1:] + ".", exit_on_error=False)
+        sub = ArgumentParser(
+            description=purpose[0].upper() + purpose[1:] + ".", exit_on_error=False
+        )
         sub.add_argument("--config", action="config", help="YAML file with any of these options")
         for kind in kinds:
             flags = [field for field in fields(kind) if field.name in FLAGS]
@@ -104,7 +107,11 @@ def make_parser() -> tuple[ArgumentParser, dict[str, list[str]]]:
 def _underscored(argument: str) -> str:
     """Return --output-dir as --output_dir; what stands behind = is left alone."""
     name, equals, value = argument.partition("=")
-    return name.replace("-", "_").replace("__", "--", 1) + equals + value if name[:2] == "--" else argument
+    return (
+        name.replace("-", "_").replace("__", "--", 1) + equals + value
+        if name[:2] == "--"
+        else argument
+    )
 
 
 def _build(kind: type, values: Namespace) -> Any:
@@ -122,5 +129,3 @@ def _explain(message: str, known: list[str]) -> str:
         return line
     word = unknown.group(1).split(".")[-1]
     return f"unknown option {word!r}{did_you_mean(word, known)}; see `textrl COMMAND --help`"
-
-

@@ -76,7 +76,7 @@ def run_ppo(ppo: PPORunConfig, env: EnvConfig, run: RunConfig, config: PPOConfig
     from textrl.agents import PPO, make_agent, registered
     from textrl.checkpoint import latest_folder, replace_folder
     from textrl.envs import TextRLHFVectorEnv
-    from textrl.metrics import make_logger
+    from textrl.metrics import open_logger
     from textrl.models import load_causal_lm, load_tokenizer
 
     reference = env.reference or ppo.model
@@ -109,12 +109,12 @@ def run_ppo(ppo: PPORunConfig, env: EnvConfig, run: RunConfig, config: PPOConfig
     folder = _begin(run, ppo, env, config)
     saved = latest_folder(folder / "last") if run.resume else None
     trainer = fresh if saved is None else PPO.load(saved, venv)
-    trainer.logger = make_logger(folder)
-    while trainer.env_steps < ppo.total_timesteps:
-        per_iteration = config.episodes_per_iteration * env.max_completion_tokens
-        left = ppo.total_timesteps - trainer.env_steps
-        trainer.learn(min(left, ppo.save_every * per_iteration), progress_bar=True)
-        replace_folder(folder / "last", trainer.save)
+    per_iteration = config.episodes_per_iteration * env.max_completion_tokens
+    with open_logger(folder) as trainer.logger:
+        while trainer.env_steps < ppo.total_timesteps:
+            left = ppo.total_timesteps - trainer.env_steps
+            trainer.learn(min(left, ppo.save_every * per_iteration), progress_bar=True)
+            replace_folder(folder / "last", trainer.save)
     trainer.save(folder)
 
 
@@ -185,6 +185,7 @@ def resolve(name: str) -> Any:
 
     Raises:
         UserError: there is none.
+
     """
     module, _, attribute = name.partition(":")
     sys.path.insert(0, str(Path.cwd()))

@@ -28,13 +28,9 @@ def _check_common(config: object) -> None:
             _require(config, field.name, value >= 0, "0 or a positive number")
 
 
-_POSITIVE = (
-    "learning_rate critic_learning_rate num_epochs minibatch_size micro_batch_tokens max_length "
-    "max_grad_norm episodes_per_iteration clip_range clip_range_vf target_kl kl_target kl_horizon "
-    "beta samples_per_prompt"
-).split()
-_SHARES = "warmup_share heldout_share label_smoothing".split()
-_NOT_NEGATIVE = "weight_decay vf_coef ent_coef ptx_coef seed save_every".split()
+_POSITIVE = ["learning_rate", "critic_learning_rate", "num_epochs", "minibatch_size", "micro_batch_tokens", "max_length", "max_grad_norm", "episodes_per_iteration", "clip_range", "clip_range_vf", "target_kl", "kl_target", "kl_horizon", "beta", "samples_per_prompt"]
+_SHARES = ["warmup_share", "heldout_share", "label_smoothing"]
+_NOT_NEGATIVE = ["weight_decay", "vf_coef", "ent_coef", "ptx_coef", "seed", "save_every"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,9 +35,7 @@ class Records:
     def subset(self, indices: Iterable[int]) -> "Records":
         """Return some of the rows, in the order given."""
         chosen = list(indices)
-        return Records(
-            rows=[self.rows[i] for i in chosen], places=[self.places[i] for i in chosen]
-        )
+        return Records(rows=[self.rows[i] for i in chosen], places=[self.places[i] for i in chosen])
 
     def require(self, *columns: str) -> None:
         """Raise UserError naming place and column unless every row has these columns, not None."""
@@ -56,6 +54,7 @@ def load_records(source: Source) -> Records:
     Raises:
         UserError: the file is missing, empty or malformed (file and line are named), or a row is
             not a dict.
+
     """
     if isinstance(source, str | Path):
         path = Path(source)
@@ -97,7 +96,9 @@ def _read_jsonl(path: Path) -> Records:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{number}: not JSON ({error.msg}, column {error.colno})") from error
+            raise UserError(
+                f"{path}:{number}: not JSON ({error.msg}, column {error.colno})"
+            ) from error
         if not isinstance(row, dict):
             raise UserError(f"{path}:{number}: expected an object, got {type(row).__name__}")
         rows.append(row)

@@ -29,7 +29,7 @@ from textrl.demo_models import starting_policy, starting_reward_model
 from textrl.envs import TextRLHFVectorEnv
 from textrl.evaluation import Sampled, best_of, best_of_kl, sample_and_score, summarize
 from textrl.loop import keep_freed_memory
-from textrl.metrics import make_logger
+from textrl.metrics import open_logger
 from textrl.models import load_causal_lm, load_tokenizer
 from textrl.presets import PRESETS, Preset
 from textrl.report import write_report
@@ -70,6 +70,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
 
     Raises:
         UserError: the folder exists, the data cannot be fetched.
+
     """
     began = time.monotonic()
     folder = prepare_run_dir(config.output_dir, resume=config.resume, overwrite=config.overwrite)
@@ -163,8 +164,9 @@ def train_ppo(job: Job) -> dict[str, Any]:
     policy = load_causal_lm(job.folder / "sft", dtype="float32")
     rows = job.preset.ppo.episodes_per_iteration
     venv = environment(job, rows, group_size=job.preset.ppo_samples_per_prompt)
-    agent = PPO(policy, venv, job.preset.ppo, logger=make_logger(folder))
-    agent.learn(job.preset.ppo_timesteps, progress_bar=True)
+    with open_logger(folder) as logger:
+        agent = PPO(policy, venv, job.preset.ppo, logger=logger)
+        agent.learn(job.preset.ppo_timesteps, progress_bar=True)
     agent.save(folder)
     return {"env_steps": agent.env_steps, "iterations": agent.iteration}
 
@@ -175,9 +177,10 @@ def train_dpo(job: Job) -> dict[str, Any]:
     policy = load_causal_lm(job.folder / "sft", dtype="float32")
     rows = min(256, config.episodes_per_iteration)
     venv = environment(job, rows, group_size=config.samples_per_prompt)
-    agent = OnlineDPO(policy, venv, config, logger=make_logger(folder))
     budget = config.episodes_per_iteration * job.preset.max_completion_tokens
-    agent.learn(budget // 2, progress_bar=True)  # one iteration: all pairs are of the SFT model
+    with open_logger(folder) as logger:
+        agent = OnlineDPO(policy, venv, config, logger=logger)
+        agent.learn(budget // 2, progress_bar=True)  # one iteration: all pairs are of the SFT model
     agent.save(folder)
     return {"env_steps": agent.env_steps}
 

@@ -27,6 +27,7 @@ def starting_policy(
     Args:
         config: preset and seed.
         texts: what a new tokenizer is trained on.
+
     """
     if config.preset == "smollm2":
         folder = smollm2_folder()

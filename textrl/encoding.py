@@ -32,6 +32,7 @@ def encode_prompt(
 
     Raises:
         UserError: the prompt is empty, or messages meet a tokenizer without chat template.
+
     """
     if not prompt or (isinstance(prompt, str) and not prompt.strip()):
         raise UserError(f"{place}: the prompt is empty")
@@ -61,6 +62,7 @@ def encode_reply(
 
     Raises:
         UserError: the template renders the prompt differently once the reply follows.
+
     """
     prompt_ids = render_chat(tokenizer, messages, place, for_reply=True)
     whole = render_chat(tokenizer, messages + reply, place, for_reply=False)
@@ -110,6 +112,7 @@ def sft_sequence(
 
     Raises:
         UserError: none of these columns, an empty text, a prompt that leaves no room.
+
     """
     if "messages" in row:
         return _chat_sequence(tokenizer, row["messages"], place, max_length)
@@ -136,6 +139,7 @@ def continuation(
 
     Raises:
         UserError: an empty prompt or completion, or a prompt that leaves no room.
+
     """
     prompt_ids = encode_prompt(tokenizer, prompt, place)
     if len(prompt_ids) >= max_length:
@@ -191,6 +195,7 @@ def ranked_texts(row: Row, place: str) -> tuple[list[str | Messages], list[int],
 
     Raises:
         UserError: columns missing, lengths that differ, fewer than two completions.
+
     """
     if "chosen" in row and "rejected" in row:
         margin = row.get("margin")

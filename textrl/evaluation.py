@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from textrl.encoding import Messages, encode_prompt
 from textrl.generation import Samples, sample
 from textrl.models import SplitLM, eos_id, split_lm
-from textrl.types import stack_sequences
 from textrl.types import Sequence as TokenSequence
+from textrl.types import stack_sequences
 
 PROMPTS_PER_PASS = 128
 
@@ -121,6 +121,7 @@ def summarize(
         samples: one a prompt.
         judge: an independent judge, never trained on; texts above 0.05 count as positive.
         kl: given where it is not the sampled one (best-of-n).
+
     """
     scores, sequence_kl = np.array(samples.scores), samples.kl
     result = {

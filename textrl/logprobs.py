@@ -36,6 +36,7 @@ def token_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Ten
     >>> logits = torch.tensor([[[0.0, 0.0]]])
     >>> round(token_logprobs(logits, torch.tensor([[1]])).item(), 4)  # log(1/2)
     -0.6931
+
     """
     _check_logits(logits, ids)
     scaled = _scaled(logits, temperature).flatten(0, -2)
@@ -59,6 +60,7 @@ def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
     >>> round(token_entropy(torch.zeros(1, 1, 2)).item(), 4)  # log 2
     0.6931
+
     """
     log_p = _scaled(logits, temperature).log_softmax(-1)
     return -(log_p.exp() * log_p.clamp_min(torch.finfo(log_p.dtype).min)).sum(-1)
@@ -82,6 +84,7 @@ def token_kl(logits: Tensor, other_logits: Tensor, temperature: float = 1.0) -> 
     >>> x = torch.tensor([[[1.0, 0.0]]])
     >>> token_kl(x, x).item()
     0.0
+
     """
     check_shapes(logits=logits, other_logits=other_logits)
     log_p = _scaled(logits, temperature).log_softmax(-1)
@@ -115,6 +118,7 @@ def chunked_token_logprobs(
 
     Raises:
         ValueError: the shapes do not fit, the mask is not Bool, chunk_size < 1.
+
     """
 
     def logprobs(states: Tensor, chunk_ids: Tensor) -> Tensor:
@@ -142,6 +146,7 @@ def map_positions(
 
     Raises:
         ValueError: the shapes do not fit, the mask is not Bool, chunk_size < 1.
+
     """
     if hidden.dim() != 3:
         raise ValueError(f"hidden must have shape [B T H], got {tuple(hidden.shape)}")

@@ -110,6 +110,7 @@ class Updater:
 
         Raises:
             UserError: too many steps in a row were skipped.
+
         """
         self.optimizer.zero_grad(set_to_none=False)
         for loss in losses:
@@ -188,6 +189,7 @@ def fit(
         logger: one row per 1% of the updates.
         state_dir: where resumable states go, and where a run resumes from if one lies there.
         shown: show progress.
+
     """
     model.eval()
     size = len(task.lengths)

@@ -41,6 +41,7 @@ def ppo_policy_loss(
     >>> one = torch.ones(1, 1)
     >>> ppo_policy_loss(0 * one, 0 * one, 2 * one, one.bool()).item()
     -2.0
+
     """
     check_shapes(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages, mask=mask)
     advantages = zero_masked(advantages, mask)
@@ -76,6 +77,7 @@ def ppo_value_loss(
     >>> one = torch.ones(1, 1)
     >>> ppo_value_loss(2 * one, 0 * one, 2 * one, one.bool()).item()  # 0.5 * (0.2 - 2)^2
     1.619999885559082
+
     """
     check_shapes(values=values, old_values=old_values, returns=returns, mask=mask)
     values, old_values = zero_masked(values, mask), zero_masked(old_values, mask)
@@ -113,6 +115,7 @@ def approx_kl(
     >>> d = torch.tensor([[0.5]])
     >>> round(approx_kl(d, 0 * d, d.bool(), estimator="k2").item(), 4)
     0.125
+
     """
     check_shapes(logprobs=logprobs, old_logprobs=old_logprobs, mask=mask)
     d = zero_masked(logprobs - old_logprobs, mask)
@@ -137,6 +140,7 @@ def sft_loss(logprobs: Tensor, mask: Tensor) -> Tensor:
 
     >>> sft_loss(torch.tensor([[-1.0, -3.0]]), torch.tensor([[True, True]])).item()
     2.0
+
     """
     return -masked_mean(logprobs, mask)
 
@@ -161,6 +165,7 @@ def bradley_terry_loss(
     >>> zero = torch.zeros(1)
     >>> round(bradley_terry_loss(zero, zero).item(), 4)  # log 2
     0.6931
+
     """
     check_shapes(chosen_scores=chosen_scores, rejected_scores=rejected_scores)
     gap = full_precision(chosen_scores) - full_precision(rejected_scores)
@@ -190,6 +195,7 @@ def ranking_loss(scores: Tensor, ranks: Tensor, mask: Tensor | None = None) -> T
     >>> loss = ranking_loss(torch.zeros(1, 3), torch.tensor([[0, 1, 1]]))  # 2 pairs, each log 2
     >>> round(loss.item(), 4)
     0.6931
+
     """
     scores, mask = _ranking_inputs(scores, ranks, mask)
     better = ranks.unsqueeze(2) < ranks.unsqueeze(1)
@@ -219,6 +225,7 @@ def plackett_luce_loss(scores: Tensor, ranks: Tensor, mask: Tensor | None = None
 
     >>> round(plackett_luce_loss(torch.zeros(1, 3), torch.tensor([[0, 1, 2]])).item(), 4)  # log 6
     1.7918
+
     """
     scores, mask = _ranking_inputs(scores, ranks, mask)
     below = ranks.unsqueeze(2) < ranks.unsqueeze(1)
@@ -308,6 +315,7 @@ def dpo_loss(
     >>> zero = torch.zeros(1)
     >>> round(dpo_loss(zero, zero, zero, zero).item(), 4)  # pi = pi_ref: log 2
     0.6931
+
     """
     check_shapes(
         chosen_logprobs=chosen_logprobs,

@@ -50,6 +50,7 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 
     >>> masked_mean(torch.tensor([1.0, 2.0, 9.0]), torch.tensor([True, True, False])).item()
     1.5
+
     """
     check_shapes(x=x, mask=mask)
     check_mask(mask)
@@ -73,6 +74,7 @@ def masked_var(x: Tensor, mask: Tensor) -> Tensor:
 
     >>> masked_var(torch.tensor([1.0, 3.0, 9.0]), torch.tensor([True, True, False])).item()
     1.0
+
     """
     mean = masked_mean(x, mask)
     return masked_mean((zero_masked(x, mask) - mean).square(), mask)
@@ -95,6 +97,7 @@ def standardize(x: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
 
     >>> standardize(torch.tensor([1.0, 3.0, 9.0]), torch.tensor([True, True, False])).tolist()
     [-1.0, 1.0, 0.0]
+
     """
     mean, var = masked_mean(x, mask), masked_var(x, mask)
     return zero_masked((zero_masked(x, mask) - mean) * (var + eps).rsqrt(), mask)

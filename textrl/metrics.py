@@ -6,38 +6,75 @@ is a rich bar on a terminal and a plain line now and then elsewhere.
 """
 
 import importlib.util
+import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from stable_baselines3.common.logger import Logger, configure, make_output_format
+from stable_baselines3.common.logger import (
+    CSVOutputFormat,
+    JSONOutputFormat,
+    Logger,
+    configure,
+)
 
 PLAIN_LINE_EVERY = 15.0
 """Seconds between progress lines where there is no terminal."""
 
 
-def make_logger(folder: Path | None, *, table: bool = False) -> Logger:
-    """Return an SB3 logger that writes CSV, JSON lines and TensorBoard events to a folder.
+@contextmanager
+def open_logger(folder: Path | None, given: Logger | None = None) -> Iterator[Logger]:
+    """Yield an SB3 logger that writes CSV, JSON lines and TensorBoard events to a folder.
+
+    A run that goes on keeps its earlier rows (SB3's writers would begin an empty file).
 
     Args:
         folder: made if need be; None logs to memory only.
-        table: print SB3's table to the terminal at each dump as well.
+        given: the caller's own logger, used in its place and left open.
+
     """
-    if folder is None:
-        formats = [make_output_format("stdout", "")] if table else []
-        return Logger(folder=None, output_formats=formats)
-    names = ["csv", "json"] + ["stdout"] * table
-    if importlib.util.find_spec("tensorboard") is not None:
-        names.append("tensorboard")
-    return configure(str(folder), names)
+    if given is not None or folder is None:
+        yield given or Logger(folder=None, output_formats=[])
+        return
+    earlier = read_progress(folder)
+    tensorboard = importlib.util.find_spec("tensorboard") is not None
+    logger = configure(str(folder), ["csv", "json"] + ["tensorboard"] * tensorboard)
+    for output in logger.output_formats:
+        if isinstance(output, CSVOutputFormat | JSONOutputFormat):
+            for row in earlier:
+                output.write(dict(row), {name: () for name in row})
+    try:
+        yield logger
+    finally:
+        logger.close()
+
+
+def read_progress(folder: Path) -> list[dict[str, float]]:
+    """Return the rows of a folder's progress.json; none where there is no file.
+
+    Of rows with one `time/step`, the last counts: a run killed after logging takes those steps again.
+    """
+    path = folder / "progress.json"
+    if not path.exists():
+        return []
+    rows: dict[float, dict[str, float]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:  # the line that was being written when the run was killed
+            continue
+        rows[row["time/step"]] = rows.get(row["time/step"], {}) | row
+    return list(rows.values())
 
 
 def log(logger: Logger, step: int, numbers: Mapping[str, float]) -> None:
     """Record the numbers and write them out as one row at this step."""
     for name, value in numbers.items():
         logger.record(name, value)
+    logger.record("time/step", step)
     logger.dump(step)
 
 

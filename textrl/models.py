@@ -42,6 +42,7 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype | 
 
     Raises:
         UserError: an unknown name.
+
     """
     if isinstance(dtype, torch.dtype):
         return dtype
@@ -57,6 +58,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
 
     Raises:
         UserError: there is none.
+
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name))
@@ -76,6 +78,7 @@ def load_causal_lm(
 
     Raises:
         UserError: there is none, or its weights are incomplete.
+
     """
     device = pick_device(device)
     try:
@@ -100,6 +103,7 @@ def load_classifier(
 
     Raises:
         UserError: there is none, or its head would be freshly initialised (a language model).
+
     """
     device = pick_device(device)
     try:
@@ -137,6 +141,7 @@ def eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
     Raises:
         UserError: the tokenizer has none.
+
     """
     if tokenizer.eos_token_id is None:
         raise UserError("the tokenizer has no EOS token; set tokenizer.eos_token to end texts")
@@ -192,6 +197,7 @@ class SplitLM:
             input_ids: prompt and completion, right-padded. Shape [B L].
             prompt_lengths: tokens of each prompt, >= 1. Shape [B].
             steps: T, the completion's width.
+
         """
         return gather_completion(self.hidden(input_ids), prompt_lengths, steps)
 

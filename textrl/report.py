@@ -19,6 +19,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from textrl.metrics import read_progress
+
 NAMES = {"sft": "SFT", "ppo": "PPO", "dpo": "DPO", "best_of_16": "best of 16"}
 COLOURS = {"sft": "#666666", "ppo": "#0072B2", "dpo": "#D55E00", "best_of_16": "#009E73"}
 CURVES = {
@@ -56,6 +58,7 @@ def write_report(
         summary: what summary.json holds.
         settings: the resolved configuration.
         samples: for each policy, the same prompts' completions token by token.
+
     """
     ppo, dpo = read_progress(folder / "ppo"), read_progress(folder / "dpo")
     sft, reward = read_progress(folder / "sft"), read_progress(folder / "reward_model")
@@ -89,14 +92,6 @@ def write_report(
     path = folder / "report.html"
     path.write_text("\n".join(page), encoding="utf-8")
     return path
-
-
-def read_progress(folder: Path) -> list[dict[str, float]]:
-    """Return the rows of a stage's progress.json; none where there is no file."""
-    path = folder / "progress.json"
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def column(rows: Sequence[dict[str, float]], name: str) -> list[float]:

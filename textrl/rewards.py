@@ -50,6 +50,7 @@ class RewardModel:
 
         Raises:
             UserError: it has neither one nor two labels.
+
         """
         if model.config.num_labels not in (1, 2):
             raise UserError(
@@ -72,6 +73,7 @@ class RewardModel:
 
         Raises:
             UserError: there is none, or the checkpoint has no trained head.
+
         """
         return cls(load_classifier(name, dtype=dtype, device=device), load_tokenizer(name))
 
@@ -79,7 +81,9 @@ class RewardModel:
         self, prompts: list[str], completions: list[str], **columns: list[Any]
     ) -> list[float]:
         """Return the normalised score of each prompt + completion."""
-        texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+        texts = [
+            prompt + completion for prompt, completion in zip(prompts, completions, strict=True)
+        ]
         config = self.model.config.to_dict()
         mean, std = config.get("score_mean", 0.0), config.get("score_std", 1.0)
         return [(score - mean) / std for score in self.raw_scores(texts)]
@@ -104,9 +108,7 @@ def max_text_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     return min(int(positions or 1 << 30), int(tokenizer.model_max_length))
 
 
-def encode_for_scoring(
-    tokenizer: PreTrainedTokenizerBase, text: str, max_length: int
-) -> list[int]:
+def encode_for_scoring(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> list[int]:
     """Return the ids a classifier reads: the text, then EOS where its tokenizer has one."""
     ids: list[int] = tokenizer(text).input_ids
     eos = tokenizer.eos_token_id
@@ -159,6 +161,7 @@ class Scorer:
 
         Raises:
             UserError: a function failed or returned something that is not one number a sample.
+
         """
         total = np.zeros(len(prompts))
         for function, name, weight in zip(self.functions, self.names, self.weights, strict=True):
@@ -176,8 +179,9 @@ def make_scorer(
 
     Raises:
         UserError: an empty list, something that is no reward, or a model that does not load.
+
     """
-    entries = [reward] if isinstance(reward, str | Path) or callable(reward) else list(reward)
+    entries = list(reward) if isinstance(reward, list | tuple) else [reward]
     if not entries:
         raise UserError("the list of rewards is empty; give at least one")
     functions, names, weights = [], [], []

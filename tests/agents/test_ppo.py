@@ -47,7 +47,9 @@ def reward_folder(checkpoint: str, tmp_path) -> str:
 def test_first_minibatch_identities(critic: str, kl_loss: str, reward_folder: str) -> None:
     """Before the first update the policy is the sampler and the reference: ratio 1, KL 0."""
     venv = make_venv(reward=reward_folder, temperature=0.7)
-    agent = PPO(tiny_model(), venv, config(critic=critic, kl_loss=kl_loss, num_epochs=1, minibatch_size=32))
+    agent = PPO(
+        tiny_model(), venv, config(critic=critic, kl_loss=kl_loss, num_epochs=1, minibatch_size=32)
+    )
     numbers = agent._iterate()
     assert numbers["train/first_ratio_error"] < 1e-5
     assert abs(numbers["train/first_approx_kl"]) < 1e-5
@@ -161,7 +163,8 @@ def test_collected_values_are_those_before_each_token() -> None:
         for t in range(int(rollout.mask[row].sum())):
             with torch.no_grad():
                 state = lm.hidden(rollout.input_ids[row : row + 1, : start + t])[0, -1]
-                assert rollout.values[row, t] == pytest.approx(critic.values_of(state), abs=1e-4)
+                expected = critic.values_of(state).item()
+                assert rollout.values[row, t].item() == pytest.approx(expected, abs=1e-4)
 
 
 def test_rewards_of_both_halves_sum_to_the_objective() -> None:
@@ -207,9 +210,7 @@ def test_save_load_and_resume_bit_for_bit(tmp_path) -> None:
     for _ in range(2):
         resumed._iterate()
     assert torch.equal(weights(resumed.policy), weights(straight.policy))
-    assert torch.equal(
-        weights(resumed.actor_critic.critic), weights(straight.actor_critic.critic)
-    )
+    assert torch.equal(weights(resumed.actor_critic.critic), weights(straight.actor_critic.critic))
     assert resumed.env_steps == straight.env_steps
     assert resumed.env.kl_coef == straight.env.kl_coef != 0.1
 
@@ -300,9 +301,10 @@ def test_a_gradient_that_is_not_finite_skips_and_then_stops() -> None:
     agent = PPO(policy, make_venv(reward=tiny_score), config(num_epochs=4, minibatch_size=8))
     agent._iterate()
     before = weights(policy)
-    agent._loss = lambda part, *rest: (agent.policy.lm_head.weight.sum() * float("nan"), {
-        "approx_kl": torch.tensor(0.0), "ratio_error": torch.tensor(0.0)
-    })
+    agent._loss = lambda part, *rest: (
+        agent.policy.lm_head.weight.sum() * float("nan"),
+        {"approx_kl": torch.tensor(0.0), "ratio_error": torch.tensor(0.0)},
+    )
     with pytest.raises(UserError, match="not finite in 5 updates"):
         agent._iterate()
     assert torch.equal(weights(policy), before)

@@ -227,7 +227,9 @@ def test_misuse_is_explained() -> None:
 def test_live_objects_are_taken_and_the_global_generator_left_alone() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    venv = make(reference=tiny_model(), tokenizer=tiny_tokenizer(), reward=tiny_score, prompts=["a"])
+    venv = make(
+        reference=tiny_model(), tokenizer=tiny_tokenizer(), reward=tiny_score, prompts=["a"]
+    )
     venv.reset(seed=0)
     venv.step(np.full(ROWS, 5))
     assert torch.equal(torch.get_rng_state(), before)

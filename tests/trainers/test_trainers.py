@@ -48,7 +48,7 @@ def test_sft_learns_and_its_loss_is_the_token_mean() -> None:
     for row in TEXTS:
         ids = torch.tensor([[*tiny_tokenizer()(row["text"]).input_ids, 2]])
         log_p = model(input_ids=ids).logits[0].log_softmax(-1)
-        total -= sum(float(log_p[t, ids[0, t + 1]].detach()) for t in range(ids.shape[1] - 1))
+        total -= sum(log_p[t, ids[0, t + 1]].item() for t in range(ids.shape[1] - 1))
         count += ids.shape[1] - 1
     assert before == pytest.approx(total / count, abs=1e-5)
     trainer.train()
@@ -131,7 +131,7 @@ def test_outputs_are_plain_checkpoints(checkpoint: str, tmp_path) -> None:
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm")
     frozen = RewardModel.from_pretrained(tmp_path / "rm")
     ids = torch.tensor([[1, 3, 4, 2]])
-    raw = float(plain(input_ids=ids).logits)
+    raw = plain(input_ids=ids).logits.item()
     config = plain.config
     assert frozen(["a"], ["b"])[0] == pytest.approx(
         (raw - config.score_mean) / config.score_std, abs=1e-4
@@ -140,9 +140,7 @@ def test_outputs_are_plain_checkpoints(checkpoint: str, tmp_path) -> None:
 
 def test_reward_scores_are_normalised_on_the_given_texts(checkpoint: str) -> None:
     texts = ["abc", "bcd", "zzz", "q", "mnop"]
-    trainer = RewardTrainer(
-        *classifier(checkpoint), RANKINGS, normalize_on=texts, shown=False
-    )
+    trainer = RewardTrainer(*classifier(checkpoint), RANKINGS, normalize_on=texts, shown=False)
     trainer.train()
     scores = torch.tensor(trainer.reward_model()([""] * 5, texts))
     assert scores.mean().item() == pytest.approx(0.0, abs=1e-5)
@@ -202,13 +200,15 @@ def test_dpo_reference_logprobs_are_those_of_the_completion() -> None:
     trainer = DPOTrainer(tiny_model(), tiny_tokenizer(), PAIRS, shown=False)
     ids = torch.tensor([[1, 3, 4, 5, 6, 2]])  # <bos> a | b c d <eos>
     log_p = tiny_model()(input_ids=ids).logits[0].log_softmax(-1)
-    expected = sum(float(log_p[t, ids[0, t + 1]]) for t in range(1, 5))
+    expected = sum(log_p[t, ids[0, t + 1]].item() for t in range(1, 5))
     assert trainer._reference[0, 0].item() == pytest.approx(expected, abs=1e-4)
 
 
 def test_dpo_bad_data_names_the_place(tmp_path) -> None:
     path = tmp_path / "pairs.jsonl"
-    path.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": "a", "chosen": "b"}\n')
+    path.write_text(
+        '{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": "a", "chosen": "b"}\n'
+    )
     with pytest.raises(UserError, match=r"pairs\.jsonl:2: column 'rejected' is missing"):
         DPOTrainer(tiny_model(), tiny_tokenizer(), path, shown=False)
 
@@ -237,7 +237,9 @@ def test_matrices_alone_decay() -> None:
     updater = Updater(
         [(layer, 0.1)], accelerator=Accelerator(cpu=True), max_grad_norm=1.0, weight_decay=0.5
     )
-    decays = {group["weight_decay"]: len(group["params"]) for group in updater.optimizer.param_groups}
+    decays = {
+        group["weight_decay"]: len(group["params"]) for group in updater.optimizer.param_groups
+    }
     assert decays == {0.5: 1, 0.0: 1}
     with pytest.raises(UserError, match="no parameter"):
         Updater(

@@ -18,7 +18,7 @@ from textrl.data import Records, Source, load_records, split_by_prompt
 from textrl.encoding import continuation
 from textrl.loop import FitTask, LossSum, fit, make_accelerator, token_batches
 from textrl.losses import dpo_loss
-from textrl.metrics import make_logger
+from textrl.metrics import open_logger
 from textrl.models import SplitLM, split_lm
 from textrl.types import Sequence, stack_sequences
 
@@ -100,16 +100,17 @@ class DPOTrainer:
             data: a file, hub name, list of dicts or `datasets.Dataset`.
             config: sizes and rates.
             output_dir: the checkpoint, the metrics and resumable states go here.
-            logger: SB3's; by default one that writes to output_dir.
+            logger: SB3's; None is one that writes to output_dir.
             shown: show progress.
 
         Raises:
             UserError: data that cannot be read; file and line are named.
+
         """
         self.model, self.tokenizer = model, tokenizer
         self.config = config or DPOConfig()
         self.output_dir = None if output_dir is None else Path(output_dir)
-        self.logger = logger or make_logger(self.output_dir)
+        self.logger = logger
         self._shown = shown
         self._lm = split_lm(model)
         model.eval()
@@ -134,15 +135,16 @@ class DPOTrainer:
                 self._lm, [pairs[i] for i in rows], self._reference[:, rows], self.config
             ),
         )
-        fit(
-            self.model,
-            task,
-            self.config,
-            accelerator=make_accelerator(self._lm.device),
-            logger=self.logger,
-            state_dir=self.output_dir,
-            shown=self._shown,
-        )
+        with open_logger(self.output_dir, self.logger) as logger:
+            fit(
+                self.model,
+                task,
+                self.config,
+                accelerator=make_accelerator(self._lm.device),
+                logger=logger,
+                state_dir=self.output_dir,
+                shown=self._shown,
+            )
         if self.output_dir is not None:
             save_model(self.model, self.tokenizer, self.output_dir)
             clear_state(self.output_dir)
@@ -164,7 +166,9 @@ class DPOTrainer:
         records.require("prompt", "chosen", "rejected")
         sides = {
             side: [
-                continuation(self.tokenizer, row["prompt"], row[side], place, self.config.max_length)
+                continuation(
+                    self.tokenizer, row["prompt"], row[side], place, self.config.max_length
+                )
                 for row, place in zip(records.rows, records.places, strict=True)
             ]
             for side in ("chosen", "rejected")

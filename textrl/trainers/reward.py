@@ -24,7 +24,7 @@ from textrl.encoding import is_conversation, ranked_texts
 from textrl.errors import UserError
 from textrl.loop import FitTask, LossSum, fit, make_accelerator
 from textrl.losses import bradley_terry_loss, plackett_luce_loss, ranking_loss
-from textrl.metrics import make_logger
+from textrl.metrics import open_logger
 from textrl.models import ensure_pad
 from textrl.rewards import RewardModel, encode_for_scoring, max_text_length, sequence_scores
 
@@ -90,11 +90,12 @@ class RewardTrainer:
             normalize_on: texts (samples of the SFT policy) on which the score gets mean 0, std 1;
                 by default the texts of the data.
             output_dir: the checkpoint, the metrics and resumable states go here.
-            logger: SB3's; by default one that writes to output_dir.
+            logger: SB3's; None is one that writes to output_dir.
             shown: show progress.
 
         Raises:
             UserError: data that cannot be read, or a model with more than one label.
+
         """
         if model.config.num_labels != 1:
             raise UserError(f"a reward model has 1 label, this one {model.config.num_labels}")
@@ -102,7 +103,7 @@ class RewardTrainer:
         self.model, self.tokenizer = model, tokenizer
         self.config = config or RewardConfig()
         self.output_dir = None if output_dir is None else Path(output_dir)
-        self.logger = logger or make_logger(self.output_dir)
+        self.logger = logger
         self._shown = shown
         records = load_records(data)
         train, heldout = split_by_prompt(records, self.config.heldout_share)
@@ -123,15 +124,16 @@ class RewardTrainer:
             weights=[1.0] * len(rankings),
             loss=lambda rows: self._loss([rankings[i] for i in rows]),
         )
-        fit(
-            self.model,
-            task,
-            self.config,
-            accelerator=make_accelerator(self.model.device),
-            logger=self.logger,
-            state_dir=self.output_dir,
-            shown=self._shown,
-        )
+        with open_logger(self.output_dir, self.logger) as logger:
+            fit(
+                self.model,
+                task,
+                self.config,
+                accelerator=make_accelerator(self.model.device),
+                logger=logger,
+                state_dir=self.output_dir,
+                shown=self._shown,
+            )
         metrics = self.normalize(self._normalize_on)
         if self.output_dir is not None:
             save_model(self.model, self.tokenizer, self.output_dir)
@@ -218,7 +220,9 @@ class RewardTrainer:
             if is_conversation(completion):
                 messages = (prompt if isinstance(prompt, list) else []) + list(completion)
                 if not self.tokenizer.chat_template:
-                    raise UserError(f"{place}: chat messages, but the tokenizer has no chat template")
+                    raise UserError(
+                        f"{place}: chat messages, but the tokenizer has no chat template"
+                    )
                 text = self.tokenizer.apply_chat_template(messages, tokenize=False)
             else:
                 text = f"{prompt}{completion}"

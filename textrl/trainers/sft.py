@@ -11,7 +11,7 @@ from textrl.config import SFTConfig
 from textrl.data import Records, Source, load_records, split_by_prompt
 from textrl.encoding import sft_sequence
 from textrl.loop import FitTask, LossSum, fit, make_accelerator, token_batches
-from textrl.metrics import make_logger
+from textrl.metrics import open_logger
 from textrl.models import split_lm
 from textrl.types import Sequence, stack_sequences
 
@@ -38,16 +38,17 @@ class SFTTrainer:
             data: a file, hub name, list of dicts or `datasets.Dataset`.
             config: sizes and rates.
             output_dir: the checkpoint, the metrics and resumable states go here.
-            logger: SB3's; by default one that writes to output_dir.
+            logger: SB3's; None is one that writes to output_dir.
             shown: show progress.
 
         Raises:
             UserError: data that cannot be read; file and line are named.
+
         """
         self.model, self.tokenizer = model, tokenizer
         self.config = config or SFTConfig()
         self.output_dir = None if output_dir is None else Path(output_dir)
-        self.logger = logger or make_logger(self.output_dir)
+        self.logger = logger
         self._shown = shown
         train, heldout = split_by_prompt(load_records(data), self.config.heldout_share)
         self.train_sequences = self._encode(train)
@@ -66,15 +67,16 @@ class SFTTrainer:
             weights=[float(s.num_counted) for s in sequences],
             loss=lambda rows: self._loss([sequences[i] for i in rows]),
         )
-        fit(
-            self.model,
-            task,
-            self.config,
-            accelerator=make_accelerator(self._lm.device),
-            logger=self.logger,
-            state_dir=self.output_dir,
-            shown=self._shown,
-        )
+        with open_logger(self.output_dir, self.logger) as logger:
+            fit(
+                self.model,
+                task,
+                self.config,
+                accelerator=make_accelerator(self._lm.device),
+                logger=logger,
+                state_dir=self.output_dir,
+                shown=self._shown,
+            )
         if self.output_dir is not None:
             save_model(self.model, self.tokenizer, self.output_dir)
             clear_state(self.output_dir)

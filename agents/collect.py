@@ -150,7 +150,7 @@ def _pay_at_once(env: TextEnv, actions: np.ndarray, mask: np.ndarray) -> Paid:
 
 
 def _pay_step_by_step(env: TextEnv, actions: np.ndarray, mask: np.ndarray) -> Paid:
-    """Take the actions one step at a time; rows that are over step on in an episode of no account."""
+    """Take the actions step by step; rows that are over step on in an episode of no account."""
     rewards, ref_logprobs = np.zeros(mask.shape), np.zeros(mask.shape)
     scores = np.full(len(mask), np.nan)
     truncated_rows = np.zeros(len(mask), dtype=bool)

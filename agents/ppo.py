@@ -226,7 +226,7 @@ class PPO:
     def _update(
         self, rollout: Rollout, targets: Targets, kl_weight: float, reference_states: Tensor | None
     ) -> dict[str, float]:
-        """Run num_epochs of minibatches; return means over updates and the first one's identities."""
+        """Run the minibatches; return means over updates and the first one's identities."""
         config, size = self.config, len(rollout.scores)
         rows: list[dict[str, float]] = []
         for _ in range(config.num_epochs):

@@ -18,7 +18,15 @@ from textrl.envs.prompts import PromptSet, PromptSource, encode_one, load_prompt
 from textrl.errors import UserError
 from textrl.generation import Decoder
 from textrl.logprobs import chunked_token_logprobs, token_logprobs
-from textrl.models import eos_id, freeze, load_causal_lm, load_tokenizer, pick_device, split_lm
+from textrl.models import (
+    eos_id,
+    freeze,
+    load_causal_lm,
+    load_tokenizer,
+    moved,
+    pick_device,
+    split_lm,
+)
 from textrl.rewards import Reward, RewardModel, Scorer, make_scorer
 
 ROWS_PER_PASS = 64
@@ -203,7 +211,7 @@ class TextCore:
     ) -> np.ndarray:
         """Return the reference's log-probs of the actions, float64 [B T], 0 where not counted."""
         result = np.zeros(mask.shape)
-        rows = mask.any(1).nonzero()[0]
+        rows = np.flatnonzero(mask.any(1))
         rows = rows[np.argsort(self.lengths[rows], kind="stable")]
         for begin in range(0, len(rows), ROWS_PER_PASS):
             part = rows[begin : begin + ROWS_PER_PASS]
@@ -314,9 +322,9 @@ def _reference(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the frozen reference and its tokenizer: named, live, or the tiny task's."""
     if config.reference is None:
-        return freeze(tasks.tiny_model().to(device)), tasks.tiny_tokenizer()
+        return freeze(moved(tasks.tiny_model(), device)), tasks.tiny_tokenizer()
     if isinstance(config.reference, PreTrainedModel):
-        model = config.reference.to(device)
+        model = moved(config.reference, device)
     else:
         model = load_causal_lm(config.reference, dtype=config.dtype, device=device)
     name = config.reference if config.tokenizer is None else config.tokenizer

@@ -30,7 +30,7 @@ def tiny_tokenizer(letters: str = string.ascii_lowercase) -> PreTrainedTokenizer
 
 
 def tiny_model(vocab_size: int = 29, hidden_size: int = 32, seed: int = 0) -> PreTrainedModel:
-    """Return a two-layer Llama with seeded random weights; torch's global generator is left alone."""
+    """Return a two-layer Llama with seeded weights; torch's global generator is left alone."""
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=hidden_size,
@@ -44,7 +44,9 @@ def tiny_model(vocab_size: int = 29, hidden_size: int = 32, seed: int = 0) -> Pr
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return LlamaForCausalLM(config).eval()
+        model = LlamaForCausalLM(config)
+    model.eval()
+    return model
 
 
 def tiny_prompts() -> list[str]:

@@ -127,7 +127,7 @@ class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
         )
         self.core = TextCore(1, config)
         self.render_mode = render_mode
-        self.observation_space = observation_space(self.core)
+        self.observation_space = observation_space(self.core)  # type: ignore[assignment]
         self.action_space = spaces.Discrete(self.core.lm.vocab_size)
         self._stream: PromptStream | None = None
 
@@ -157,9 +157,10 @@ class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
 
     def action_masks(self) -> np.ndarray:
         """Return which tokens are sensible next, Bool [V] (sb3-contrib's name); not enforced."""
-        return self.core.action_masks()[0]
+        masks: np.ndarray = self.core.action_masks()[0]
+        return masks
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """Return the prompt and the completion so far, in render mode "ansi"."""
         return render_row(self.core, 0) if self.render_mode == "ansi" else None
 

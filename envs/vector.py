@@ -122,7 +122,7 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
         choice = dict(options or {})
         mask = choice.pop("reset_mask", np.ones(self.num_envs, dtype=bool))
         rows = np.asarray(mask, dtype=bool)
-        for row in rows.nonzero()[0]:
+        for row in rows.nonzero()[0].tolist():
             prompt = chosen_prompt(choice, row) if choice else self._streams[row].next()
             self.core.start(row, prompt)
         self._ended &= ~rows
@@ -218,7 +218,7 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
         self._streams = [PromptStream(seeding.np_random(lead)[0], size) for lead in leaders]
 
     def _restart(self, rows: np.ndarray) -> Infos:
-        for row in rows.nonzero()[0]:
+        for row in rows.nonzero()[0].tolist():
             self.core.start(row, self._streams[row].next())
         self._ended &= ~rows
         return self._reset_infos(rows)

@@ -47,11 +47,11 @@ def run_sft(model: ModelConfig, run: RunConfig, config: SFTConfig) -> None:
 
 def run_reward(model: ModelConfig, run: RunConfig, config: RewardConfig) -> None:
     """Train a reward model on pairs or rankings."""
-    from textrl.models import load_tokenizer, pick_device
+    from textrl.models import load_tokenizer, moved, pick_device
     from textrl.trainers import RewardTrainer, reward_model_from
 
     tokenizer = load_tokenizer(model.model)
-    classifier = reward_model_from(model.model, config.seed).to(pick_device(model.device))
+    classifier = moved(reward_model_from(model.model, config.seed), pick_device(model.device))
     load_records(model.data)
     folder = _begin(run, model, config)
     trainer = RewardTrainer(classifier, tokenizer, model.data, config, output_dir=folder)

@@ -28,7 +28,24 @@ def _check_common(config: object) -> None:
             _require(config, field.name, value >= 0, "0 or a positive number")
 
 
-_POSITIVE = ["learning_rate", "critic_learning_rate", "num_epochs", "minibatch_size", "micro_batch_tokens", "max_length", "max_grad_norm", "episodes_per_iteration", "clip_range", "clip_range_vf", "target_kl", "kl_target", "kl_horizon", "beta", "samples_per_prompt"]
+_POSITIVE = (
+    "learning_rate",
+    "critic_learning_rate",
+    "num_epochs",
+    "minibatch_size",
+    "micro_batch_tokens",
+    "max_length",
+    "max_grad_norm",
+    "max_completion_tokens",
+    "episodes_per_iteration",
+    "clip_range",
+    "clip_range_vf",
+    "target_kl",
+    "kl_target",
+    "kl_horizon",
+    "beta",
+    "samples_per_prompt",
+)
 _SHARES = ["warmup_share", "heldout_share", "label_smoothing"]
 _NOT_NEGATIVE = ["weight_decay", "vf_coef", "ent_coef", "ptx_coef", "seed", "save_every"]
 
@@ -162,7 +179,7 @@ class PPOConfig:
     kl_horizon: float = 10_000.0
     """Episodes over which the controller corrects its error."""
     kl_loss: Literal["sampled", "exact"] = "sampled"
-    """The KL to the reference: sampled, in the reward; or exact over the vocabulary, in the loss."""
+    """KL to the reference: sampled, in the reward; or exact over the vocabulary, in the loss."""
     critic: Literal["value_head", "reward_model", "separate"] = "value_head"
     """A head on the policy's trunk, or a trunk of its own from the reward model or the policy."""
     critic_head: Literal["linear", "mlp"] = "linear"

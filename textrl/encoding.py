@@ -86,7 +86,7 @@ def render_chat(
             f"{place}: holds chat messages but the tokenizer has no chat template; set "
             f"tokenizer.chat_template or give plain text"
         )
-    encoded = tokenizer.apply_chat_template(
+    encoded: Any = tokenizer.apply_chat_template(
         messages, add_generation_prompt=for_reply, tokenize=True, return_dict=True
     )
     return list(encoded["input_ids"])

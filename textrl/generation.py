@@ -21,7 +21,7 @@ class _RowLayer(CacheLayerMixin):
     is_sliding = False
 
     def __init__(self, owner: "RowCache") -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # transformers' own
         self.owner = owner
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -36,7 +36,8 @@ class _RowLayer(CacheLayerMixin):
     ) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         rows, owner = self.owner.rows, self.owner
         if owner.prefilling:  # the prompts attend to themselves only
             width = key_states.shape[2]
@@ -48,7 +49,8 @@ class _RowLayer(CacheLayerMixin):
         return self.keys[:, :, : owner.used], self.values[:, :, : owner.used]
 
     def select(self, rows: Tensor) -> None:
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         self.keys, self.values = self.keys[rows], self.values[rows]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:

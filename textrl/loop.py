@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from stable_baselines3.common.logger import Logger
 from torch import Tensor, nn
 
@@ -244,9 +245,11 @@ def _fit_update(
 
     learning_rate = updater.scheduler.get_last_lr()[0]
     norm = updater.update(losses())
-    totals = accelerator.reduce(torch.tensor(list(sums.values()), dtype=torch.float64), "sum")
-    means = {name: float(total) / divisor for name, total in zip(sums, totals, strict=True)}
-    return means | {"grad_norm": norm, "learning_rate": learning_rate}
+    means: dict[str, float] = {}
+    for part in gather_object([sums]):  # of every process; one may have had no row
+        for name, value in part.items():
+            means[name] = means.get(name, 0.0) + value / divisor
+    return means | {"grad_norm": norm, "learning_rate": float(learning_rate)}
 
 
 def _resume(model: nn.Module, updater: Updater, state_dir: Path | None) -> int:

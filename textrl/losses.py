@@ -308,7 +308,7 @@ def dpo_loss(
     Returns: Shape [B].
 
     Raises:
-        ValueError: shapes differ (both named), an unknown loss_type, beta or smoothing out of range.
+        ValueError: shapes differ (both named), unknown loss_type, beta or smoothing out of range.
 
     Source: Rafailov et al. 2023, 2305.18290, eq. 7.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def check_shapes(**tensors: Tensor) -> None:
-    """Raise ValueError naming both shapes unless all the named tensors have the first one's shape."""
+    """Raise ValueError naming both shapes unless all tensors have the first one's shape."""
     (first, reference), *rest = tensors.items()
     for name, tensor in rest:
         if tensor.shape != reference.shape:

@@ -55,7 +55,7 @@ def open_logger(folder: Path | None, given: Logger | None = None) -> Iterator[Lo
 def read_progress(folder: Path) -> list[dict[str, float]]:
     """Return the rows of a folder's progress.json; none where there is no file.
 
-    Of rows with one `time/step`, the last counts: a run killed after logging takes those steps again.
+    Of rows with one `time/step` the last counts: a killed run takes its last steps again.
     """
     path = folder / "progress.json"
     if not path.exists():

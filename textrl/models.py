@@ -82,15 +82,16 @@ def load_causal_lm(
     """
     device = pick_device(device)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        found: Any = AutoModelForCausalLM.from_pretrained(
             str(name), dtype=pick_dtype(dtype, device), output_loading_info=True
         )
     except (OSError, ValueError, KeyError) as error:
         raise _no_model(name, "language model", error) from error
+    model, report = found
     if report["missing_keys"]:
         raise UserError(f"{name}: the checkpoint lacks weights: {sorted(report['missing_keys'])}")
     assert isinstance(model, PreTrainedModel)
-    return model.to(device).eval()
+    return in_eval(moved(model, device))
 
 
 def load_classifier(
@@ -107,18 +108,19 @@ def load_classifier(
     """
     device = pick_device(device)
     try:
-        model, report = AutoModelForSequenceClassification.from_pretrained(
+        found: Any = AutoModelForSequenceClassification.from_pretrained(
             str(name), dtype=pick_dtype(dtype, device), output_loading_info=True
         )
     except (OSError, ValueError, KeyError) as error:
         raise _no_model(name, "sequence classifier", error) from error
+    model, report = found
     if report["missing_keys"]:
         raise UserError(
             f"{name}: no trained reward head in this checkpoint (missing "
             f"{', '.join(sorted(report['missing_keys']))}); train one with `textrl reward`"
         )
     assert isinstance(model, PreTrainedModel)
-    return model.to(device).eval()
+    return in_eval(moved(model, device))
 
 
 def _no_model(name: str | Path, kind: str, error: Exception) -> UserError:
@@ -129,11 +131,22 @@ def _no_model(name: str | Path, kind: str, error: Exception) -> UserError:
     )
 
 
+def moved(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """Return the model on the device (PreTrainedModel.to hides nn.Module.to's signature)."""
+    nn.Module.to(model, device)
+    return model
+
+
+def in_eval(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the model in eval mode."""
+    model.eval()
+    return model
+
+
 def freeze(model: PreTrainedModel) -> PreTrainedModel:
     """Return the model in eval mode with no parameter that takes a gradient."""
-    model.eval()
     model.requires_grad_(False)
-    return model
+    return in_eval(model)
 
 
 def eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -159,7 +172,9 @@ def ensure_pad(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> in
         unk = tokenizer.unk_token
         spare = unk is not None and unk != tokenizer.eos_token
         tokenizer.add_special_tokens({"pad_token": unk if spare else "<pad>"})
-        width = model.get_input_embeddings().weight.shape[0]
+        embedding = model.get_input_embeddings()
+        assert isinstance(embedding, nn.Embedding)
+        width = embedding.num_embeddings
         if len(tokenizer) > width:
             model.resize_token_embeddings(len(tokenizer))
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -235,8 +250,9 @@ def split_lm(model: PreTrainedModel) -> SplitLM:
     A head that does more than its output embedding (soft caps, scales) is found by the check: the
     whole model then serves as trunk and its logits as states, correct but without the saving.
     """
-    body = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT wraps it
-    head = body.get_output_embeddings()
+    # PEFT wraps the model that has the parts
+    body: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head: Any = body.get_output_embeddings()
     if head is None:
         raise UserError(f"{type(model).__name__} has no LM head; a causal language model is needed")
     trunk = body.base_model

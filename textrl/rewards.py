@@ -131,14 +131,15 @@ def sequence_scores(model: PreTrainedModel, encoded: list[list[int]]) -> Tensor:
     for row, ids in enumerate(encoded):
         input_ids[row, : len(ids)] = torch.tensor(ids)
     input_ids = input_ids.to(model.device)
-    if "score" in dict(model.named_children()):
+    head = dict(model.named_children()).get("score")
+    if head is not None:
         states = first_output(model.base_model(input_ids=input_ids, use_cache=False))
-        logits = model.score(states[torch.arange(len(encoded), device=model.device), lengths - 1])
+        logits = head(states[torch.arange(len(encoded), device=model.device), lengths - 1])
     else:
         mask = torch.arange(width, device=model.device) < lengths.unsqueeze(1)
         logits = model(input_ids=input_ids, attention_mask=mask.long()).logits
-    logits = logits.float()
-    return logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
+    numbers: Tensor = logits.float()
+    return numbers[:, 0] if numbers.shape[1] == 1 else numbers[:, 1] - numbers[:, 0]
 
 
 @dataclass(frozen=True, kw_only=True)

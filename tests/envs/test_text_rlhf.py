@@ -184,7 +184,7 @@ def test_pad_equal_to_eos_keeps_the_real_eos() -> None:
     env = make(reference=tiny_model(), tokenizer=tokenizer, reward=tiny_score, prompts=["a"])
     env.reset(seed=0)
     env.step(4)
-    observation, reward, terminated, _, info = env.step(EOS)
+    observation, _, terminated, _, info = env.step(EOS)
     assert terminated
     assert info["score"] == 1 / 8
     assert observation["attention_mask"].sum() == 4

@@ -2,7 +2,7 @@
 
 All completions of one ranking are one example, so that each is encoded once and all its pairs are
 in one batch element (InstructGPT: shuffled pairs of one prompt over-fit). The trained scores are
-normalised on samples of the SFT policy; mean and standard deviation live in the checkpoint's config.
+normalised on samples of the SFT policy; their mean and std live in the checkpoint's config.
 """
 
 from dataclasses import dataclass

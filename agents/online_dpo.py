@@ -72,7 +72,7 @@ class OnlineDPO:
     def learn(self, total_timesteps: int, progress_bar: bool = False) -> Self:
         """Train for at least this many tokens more; one logger row an update."""
         start = self.env_steps
-        with StageProgress("online_dpo", total_timesteps, shown=progress_bar) as progress:
+        with StageProgress("dpo", total_timesteps, shown=progress_bar) as progress:
             while self.env_steps < start + total_timesteps:
 
                 def show(tokens: float, numbers: dict[str, float]) -> None:
@@ -120,7 +120,7 @@ class OnlineDPO:
                 numbers = self._minibatch(rollout, best[chosen], worst[chosen])
                 done, self.updates = done + len(chosen), self.updates + 1
                 log(self.logger, self.updates, {f"train/{k}": v for k, v in numbers.items()})
-                show(tokens * done / total, numbers)
+                show(tokens * done / total, {n: numbers[n] for n in ("loss", "accuracy")})
         self.env_steps += tokens
         speed = {"time/tokens_per_second": tokens / (time.monotonic() - began)}
         log(self.logger, self.updates, report | speed | {"train/pairs": float(len(best))})

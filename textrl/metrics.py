@@ -85,6 +85,7 @@ class StageProgress:
         """Prepare the display of `total` steps."""
         self._stage, self._total, self._shown = stage, total, shown
         self._began = self._last_line = time.monotonic()
+        self._finished = False
         self._bar: Progress | None = None
 
     def __enter__(self) -> "StageProgress":
@@ -115,7 +116,8 @@ class StageProgress:
             self._bar.update(self._bar.tasks[0].id, completed=done, numbers=text)
             return
         now = time.monotonic()
-        if self._shown and (now - self._last_line > PLAIN_LINE_EVERY or done == self._total):
-            self._last_line = now
+        finished = done == self._total and not self._finished
+        if self._shown and (now - self._last_line > PLAIN_LINE_EVERY or finished):
+            self._last_line, self._finished = now, finished or self._finished
             left = (now - self._began) / max(done, 1) * (self._total - done)
             print(f"[{self._stage}] {done}/{self._total}  {text}  {left:.0f} s left", flush=True)

@@ -250,8 +250,9 @@ def split_lm(model: PreTrainedModel) -> SplitLM:
     A head that does more than its output embedding (soft caps, scales) is found by the check: the
     whole model then serves as trunk and its logits as states, correct but without the saving.
     """
-    # PEFT wraps the model that has the parts
-    body: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    body: Any = model
+    if hasattr(model, "get_base_model"):  # PEFT wraps the model that has the parts
+        body = body.get_base_model()
     head: Any = body.get_output_embeddings()
     if head is None:
         raise UserError(f"{type(model).__name__} has no LM head; a causal language model is needed")

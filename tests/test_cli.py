@@ -1,0 +1,223 @@
+"""The command line, in this process where it is quick and as a command where that matters."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM
+
+from textrl import cli
+from textrl.config import PPOConfig, SFTConfig
+from textrl.errors import UserError
+
+REWARD = "my_reward.py"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    texts = "\n".join(json.dumps({"text": t}) for t in ("abc", "bcd", "cdefg", "xyz"))
+    Path("texts.jsonl").write_text(texts)
+    Path("prompts.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    pair = {"prompt": "a", "chosen": "bcd", "rejected": "zz"}
+    Path("pairs.jsonl").write_text(json.dumps(pair) + "\n" + json.dumps(pair | {"prompt": "b"}))
+    Path(REWARD).write_text(
+        "def letters(prompts, completions):\n    return [float(len(c)) for c in completions]\n"
+    )
+    return tmp_path
+
+
+def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the one line of a command that must fail with status 2."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("textrl: error: ")
+    assert error.count("\n") == 1
+    assert "Traceback" not in error
+    return error
+
+
+def test_yaml_with_overrides(folder: Path) -> None:
+    Path("c.yaml").write_text(
+        "model: m\ndata: d.jsonl\noutput_dir: out\nlearning_rate: 1e-5\nnum_epochs: 3\n"
+    )
+    command, (model, run, config) = cli.parse(
+        ["sft", "--config", "c.yaml", "--num-epochs", "4", "--resume"]
+    )
+    assert command == "sft"
+    assert (model.model, run.resume, run.overwrite) == ("m", True, False)
+    assert config == SFTConfig(learning_rate=1e-5, num_epochs=4)
+    assert isinstance(config.learning_rate, float)
+
+
+def test_print_config_can_be_read_back(folder: Path, capsys) -> None:
+    arguments = ["ppo", "--model=m", "--prompts=p", "--reward=r", "--total_timesteps=9"]
+    arguments += ["--output_dir=o", "--critic=separate", "--target_kl=0.1"]
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*arguments, "--print_config"])
+    assert caught.value.code == 0
+    printed = capsys.readouterr().out
+    assert yaml.safe_load(printed)["clip_range"] == 0.2
+    Path("c.yaml").write_text(printed)
+    _, configs = cli.parse(["ppo", "--config", "c.yaml"])
+    assert configs[-1] == PPOConfig(critic="separate", target_kl=0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sft", "--learnin_rate", "1"], "did you mean 'learning_rate'"),
+        (["stf"], "did you mean 'sft'"),
+        ([], "sft"),
+        (["sft", "--model", "m"], "data"),
+        (["sft", "--model=m", "--data=d", "--output_dir=o", "--num_epochs=many"], "num_epochs"),
+        (["sft", "--model=m", "--data=d", "--output_dir=o", "--num_epochs=0"], "a positive number"),
+        (["ppo", "--critic", "best"], "critic"),
+        (["sft", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["sft", "--model=nowhere", "--data=texts.jsonl", "--output_dir=o"], "nowhere"),
+        (["dpo", "--model=MODEL", "--data=gone.jsonl", "--output_dir=o"], "gone.jsonl"),
+        (["reward", "--model=MODEL", "--data=texts.jsonl", "--output_dir=o"], "texts.jsonl:1"),
+        (["dpo", "--model=MODEL", "--data=texts.jsonl", "--output_dir=o"], "'prompt' is missing"),
+        (
+            ["ppo", "--model=MODEL", "--prompts=prompts.jsonl", "--reward=MODEL"]
+            + ["--total_timesteps=1", "--output_dir=o"],
+            "no trained reward head",
+        ),
+        (
+            ["ppo", "--model=MODEL", "--prompts=prompts.jsonl", "--reward=my_reward:lettres"]
+            + ["--total_timesteps=1", "--output_dir=o"],
+            "no 'lettres'",
+        ),
+        (
+            ["ppo", "--model=MODEL", "--prompts=prompts.jsonl", "--reward=my_reward:letters"]
+            + ["--total_timesteps=1", "--output_dir=o", "--agent=ppp"],
+            "ppp",
+        ),
+        (["demo", "--preset", "huge"], "preset"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(
+    arguments, message: str, folder: Path, checkpoint: str, capsys
+) -> None:
+    given = [argument.replace("MODEL", checkpoint) for argument in arguments]
+    assert message in fails(given, capsys)
+    assert not (folder / "o").exists() or not any((folder / "o").iterdir())
+
+
+def test_unknown_key_in_yaml(folder: Path, capsys) -> None:
+    Path("c.yaml").write_text("model: m\nlearnin_rate: 1e-5\n")
+    assert "did you mean 'learning_rate'" in fails(["sft", "--config", "c.yaml"], capsys)
+
+
+def test_an_existing_run_is_never_overwritten_by_accident(
+    folder: Path, checkpoint: str, capsys
+) -> None:
+    Path("out").mkdir()
+    Path("out/precious.txt").write_text("mine")
+    arguments = ["sft", f"--model={checkpoint}", "--data=texts.jsonl", "--output_dir=out"]
+    error = fails(arguments, capsys)
+    assert "--resume" in error
+    assert "--overwrite" in error
+    assert Path("out/precious.txt").read_text() == "mine"
+    assert "exclude each other" in fails([*arguments, "--resume", "--overwrite"], capsys)
+    bad = [*arguments[:2], "--data=gone.jsonl", "--output_dir=out", "--overwrite"]
+    fails(bad, capsys)
+    assert Path("out/precious.txt").exists()  # the data are read before anything is deleted
+    cli.main([*arguments, "--overwrite"])
+    assert not Path("out/precious.txt").exists()
+    assert Path("out/model.safetensors").exists()
+
+
+def test_the_whole_pipeline_from_the_command_line(folder: Path, checkpoint: str, capsys) -> None:
+    cli.main(
+        ["sft", f"--model={checkpoint}", "--data=texts.jsonl", "--output_dir=sft", "--seed=1"]
+    )
+    resolved = yaml.safe_load(Path("sft/config.yaml").read_text())
+    assert resolved["seed"] == 1
+    assert resolved["max_grad_norm"] == 1.0
+    cli.main(["reward", "--model=sft", "--data=pairs.jsonl", "--output_dir=rm"])
+    short = ["--max_completion_tokens=5"]
+    cli.main(
+        ["ppo", "--model=sft", "--prompts=prompts.jsonl", "--reward=rm", "--output_dir=ppo"]
+        + ["--total_timesteps=100", "--num_envs=8", "--episodes_per_iteration=16", *short]
+    )
+    cli.main(["dpo", "--model=sft", "--data=pairs.jsonl", "--output_dir=dpo"])
+    for name in ("sft", "ppo", "dpo"):
+        AutoModelForCausalLM.from_pretrained(name)
+    assert Path("ppo/critic.safetensors").exists()
+    capsys.readouterr()
+    cli.main(["generate", "--model=ppo", "--prompts=prompts.jsonl", *short])
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert [json.loads(line)["prompt"] for line in lines] == ["a", "b"]
+    cli.main(["generate", "--model=ppo", "--prompts=prompts.jsonl", "--output=g.jsonl", *short])
+    assert "exists" in fails(
+        ["generate", "--model=ppo", "--prompts=prompts.jsonl", "--output=g.jsonl"], capsys
+    )
+    cli.main(
+        ["evaluate", "--model=ppo", "--reference=sft", "--reward=my_reward:letters"]
+        + ["--prompts=prompts.jsonl", *short]
+    )
+    assert set(json.loads(capsys.readouterr().out)) == {"score", "score_std", "kl", "length"}
+
+
+def test_ppo_resumes_to_the_same_weights(folder: Path, checkpoint: str) -> None:
+    def run(output: str, tokens: int, *more: str) -> torch.Tensor:
+        cli.main(
+            ["ppo", f"--model={checkpoint}", "--prompts=prompts.jsonl", f"--output_dir={output}"]
+            + ["--reward=my_reward:letters", f"--total_timesteps={tokens}", "--num_envs=8"]
+            + ["--episodes_per_iteration=8", "--max_completion_tokens=4", "--save_every=1", *more]
+        )
+        model = AutoModelForCausalLM.from_pretrained(output)
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    straight = run("straight", 100)
+    run("parts", 40)
+    assert torch.equal(run("parts", 100, "--resume"), straight)
+    rows = Path("parts/progress.json").read_text().splitlines()
+    assert len(rows) == len(Path("straight/progress.json").read_text().splitlines())
+
+
+def test_importing_and_asking_for_help_is_light() -> None:
+    """Neither `import textrl` nor --help loads torch or transformers; and this test can fail."""
+    script = (
+        "import sys; {code}; "
+        "print(sorted({{'torch', 'transformers', 'stable_baselines3'}} & set(sys.modules)))"
+    )
+    helps = "from textrl.cli import main\ntry:\n main(['ppo', '--help'])\nexcept SystemExit: pass\n"
+    for code, expected in [
+        ("import textrl", "[]"),
+        (f"exec({helps!r})", "[]"),
+        ("import textrl.models", "['torch', 'transformers']"),
+    ]:
+        done = subprocess.run(
+            [sys.executable, "-c", script.format(code=code)], capture_output=True, text=True
+        )
+        assert done.stdout.strip().splitlines()[-1] == expected, done.stderr
+
+
+def test_help_explains_each_field() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "textrl", "ppo", "--help"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"COLUMNS": "200"},
+    )
+    assert "--clip_range CLIP_RANGE" in done.stdout
+    assert "The probability ratio is clipped to 1 +- this." in done.stdout
+    assert "(type: float, default: 0.2)" in done.stdout
+
+
+def test_resolve() -> None:
+    from textrl.commands import resolve, resolve_reward
+
+    assert resolve("math:sqrt")(4) == 2
+    assert resolve_reward("some/folder") == "some/folder"
+    with pytest.raises(UserError, match="cannot be imported"):
+        resolve("no_such_module:f")

@@ -59,7 +59,6 @@ def make_critic(
 
     Raises:
         UserError: "reward_model" without a reward model that reads the policy's tokens causally.
-
     """
     hidden_size = int(policy.config.get_text_config().hidden_size)
     with torch.random.fork_rng():
@@ -136,7 +135,6 @@ class ActorCritic:
         Args:
             rollout: some episodes.
             reference: the reference's states of the same episodes, for the exact KL.
-
         """
         width, mask = int(rollout.lengths.max()), rollout.mask
         ids, steps = rollout.input_ids[:, :width], mask.shape[1]
@@ -148,10 +146,11 @@ class ActorCritic:
 
         def numbers(states: Tensor, chosen: Tensor, *others: Tensor) -> Tensor:
             logits = self.lm.head(states)
-            columns = [token_logprobs(logits, chosen, self.temperature)]
-            columns.append(token_entropy(logits, self.temperature))
+            columns = [token_logprobs(logits, chosen, temperature=self.temperature)]
+            columns.append(token_entropy(logits, temperature=self.temperature))
             for other, head in zip(others, heads, strict=True):
-                columns.append(token_kl(logits, head(other), self.temperature))
+                other_logits = head(other)
+                columns.append(token_kl(logits, other_logits, temperature=self.temperature))
             return torch.stack(columns, dim=-1)
 
         heads = [] if reference is None else [reference.head]

@@ -58,7 +58,6 @@ def make_agent(name: str, policy: PreTrainedModel, venv: AnyVectorEnv) -> Agent:
 
     Raises:
         UserError: nobody registered it.
-
     """
     if name not in _FACTORIES:
         hint = did_you_mean(name, _FACTORIES)
@@ -99,6 +98,24 @@ class TextEnv:
         else:
             assert isinstance(base, SyncVectorEnv)
             base.set_attr("kl_coef", [value] * self.num_envs)
+
+    def check(self, policy: PreTrainedModel, episodes_per_iteration: int) -> None:
+        """Raise UserError unless the policy can be trained here with these many episodes."""
+        if policy is self.reference:
+            raise UserError(
+                "the policy is the environment's frozen reference itself; train a copy "
+                "(copy.deepcopy, or load it twice)"
+            )
+        if not any(parameter.requires_grad for parameter in policy.parameters()):
+            raise UserError(
+                "no parameter of the policy takes a gradient (a copy of the frozen reference is "
+                "frozen too); call policy.requires_grad_(True)"
+            )
+        if episodes_per_iteration % self.num_envs:
+            raise UserError(
+                f"episodes_per_iteration is {episodes_per_iteration}; expected a multiple of the "
+                f"environment's {self.num_envs} rows"
+            )
 
     def _get(self, name: str) -> Any:
         base = self.venv.unwrapped

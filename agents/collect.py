@@ -51,7 +51,6 @@ def collect(
         observe: values from the policy's own states while sampling, [n H] to [n].
         value_pass: values from a critic's own pass: (input_ids [B L], prompt_lengths [B], T) to
             [B T]; also gives the bootstrap value of truncated rows.
-
     """
     observation, _ = env.venv.reset()
     prompt_ids, prompt_lengths = prompts_of(observation, lm.device)

@@ -3,6 +3,8 @@
 KL is in nats a sequence; every mean is over real tokens or whole episodes, never over padding.
 """
 
+import math
+
 import torch
 
 from textrl.masking import masked_mean, masked_var
@@ -18,10 +20,10 @@ def rollout_report(rollout: Rollout) -> dict[str, float]:
     scored = rollout.scores[~rollout.scores.isnan()]
     kl, mask = rollout.sequence_kl, rollout.mask
     return {
-        "rollout/score": float(scored.mean()),
-        "rollout/score_std": float(scored.std(unbiased=False)),
+        "rollout/score": float(scored.mean()) if len(scored) else math.nan,
+        "rollout/score_std": float(scored.std(unbiased=False)) if len(scored) else math.nan,
         "rollout/kl": float(kl.mean()),
-        "rollout/kl_error": float(kl.std() / len(kl) ** 0.5),
+        "rollout/kl_error": float(kl.std(unbiased=False) / len(kl) ** 0.5),
         "rollout/length": float(mask.sum(1).float().mean()),
         "rollout/entropy": float(masked_mean(rollout.entropies, mask)),
         "rollout/eos_share": float(rollout.ended_by_eos.float().mean()),

@@ -25,11 +25,12 @@ from textrl.agents.predict import next_tokens
 from textrl.checkpoint import save_model, write_json
 from textrl.config import OnlineDPOConfig
 from textrl.errors import UserError
+from textrl.logprobs import chunked_token_logprobs
 from textrl.loop import Updater, make_accelerator, token_batches
 from textrl.losses import dpo_loss
 from textrl.metrics import StageProgress, log
 from textrl.models import load_causal_lm, split_lm
-from textrl.types import Rollout, Sequences
+from textrl.types import Rollout
 
 
 class OnlineDPO:
@@ -53,7 +54,6 @@ class OnlineDPO:
 
         Raises:
             UserError: sizes that do not fit the environment, or a policy that is the reference.
-
         """
         self.config = config or OnlineDPOConfig()
         self.env = TextEnv(venv)
@@ -69,6 +69,10 @@ class OnlineDPO:
         self.env_steps = self.updates = 0
         venv.reset(seed=self.config.seed)
 
+    def set_logger(self, logger: Logger) -> None:
+        """Log to this logger from now on."""
+        self.logger = logger
+
     def learn(self, total_timesteps: int, progress_bar: bool = False) -> Self:
         """Train for at least this many tokens more; one logger row an update."""
         start = self.env_steps
@@ -79,7 +83,7 @@ class OnlineDPO:
                     done = self.env_steps - start + tokens
                     progress.show(min(total_timesteps, round(done)), numbers)
 
-                self._iterate(show)
+                self.iterate(show)
         return self
 
     def predict(
@@ -106,7 +110,7 @@ class OnlineDPO:
         batches = self.config.episodes_per_iteration // self.env.num_envs
         return concatenate([collect(self._lm, self.env, self._generator) for _ in range(batches)])
 
-    def _iterate(self, show: Callable[[float, dict[str, float]], None]) -> None:
+    def iterate(self, show: Callable[[float, dict[str, float]], None]) -> None:
         """Sample, rank, update; show(tokens done of this iteration, numbers) after each update."""
         began = time.monotonic()
         rollout = self.sample_episodes()
@@ -155,29 +159,19 @@ class OnlineDPO:
 
     def _sequence_logprobs(self, part: Rollout) -> Tensor:
         """Return the completions' log-probs at the environment's temperature, nats, [B]."""
-        width = int(part.lengths.max())
-        positions = torch.arange(width, device=part.input_ids.device)
-        after_prompt = positions >= part.prompt_lengths.unsqueeze(1)
-        mask = after_prompt & (positions < part.lengths.unsqueeze(1))
-        batch = Sequences(input_ids=part.input_ids[:, :width], mask=mask)
-        return self._lm.token_logprobs(batch, self.env.temperature).sum(1)
+        ids = part.input_ids[:, : int(part.lengths.max())]
+        hidden = self._lm.completion_hidden(ids, part.prompt_lengths, part.mask.shape[1])
+        temperature = self.env.temperature
+        return chunked_token_logprobs(
+            hidden, self._lm.head, part.completion_ids, part.mask, temperature=temperature
+        ).sum(1)
 
     def _check(self, policy: PreTrainedModel) -> None:
-        config, env = self.config, self.env
-        if policy is env.reference:
+        self.env.check(policy, self.config.episodes_per_iteration)
+        if self.env.group_size != self.config.samples_per_prompt:
             raise UserError(
-                "the policy is the environment's frozen reference itself; train a copy "
-                "(copy.deepcopy, or load it twice)"
-            )
-        if env.group_size != config.samples_per_prompt:
-            raise UserError(
-                f"OnlineDPOConfig.samples_per_prompt is {config.samples_per_prompt}; expected the "
-                f"environment's group_size {env.group_size} (make it with group_size=...)"
-            )
-        if config.episodes_per_iteration % env.num_envs:
-            raise UserError(
-                f"OnlineDPOConfig.episodes_per_iteration is {config.episodes_per_iteration}; "
-                f"expected a multiple of the environment's {env.num_envs} rows"
+                f"OnlineDPOConfig.samples_per_prompt is {self.config.samples_per_prompt}; expected "
+                f"the environment's group_size {self.env.group_size} (make it with group_size=...)"
             )
 
 

@@ -1,6 +1,6 @@
 """PPO for language models: actor and critic here, frozen reward and reference in the environment.
 
-One iteration, top to bottom in `PPO._iterate`:
+One iteration, top to bottom in `PPO.iterate`:
   1. collect    sample completions from the policy, have the environment pay them
   2. targets    subtract the policy's half of the KL, GAE (gamma 1), whiten over all tokens
   3. update     num_epochs x minibatches of the clipped surrogate and the clipped value loss
@@ -15,6 +15,7 @@ import json
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,11 +32,12 @@ from textrl.agents.actor_critic import ActorCritic, ReferenceStates, make_critic
 from textrl.agents.base import AnyVectorEnv, Observation, TextEnv
 from textrl.agents.collect import collect, concatenate
 from textrl.agents.diagnostics import explained_variance, rollout_report, update_report
+from textrl.agents.kl_control import adapted_kl_coef
 from textrl.agents.predict import next_tokens
 from textrl.checkpoint import load_state, save_model, save_state, write_json
 from textrl.config import PPOConfig
 from textrl.data import Source, load_records
-from textrl.encoding import sft_sequence
+from textrl.encoding import sft_sequences
 from textrl.errors import UserError
 from textrl.loop import Updater, make_accelerator, token_batches
 from textrl.losses import approx_kl, ppo_policy_loss, ppo_value_loss, sft_loss
@@ -68,11 +70,10 @@ class PPO:
 
         Raises:
             UserError: sizes that do not fit the environment, or a policy that is the reference.
-
         """
         self.config = config or PPOConfig()
         self.env = TextEnv(venv)
-        self._check(policy)
+        self.env.check(policy, self.config.episodes_per_iteration)
         critic = make_critic(
             self.config.critic,
             self.config.critic_head,
@@ -99,12 +100,16 @@ class PPO:
         """The actor."""
         return self.actor_critic.policy
 
+    def set_logger(self, logger: Logger) -> None:
+        """Log to this logger from now on."""
+        self.logger = logger
+
     def learn(self, total_timesteps: int, progress_bar: bool = False) -> Self:
         """Train for at least this many tokens more; one logger row an iteration."""
         goal = self.env_steps + total_timesteps
         with StageProgress("ppo", total_timesteps, shown=progress_bar) as progress:
             while self.env_steps < goal:
-                numbers = self._iterate()
+                numbers = self.iterate()
                 log(self.logger, self.env_steps, numbers)
                 shown = {name: numbers[name] for name in ("rollout/score", "rollout/kl")}
                 progress.show(min(total_timesteps, total_timesteps - goal + self.env_steps), shown)
@@ -114,8 +119,8 @@ class PPO:
         self, observation: Observation, deterministic: bool = False
     ) -> tuple[np.ndarray, None]:
         """Return the next token for an observation [L] or a batch of them [B L]."""
-        lm, temperature = self.actor_critic.lm, self.env.temperature
-        return next_tokens(lm, observation, temperature, self._generator, deterministic), None
+        settings = self.env.temperature, self._generator, deterministic
+        return next_tokens(self.actor_critic.lm, observation, *settings), None
 
     def save(self, path: str | Path) -> None:
         """Write the policy as a plain transformers checkpoint, and beside it the critic and state.
@@ -131,24 +136,38 @@ class PPO:
             "counters": [self.iteration, self.env_steps],
             "generator": self._generator.get_state(),
             "kl_coef": self.env.kl_coef,
-        } | self._updater.state()
+            **self._updater.state(),
+        }
+        if hasattr(self.policy, "merge_and_unload"):
+            return  # an adapter is saved merged: a state of its parameters would fit no more
         if hasattr(self.env.venv, "prompt_state"):
             state["prompts"] = json.dumps(self.env.venv.prompt_state())
         save_state(folder, state)
 
     @classmethod
-    def load(cls, path: str | Path, venv: AnyVectorEnv, *, logger: Logger | None = None) -> "PPO":
+    def load(
+        cls,
+        path: str | Path,
+        venv: AnyVectorEnv,
+        *,
+        demonstrations: Source | None = None,
+        logger: Logger | None = None,
+    ) -> "PPO":
         """Return a saved agent in an environment; learning goes on bit for bit.
 
         Raises:
             UserError: the folder holds no PPO agent.
-
         """
         folder = Path(path)
         if not (folder / "agent.json").exists():
             raise UserError(f"{folder} holds no saved agent (agent.json is missing)")
-        config = PPOConfig(**json.loads((folder / "agent.json").read_text())["config"])
-        agent = cls(load_causal_lm(folder, dtype="float32"), venv, config, logger=logger)
+        saved = json.loads((folder / "agent.json").read_text())
+        if saved["agent"] != "ppo":
+            raise UserError(f"{folder} holds a {saved['agent']} agent, not ppo")
+        config = PPOConfig(**saved["config"])
+        device = TextEnv(venv).reference.device
+        policy = load_causal_lm(folder, dtype="float32", device=device)
+        agent = cls(policy, venv, config, demonstrations=demonstrations, logger=logger)
         load_safetensors(agent.actor_critic.critic, str(folder / "critic.safetensors"))
         state = load_state(folder)
         if state is not None:
@@ -160,7 +179,8 @@ class PPO:
                 venv.load_prompt_state(json.loads(state["prompts"]))
         return agent
 
-    def _iterate(self) -> dict[str, float]:
+    def iterate(self) -> dict[str, float]:
+        """Run one iteration and return its numbers (`learn` logs them)."""
         began = time.monotonic()
         rollout = self._collect()
         collected = time.monotonic()
@@ -173,7 +193,6 @@ class PPO:
         kl = float(rollout.sequence_kl.mean())
         if self.config.kl_target is not None:
             self.env.kl_coef = adapted_kl_coef(kl_coef, kl, len(rollout.scores), self.config)
-        finished = time.monotonic()
         return (
             rollout_report(rollout)
             | updates
@@ -181,8 +200,8 @@ class PPO:
                 "train/explained_variance": explained_variance(rollout, targets),
                 "rollout/kl_coef": kl_coef,
                 "time/collect_seconds": collected - began,
-                "time/update_seconds": finished - collected,
-                "time/tokens_per_second": int(rollout.mask.sum()) / (finished - began),
+                "time/update_seconds": time.monotonic() - collected,
+                "time/tokens_per_second": int(rollout.mask.sum()) / (time.monotonic() - began),
                 "time/iteration": self.iteration,
             }
         )
@@ -190,17 +209,10 @@ class PPO:
     def _collect(self) -> Rollout:
         agent = self.actor_critic
         observe = agent.critic.values_of if agent.shared_trunk else None
-        parts = [
-            collect(
-                agent.lm,
-                self.env,
-                self._generator,
-                observe=observe,
-                value_pass=agent.value_pass,
-            )
-            for _ in range(self.config.episodes_per_iteration // self.env.num_envs)
-        ]
-        return concatenate(parts)
+        batches = self.config.episodes_per_iteration // self.env.num_envs
+        arguments = agent.lm, self.env, self._generator
+        episodes = partial(collect, *arguments, observe=observe, value_pass=agent.value_pass)
+        return concatenate([episodes() for _ in range(batches)])
 
     def _targets(
         self, rollout: Rollout, kl_coef: float, reference_states: Tensor | None
@@ -220,7 +232,8 @@ class PPO:
             gae_lambda=self.config.gae_lambda,
             bootstrap_values=rollout.bootstrap_values,
         )
-        scale = float(masked_var(advantages, mask).sqrt()) + 1e-8
+        spread = float(masked_var(advantages, mask).sqrt())
+        scale = spread if spread > 1e-6 else 1.0  # nothing to tell apart: leave the KL's weight
         return Targets(advantages=standardize(advantages, mask), returns=returns), scale
 
     def _update(
@@ -277,10 +290,10 @@ class PPO:
         )
         now = self.actor_critic.evaluate(part, reference)
         policy_loss = ppo_policy_loss(
-            now.logprobs, part.logprobs, targets.advantages, mask, config.clip_range
+            now.logprobs, part.logprobs, targets.advantages, mask, clip_range=config.clip_range
         )
         value_loss = ppo_value_loss(
-            now.values, part.values, targets.returns, mask, config.clip_range_vf
+            now.values, part.values, targets.returns, mask, clip_range_vf=config.clip_range_vf
         )
         loss = policy_loss + config.vf_coef * value_loss
         if config.ent_coef:
@@ -305,9 +318,8 @@ class PPO:
             return None
         steps, pieces = rollout.mask.shape[1], []
         for rows in torch.arange(len(rollout.scores)).split(64):
-            part = rollout.rows(rows)
-            hidden = self._reference.completion_hidden(part.input_ids, part.prompt_lengths, steps)
-            pieces.append(hidden)
+            ids, lengths = rollout.input_ids[rows], rollout.prompt_lengths[rows]
+            pieces.append(self._reference.completion_hidden(ids, lengths, steps))
         return torch.cat(pieces)
 
     @torch.no_grad()
@@ -334,34 +346,5 @@ class PPO:
             if self.config.ptx_coef:
                 raise UserError("ptx_coef is set but there are no demonstrations; give some")
             return []
-        records = load_records(demonstrations)
         limit = self.env.max_completion_tokens + self.env.max_prompt_tokens
-        return [
-            sft_sequence(self.env.tokenizer, row, place, limit)
-            for row, place in zip(records.rows, records.places, strict=True)
-        ]
-
-    def _check(self, policy: PreTrainedModel) -> None:
-        if policy is self.env.reference:
-            raise UserError(
-                "the policy is the environment's frozen reference itself; train a copy "
-                "(copy.deepcopy, or load it twice)"
-            )
-        if self.config.episodes_per_iteration % self.env.num_envs:
-            raise UserError(
-                f"PPOConfig.episodes_per_iteration is {self.config.episodes_per_iteration}; "
-                f"expected a multiple of the environment's {self.env.num_envs} rows"
-            )
-
-
-def adapted_kl_coef(kl_coef: float, kl: float, episodes: int, config: PPOConfig) -> float:
-    """Return kl_coef steered towards kl_target (1909.08593, section 2.2).
-
-        kl_coef * (1 + clip(kl / target - 1, -0.2, 0.2) * episodes / horizon)
-
-    >>> adapted_kl_coef(0.1, 12.0, 1000, PPOConfig(kl_target=6.0, kl_horizon=10_000))
-    0.10200000000000001
-    """
-    assert config.kl_target is not None
-    error = min(max(kl / config.kl_target - 1, -0.2), 0.2)
-    return kl_coef * (1 + error * episodes / config.kl_horizon)
+        return sft_sequences(self.env.tokenizer, load_records(demonstrations), limit)

@@ -5,7 +5,6 @@ Gymnasium. `reset_rows`, `step` and `step_sequence` are the whole of it; the env
 spaces, seeding and autoreset. The MDP is in the docstring of `text_rlhf.TextRLHFEnv`.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.envs import tasks
-from textrl.envs.prompts import PromptSet, PromptSource, encode_one, load_prompts
+from textrl.envs.core_config import CoreConfig
+from textrl.envs.prompts import PromptSet, encode_one, load_prompts
 from textrl.errors import UserError
 from textrl.generation import Decoder
 from textrl.logprobs import chunked_token_logprobs, token_logprobs
@@ -23,53 +23,15 @@ from textrl.models import (
     freeze,
     load_causal_lm,
     load_tokenizer,
+    max_positions,
     moved,
     pick_device,
     split_lm,
 )
-from textrl.rewards import Reward, RewardModel, Scorer, make_scorer
+from textrl.rewards import RewardModel, Scorer, make_scorer
 
 ROWS_PER_PASS = 64
 """Sequences in one teacher-forced pass of the reference, sorted by length."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CoreConfig:
-    """The keyword arguments of the environment; see `TextRLHFEnv` for each one's meaning."""
-
-    reference: str | Path | PreTrainedModel | None = None
-    reward: Reward | Sequence[Reward | tuple[Reward, float]] | None = None
-    prompts: PromptSource | None = None
-    tokenizer: str | Path | PreTrainedTokenizerBase | None = None
-    kl_coef: float = 0.05
-    max_prompt_tokens: int = 64
-    max_completion_tokens: int = 48
-    temperature: float = 1.0
-    missing_eos_penalty: float = 0.0
-    on_length: str = "score"
-    min_completion_tokens: int = 0
-    banned_token_ids: Sequence[int] = ()
-    group_size: int = 1
-    device: str | torch.device | None = None
-    dtype: str | torch.dtype = "auto"
-
-    def __post_init__(self) -> None:
-        """Raise UserError for a value out of range, naming field, value and what was expected."""
-        for field in ("max_prompt_tokens", "max_completion_tokens", "group_size"):
-            if self.__dict__[field] < 1:
-                raise UserError(f"{field} must be at least 1, got {self.__dict__[field]}")
-        if not self.temperature > 0:
-            raise UserError(f"temperature must be positive, got {self.temperature}")
-        if self.on_length not in ("score", "truncate"):
-            raise UserError(f"on_length must be 'score' or 'truncate', got {self.on_length!r}")
-        if self.reference is not None:
-            for field in ("reward", "prompts"):
-                if self.__dict__[field] is None:
-                    raise UserError(
-                        f"{field} is missing: a task has a reference, a reward, prompts"
-                    )
-            if isinstance(self.reference, PreTrainedModel) and self.tokenizer is None:
-                raise UserError("tokenizer is missing: a live reference needs tokenizer=")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,14 +111,17 @@ class TextCore:
         tokens = torch.as_tensor(np.where(active, actions, 0), device=self.lm.device)
         with torch.no_grad():
             logits = self.lm.head(states)
-        found = token_logprobs(logits, tokens, self.config.temperature).double().cpu().numpy()
-        ref_logprobs = np.where(active, found, 0.0)
+        found = token_logprobs(logits, tokens, temperature=self.config.temperature)
+        found_array = found.double().cpu().numpy()
+        ref_logprobs = np.where(active, found_array, 0.0)
         rows = active.nonzero()[0]
+        starts = self.lengths.copy()
         self.input_ids[rows, self.lengths[rows]] = actions[rows]
         self.lengths[rows] += 1
         self._behind = True
         self._stale |= ~active  # the decoder advances every row: these fall out of step
-        return self._pay(ref_logprobs[:, None], active, np.zeros(self.num_rows, dtype=np.int64))
+        last = np.zeros(self.num_rows, dtype=np.int64)
+        return self._pay_or_undo(ref_logprobs[:, None], active, last, starts)
 
     def step_sequence(self, actions: np.ndarray, mask: np.ndarray) -> StepResult:
         """Append each row's counted tokens in one teacher-forced pass; pay what T steps pay."""
@@ -168,7 +133,7 @@ class TextCore:
         self.lengths += counts
         ref_logprobs = self._teacher_forced(actions, mask, starts)
         self._stale |= active
-        return self._pay(ref_logprobs, active, np.maximum(counts - 1, 0))
+        return self._pay_or_undo(ref_logprobs, active, np.maximum(counts - 1, 0), starts)
 
     def action_masks(self) -> np.ndarray:
         """Return which tokens are sensible next, Bool [B V]; advice, not enforced."""
@@ -222,12 +187,28 @@ class TextCore:
             counted = torch.as_tensor(mask[part], device=self.lm.device)
             result[part] = (
                 chunked_token_logprobs(
-                    hidden, self.lm.head, chosen, counted, self.config.temperature
+                    hidden,
+                    self.lm.head,
+                    chosen,
+                    counted,
+                    temperature=self.config.temperature,
                 )
                 .cpu()
                 .numpy()
             )
         return result
+
+    def _pay_or_undo(
+        self, ref_logprobs: np.ndarray, active: np.ndarray, last: np.ndarray, starts: np.ndarray
+    ) -> StepResult:
+        """Pay; if the reward fails, take the tokens back, so that nothing is lost but the call."""
+        try:
+            return self._pay(ref_logprobs, active, last)
+        except UserError:
+            self.lengths = starts
+            self.input_ids[np.arange(self.max_length) >= starts[:, None]] = 0
+            self._stale[:] = True
+            raise
 
     def _pay(self, ref_logprobs: np.ndarray, active: np.ndarray, last: np.ndarray) -> StepResult:
         """Close the rows that ended, score them together, and return everything paid."""
@@ -274,6 +255,8 @@ class TextCore:
         return self.scorer(prompts, [completion[row] for row in rows], columns)
 
     def _check_actions(self, actions: np.ndarray) -> None:
+        if not np.issubdtype(actions.dtype, np.integer):
+            raise UserError(f"an action is an integer token id, got {actions.dtype}")
         if len(actions) and not (actions.min() >= 0 and actions.max() < self.lm.vocab_size):
             raise UserError(
                 f"an action is a token id in [0, {self.lm.vocab_size}), got "
@@ -287,10 +270,11 @@ class TextCore:
 
     def _check_sequence(self, actions: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Return how many actions of each row count, after checking that steps could take them."""
-        if actions.shape != mask.shape or actions.shape[:1] != (self.num_rows,):
+        fits = actions.ndim == 2 and actions.shape[0] == self.num_rows and actions.shape[1] > 0
+        if not fits or actions.shape != mask.shape:
             raise UserError(
                 f"actions have shape {actions.shape} and mask {mask.shape}; expected "
-                f"[{self.num_rows} T] both"
+                f"[{self.num_rows} T] both, T > 0"
             )
         counts: np.ndarray = mask.sum(1)
         if (mask != (np.arange(mask.shape[1]) < counts[:, None])).any():
@@ -309,7 +293,7 @@ class TextCore:
 
 
 def _check_positions(reference: PreTrainedModel, max_length: int) -> None:
-    limit = reference.config.get_text_config().to_dict().get("max_position_embeddings")
+    limit = max_positions(reference)
     if limit is not None and max_length > limit:
         raise UserError(
             f"max_prompt_tokens + max_completion_tokens is {max_length}, but the reference has "
@@ -323,7 +307,7 @@ def _reference(
     """Return the frozen reference and its tokenizer: named, live, or the tiny task's."""
     if config.reference is None:
         return freeze(moved(tasks.tiny_model(), device)), tasks.tiny_tokenizer()
-    if isinstance(config.reference, PreTrainedModel):
+    if isinstance(config.reference, torch.nn.Module):  # PEFT's are no PreTrainedModel
         model = moved(config.reference, device)
     else:
         model = load_causal_lm(config.reference, dtype=config.dtype, device=device)

@@ -37,7 +37,6 @@ def load_prompts(
 
     Raises:
         UserError: no prompts, an empty one, one over the limit: the place is named.
-
     """
     records = load_records(source if isinstance(source, str | Path) else _as_rows(source))
     records.require("prompt")
@@ -64,7 +63,9 @@ def encode_one(
     return (prompt if isinstance(prompt, str) else str(tokenizer.decode(ids))), ids
 
 
-def _as_rows(source: Sequence[Any]) -> list[Row]:
+def _as_rows(source: Sequence[Any]) -> Sequence[Row]:
+    if not isinstance(source, list | tuple):
+        return source  # a Dataset; whatever else it is, load_records says
     return [
         {"prompt": item} if isinstance(item, str) or is_conversation(item) else item
         for item in source

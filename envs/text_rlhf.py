@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.encoding import is_conversation
 from textrl.envs.attributes import TaskAttributes
-from textrl.envs.core import CoreConfig, TextCore
+from textrl.envs.core import TextCore
+from textrl.envs.core_config import CoreConfig
 from textrl.envs.prompts import PromptSource, PromptStream
 from textrl.errors import UserError
 from textrl.rewards import Reward
@@ -106,7 +107,6 @@ class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
 
         Raises:
             UserError: an argument out of range, a model or prompt that does not load.
-
         """
         config = CoreConfig(
             reference=reference,
@@ -145,7 +145,7 @@ class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
 
     def step(self, action: np.int64) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Append one token; returns the usual five."""
-        result = self.core.step(np.array([action]), np.array([True]))
+        result = self.core.step(np.asarray(action).reshape(1), np.array([True]))
         info: dict[str, Any] = {"ref_logprob": float(result.ref_logprobs[0, 0])}
         terminated, truncated = bool(result.terminated[0]), bool(result.truncated[0])
         if terminated or truncated:
@@ -197,7 +197,6 @@ def chosen_prompt(options: dict[str, Any], row: int) -> Any:
 
     Raises:
         UserError: neither or both keys.
-
     """
     if len({"prompt", "index"} & set(options)) != 1:
         raise UserError(f"reset options are 'prompt' or 'index', got {sorted(options)}")
@@ -205,8 +204,11 @@ def chosen_prompt(options: dict[str, Any], row: int) -> Any:
         index = options["index"]
         return int(index if np.ndim(index) == 0 else index[row])
     prompt = options["prompt"]
-    one_for_all = isinstance(prompt, str) or is_conversation(prompt)
-    return prompt if one_for_all else prompt[row]
+    if isinstance(prompt, str) or is_conversation(prompt):
+        return prompt
+    if not isinstance(prompt, list | tuple) or row >= len(prompt):
+        raise UserError(f"options['prompt'] is {prompt!r}; expected a text, messages, or a list")
+    return prompt[row]
 
 
 def render_row(core: TextCore, row: int) -> str:

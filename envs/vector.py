@@ -13,7 +13,8 @@ from gymnasium.vector.utils import batch_space
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.envs.attributes import TaskAttributes
-from textrl.envs.core import CoreConfig, StepResult, TextCore
+from textrl.envs.core import StepResult, TextCore
+from textrl.envs.core_config import CoreConfig
 from textrl.envs.prompts import PromptSource, PromptStream
 from textrl.envs.text_rlhf import (
     Observation,
@@ -69,7 +70,6 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
 
         Raises:
             UserError: as there, or num_envs is no multiple of group_size.
-
         """
         if num_envs % group_size:
             raise UserError(
@@ -115,13 +115,14 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
         Args:
             seed: row i is seeded with seed + i, or with seed[i].
             options: "reset_mask" (Bool [B]), and "prompt" or "index" (a list or one for all).
-
         """
-        if seed is not None or not self._streams:
-            self._seed_streams(seed)
         choice = dict(options or {})
         mask = choice.pop("reset_mask", np.ones(self.num_envs, dtype=bool))
         rows = np.asarray(mask, dtype=bool)
+        if not self._streams:
+            self._seed_streams(None, np.ones(self.num_envs, dtype=bool))
+        if seed is not None:
+            self._seed_streams(seed, rows)
         for row in rows.nonzero()[0].tolist():
             prompt = chosen_prompt(choice, row) if choice else self._streams[row].next()
             self.core.start(row, prompt)
@@ -171,7 +172,6 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
 
         Raises:
             UserError: shapes, ids or masks that no sequence of steps could produce.
-
         """
         result = self.core.step_sequence(np.asarray(actions), np.asarray(mask, dtype=bool))
         self._ended |= result.terminated | result.truncated
@@ -201,21 +201,26 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
 
     def load_prompt_state(self, state: list[dict[str, Any]]) -> None:
         """Continue the prompt streams from a state of as many rows."""
-        self._seed_streams(0)
+        self._seed_streams(0, np.ones(self.num_envs, dtype=bool))
         for stream, saved in zip(self._streams, state, strict=True):
             stream.load(saved)
 
-    def _seed_streams(self, seed: int | list[int | None] | None) -> None:
-        group, size = self.group_size, len(self.core.prompts)
+    def _seed_streams(self, seed: int | Sequence[int | None] | None, rows: np.ndarray) -> None:
+        """Seed the prompt streams of some rows; a None among seeds leaves that row's alone."""
         if seed is None or isinstance(seed, int | np.integer):
             first = seeding.np_random(None)[0].integers(2**31) if seed is None else seed
             seeds: list[int | None] = [int(first) + row for row in range(self.num_envs)]
         else:
-            seeds = list(seed)
+            seeds = [None if value is None else int(value) for value in seed]
         if len(seeds) != self.num_envs:
             raise UserError(f"{len(seeds)} seeds for {self.num_envs} rows")
-        leaders = [seeds[row - row % group] for row in range(self.num_envs)]
-        self._streams = [PromptStream(seeding.np_random(lead)[0], size) for lead in leaders]
+        streams = self._streams or [PromptStream(np.random.default_rng(), 1)] * self.num_envs
+        self._streams = list(streams)
+        for row in rows.nonzero()[0].tolist():
+            leader = seeds[row - row % self.group_size]
+            if leader is not None:
+                rng = seeding.np_random(leader)[0]
+                self._streams[row] = PromptStream(rng, len(self.core.prompts))
 
     def _restart(self, rows: np.ndarray) -> Infos:
         for row in rows.nonzero()[0].tolist():

@@ -26,7 +26,6 @@ class PolicyKL(gym.Wrapper[Observation, np.int64, Observation, np.int64], Record
         Args:
             env: a `TextRLHFEnv`, wrapped or not.
             logprob_fn: returns log pi(action | observation) under the policy that acts now.
-
         """
         RecordConstructorArgs.__init__(self, logprob_fn=logprob_fn)
         super().__init__(env)

@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-LIMITS = {"tiny": {"seconds": 360, "peak_memory_mb": 3000}, "smollm2": {"seconds": 1200, "peak_memory_mb": 8000}}
+LIMITS = {
+    "tiny": {"seconds": 360, "peak_memory_mb": 3000},
+    "smollm2": {"seconds": 1200, "peak_memory_mb": 8000},
+}
 MEASURED = ("seconds", "peak_memory_mb", "stage_seconds")
 
 
@@ -18,7 +21,9 @@ def check(preset: str, folder: Path) -> dict[str, Any]:
     gains = {n: (summary[n]["score"] - sft["score"]) / sft["score_std"] for n in ("ppo", "dpo")}
     accuracy = summary["reward_model"]["heldout_accuracy"]
     positive = ppo["judge_positive"] - sft["judge_positive"]
-    print(f"{folder}: reward model {accuracy:.3f}, PPO {gains['ppo']:+.2f} SD at KL {ppo['kl']:.2f}")
+    print(
+        f"{folder}: reward model {accuracy:.3f}, PPO {gains['ppo']:+.2f} SD at KL {ppo['kl']:.2f}"
+    )
     print(f"  judged positive {positive:+.2f}, DPO {gains['dpo']:+.2f} SD at KL {dpo['kl']:.2f}")
     print(f"  {summary['seconds']:.0f} s, {summary['peak_memory_mb']:.0f} MB")
     for name, limit in LIMITS[preset].items():

@@ -51,7 +51,9 @@ def test_gae_by_hand() -> None:
 def test_gae_against_the_slow_reference(gamma: float, lam: float) -> None:
     rewards, values = random_rows("a", "b")
     bootstrap = torch.tensor([0.4, -0.3], dtype=torch.float64)
-    advantages, returns = gae(rewards, values, MASK, gamma, lam, bootstrap)
+    advantages, returns = gae(
+        rewards, values, MASK, gamma=gamma, gae_lambda=lam, bootstrap_values=bootstrap
+    )
     for b in range(2):
         expected = reference.gae(
             rewards[b].tolist(),
@@ -86,7 +88,9 @@ def test_gae_steps_over_holes_and_padding() -> None:
     spoiled = rewards.masked_fill(~holes, float("nan"))
     assert torch.equal(gae(spoiled, values, holes, gae_lambda=0.7)[0], advantages)
     wider = torch.nn.functional.pad
-    padded, _ = gae(wider(rewards, (0, 3)), wider(values, (0, 3)), wider(holes, (0, 3)), 1.0, 0.7)
+    padded, _ = gae(
+        wider(rewards, (0, 3)), wider(values, (0, 3)), wider(holes, (0, 3)), gae_lambda=0.7
+    )
     assert torch.equal(padded[:, :4], advantages)
 
 
@@ -106,17 +110,19 @@ def test_group_advantages_against_the_slow_reference() -> None:
     assert rloo_advantages(scores, 4).tolist() == pytest.approx(reference.rloo(listed, 4))
     for scale in (True, False):
         expected = reference.grpo(listed, 4, scale)
-        assert grpo_advantages(scores, 4, scale).tolist() == pytest.approx(expected)
+        assert grpo_advantages(scores, 4, scale=scale).tolist() == pytest.approx(expected)
 
 
 def test_errors() -> None:
     rows = torch.zeros(2, 4)
     with pytest.raises(ValueError, match=r"\(2, 4\).*\(2, 3\)"):
-        kl_shaped_rewards(torch.zeros(2), rows, rows[:, :3], MASK, 0.1)
+        kl_shaped_rewards(torch.zeros(2), rows, rows[:, :3], MASK, kl_coef=0.1)
     with pytest.raises(ValueError, match=r"\(3,\).*\(2, 4\)"):
-        kl_shaped_rewards(torch.zeros(3), rows, rows, MASK, 0.1)
+        kl_shaped_rewards(torch.zeros(3), rows, rows, MASK, kl_coef=0.1)
     with pytest.raises(ValueError, match="row 1 has no True"):
-        kl_shaped_rewards(torch.zeros(2), rows, rows, MASK & torch.tensor([[True], [False]]), 0.1)
+        kl_shaped_rewards(
+            torch.zeros(2), rows, rows, MASK & torch.tensor([[True], [False]]), kl_coef=0.1
+        )
     with pytest.raises(ValueError, match=r"\(2, 4\).*\(2, 3\)"):
         gae(rows, rows[:, :3], MASK)
     with pytest.raises(ValueError, match="multiple of group_size 3"):

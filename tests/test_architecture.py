@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors"},
-    {"types", "config"},
+    {"types", "config", "command_config"},
     {"masking", "logprobs", "advantages", "losses"},
     {"data", "encoding", "models", "generation", "rewards", "metrics", "checkpoint", "loop"}
     | {"fetch", "reviews", "pretrained", "evaluation"},
@@ -69,7 +69,7 @@ def test_the_maths_is_pure() -> None:
 
 
 def test_config_needs_the_standard_library_only() -> None:
-    for name in ("errors", "config"):
+    for name in ("errors", "config", "command_config"):
         found = {n.split(".")[0] for n in imports(ROOT / "textrl" / f"{name}.py")}
         assert not found & {"torch", "numpy", "transformers", "gymnasium"}
 

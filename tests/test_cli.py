@@ -100,6 +100,20 @@ def test_print_config_can_be_read_back(folder: Path, capsys) -> None:
             + ["--total_timesteps=1", "--output_dir=o", "--agent=ppp"],
             "ppp",
         ),
+        (
+            ["ppo", "--model=MODEL", "--prompts=prompts.jsonl", "--reward=my_reward:letters"]
+            + ["--total_timesteps=1", "--output_dir=o", "--agent=onlin_dpo"],
+            "did you mean 'online_dpo'",
+        ),
+        (
+            ["dpo", "--model=m", "--data=d", "--output_dir=o", "--label_smoothing=0.6"],
+            "a share in [0, 0.5)",
+        ),
+        (
+            ["evaluate", "--model=m", "--reference=m", "--reward=r", "--prompts=p"]
+            + ["--temperature=0"],
+            "EvaluateConfig.temperature is 0.0; expected a positive number",
+        ),
         (["demo", "--preset", "huge"], "preset"),
     ],
 )
@@ -130,15 +144,22 @@ def test_an_existing_run_is_never_overwritten_by_accident(
     bad = [*arguments[:2], "--data=gone.jsonl", "--output_dir=out", "--overwrite"]
     fails(bad, capsys)
     assert Path("out/precious.txt").exists()  # the data are read before anything is deleted
+    assert "holds no run of textrl" in fails([*arguments, "--overwrite"], capsys)
+    Path("out/config.yaml").write_text("{}")  # a run of ours may be replaced
+    inside = [*arguments[:2], "--data=out/texts.jsonl", "--output_dir=out", "--overwrite"]
+    Path("out/texts.jsonl").write_text(Path("texts.jsonl").read_text())
+    assert "--overwrite would delete" in fails(inside, capsys)
     cli.main([*arguments, "--overwrite"])
     assert not Path("out/precious.txt").exists()
     assert Path("out/model.safetensors").exists()
+    cli.main([*arguments, "--resume"])
+    assert "nothing to resume" in capsys.readouterr().out
+    other = fails([*arguments, "--resume", "--learning_rate=0.5"], capsys)
+    assert "--resume with another learning_rate" in other
 
 
 def test_the_whole_pipeline_from_the_command_line(folder: Path, checkpoint: str, capsys) -> None:
-    cli.main(
-        ["sft", f"--model={checkpoint}", "--data=texts.jsonl", "--output_dir=sft", "--seed=1"]
-    )
+    cli.main(["sft", f"--model={checkpoint}", "--data=texts.jsonl", "--output_dir=sft", "--seed=1"])
     resolved = yaml.safe_load(Path("sft/config.yaml").read_text())
     assert resolved["seed"] == 1
     assert resolved["max_grad_norm"] == 1.0

@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from textrl import demo
-from textrl.config import DemoConfig
+from textrl.command_config import DemoConfig
 from textrl.errors import UserError
 from textrl.evaluation import Sampled, best_of, best_of_kl, summarize
 from textrl.presets import PRESETS

@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import importlib.util
 import pkgutil
 import re
 from pathlib import Path
@@ -36,6 +37,16 @@ def test_readme_options_exist() -> None:
     for command, rest in re.findall(r"^textrl (\w+) (.*)$", (ROOT / "README.md").read_text(), re.M):
         for option in re.findall(r"--(\w+)", rest):
             assert option in known[command], f"textrl {command} --{option}"
+
+
+def test_example_learns() -> None:
+    spec = importlib.util.spec_from_file_location("own_reward", ROOT / "examples/own_reward.py")
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    before, after = example.main()
+    assert after > before + 0.1
 
 
 def modules() -> list[str]:

@@ -34,8 +34,11 @@ def test_token_logprobs_by_hand() -> None:
 def test_against_the_slow_reference(temperature: float) -> None:
     logits, ids = random_case()
     others, _ = random_case(1)
-    found = token_logprobs(logits, ids, temperature)
-    entropies, kls = token_entropy(logits, temperature), token_kl(logits, others, temperature)
+    found = token_logprobs(logits, ids, temperature=temperature)
+    entropies, kls = (
+        token_entropy(logits, temperature=temperature),
+        token_kl(logits, others, temperature=temperature),
+    )
     for b in range(2):
         for t in range(3):
             row = [x / temperature for x in logits[b, t].tolist()]
@@ -64,9 +67,11 @@ def test_chunked_equals_plain_with_gradients(chunk_size: int) -> None:
     head = nn.Linear(4, 7).double()
     ids = torch.randint(7, (2, 3), generator=generator)
     mask = torch.tensor([[True, True, False], [True, False, True]])
-    plain = token_logprobs(head(hidden), ids, 0.7).masked_fill(~mask, 0.0)
+    plain = token_logprobs(head(hidden), ids, temperature=0.7).masked_fill(~mask, 0.0)
     expected = torch.autograd.grad(plain.square().sum(), [hidden, *head.parameters()])
-    chunked = chunked_token_logprobs(hidden, head, ids, mask, 0.7, chunk_size=chunk_size)
+    chunked = chunked_token_logprobs(
+        hidden, head, ids, mask, temperature=0.7, chunk_size=chunk_size
+    )
     found = torch.autograd.grad(chunked.square().sum(), [hidden, *head.parameters()])
     assert torch.allclose(chunked, plain, atol=1e-12)
     for one, other in zip(found, expected, strict=True):
@@ -91,8 +96,8 @@ def test_chunked_never_holds_more_than_a_chunk_of_logits() -> None:
 def test_gradcheck() -> None:
     (logits, ids), (others, _) = random_case(), random_case(1)
     logits.requires_grad_(True)
-    assert torch.autograd.gradcheck(lambda x: token_logprobs(x, ids, 0.8), (logits,))
-    assert torch.autograd.gradcheck(lambda x: token_entropy(x, 0.8), (logits,))
+    assert torch.autograd.gradcheck(lambda x: token_logprobs(x, ids, temperature=0.8), (logits,))
+    assert torch.autograd.gradcheck(lambda x: token_entropy(x, temperature=0.8), (logits,))
     assert torch.autograd.gradcheck(lambda x: token_kl(x, others), (logits,))
 
 
@@ -101,7 +106,7 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match=r"\(2, 3, 5\).*\(2, 2\)"):
         token_logprobs(logits, ids[:, :2])
     with pytest.raises(ValueError, match="temperature"):
-        token_logprobs(logits, ids, 0.0)
+        token_logprobs(logits, ids, temperature=0.0)
     mask = torch.ones(2, 3, dtype=torch.bool)
     with pytest.raises(ValueError, match="chunk_size"):
         map_positions(lambda s, i: s[:, 0], logits, ids, mask=mask, chunk_size=0)

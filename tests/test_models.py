@@ -95,7 +95,7 @@ def test_sampled_logprobs_are_those_of_the_training_pass(name: str) -> None:
         hidden = lm.completion_hidden(ids, lengths[row : row + 1], count)
         mask = torch.ones(1, count, dtype=torch.bool)
         chosen = samples.completion_ids[row : row + 1, :count]
-        expected = chunked_token_logprobs(hidden, lm.head, chosen, mask, 0.8)
+        expected = chunked_token_logprobs(hidden, lm.head, chosen, mask, temperature=0.8)
         assert torch.allclose(samples.logprobs[row, :count], expected[0], atol=1e-5)
         assert (chosen[0, :-1] != 2).all()
 

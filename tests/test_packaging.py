@@ -57,7 +57,9 @@ def test_no_machine_and_no_registry_is_named() -> None:
         path = ROOT / name
         if path.is_dir() or path.suffix in (".png", ".svg") or name == here:
             continue
-        found = re.search(r"pypi\.org|huggingface\.co|(?<![\w.])/(work|root|home)/", path.read_text())
+        found = re.search(
+            r"pypi\.org|huggingface\.co|(?<![\w.])/(work|root|home)/", path.read_text()
+        )
         assert found is None, f"{name}: {found}"
 
 

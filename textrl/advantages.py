@@ -14,7 +14,7 @@ from textrl.masking import check_mask, check_shapes, full_precision, zero_masked
 
 
 def kl_shaped_rewards(
-    scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, kl_coef: float
+    scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, *, kl_coef: float
 ) -> Tensor:
     """Return the per-token RLHF rewards: minus the sampled KL, plus the score on the last token.
 
@@ -38,7 +38,6 @@ def kl_shaped_rewards(
     >>> lp, ref = torch.tensor([[-1.0, -2.0, 0.0]]), torch.tensor([[-2.0, -2.0, 0.0]])
     >>> kl_shaped_rewards(scores, lp, ref, mask, kl_coef=0.5).tolist()
     [[-0.5, 1.0, 0.0]]
-
     """
     check_shapes(logprobs=logprobs, ref_logprobs=ref_logprobs, mask=mask)
     rewards = -kl_coef * zero_masked(logprobs - ref_logprobs, mask)
@@ -50,7 +49,6 @@ def score_on_last_token(scores: Tensor, mask: Tensor) -> Tensor:
 
     Raises:
         ValueError: scores are not [B] for a mask [B T], or a row has no True.
-
     """
     check_mask(mask)
     if mask.dim() != 2 or scores.shape != mask.shape[:1]:
@@ -72,6 +70,7 @@ def gae(
     rewards: Tensor,
     values: Tensor,
     mask: Tensor,
+    *,
     gamma: float = 1.0,
     gae_lambda: float = 0.95,
     bootstrap_values: Tensor | None = None,
@@ -104,7 +103,6 @@ def gae(
     >>> adv, ret = gae(r, v, torch.ones(1, 2, dtype=torch.bool), gae_lambda=1.0)
     >>> adv.tolist(), ret.tolist()  # returns (1, 1) minus values
     ([[0.5, 0.5]], [[1.0, 1.0]])
-
     """
     check_shapes(rewards=rewards, values=values, mask=mask)
     check_mask(mask)
@@ -144,14 +142,13 @@ def rloo_advantages(scores: Tensor, group_size: int) -> Tensor:
 
     >>> rloo_advantages(torch.tensor([1.0, 3.0, 0.0, 0.0]), group_size=2).tolist()
     [-2.0, 2.0, 0.0, 0.0]
-
     """
     groups = _grouped(scores, group_size)
     others = (groups.sum(1, keepdim=True) - groups) / (group_size - 1)
     return (groups - others).flatten()
 
 
-def grpo_advantages(scores: Tensor, group_size: int, scale: bool = True) -> Tensor:
+def grpo_advantages(scores: Tensor, group_size: int, *, scale: bool = True) -> Tensor:
     """Return each score relative to its group: centred and, with scale, divided by the spread.
 
         A_i = (s_i - mean) / sqrt(var + 1e-8)      scale=True, biased variance (GRPO)
@@ -171,7 +168,6 @@ def grpo_advantages(scores: Tensor, group_size: int, scale: bool = True) -> Tens
 
     >>> grpo_advantages(torch.tensor([1.0, 3.0]), group_size=2).tolist()
     [-1.0, 1.0]
-
     """
     groups = _grouped(scores, group_size)
     centred = groups - groups.mean(1, keepdim=True)

@@ -4,50 +4,107 @@ run/                  config.yaml, the model (safetensors, tokenizer, generation
 run/trainer_state/    what --resume needs; deleted when the run is complete
 """
 
+import copy
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.errors import UserError
 
 STATE_FOLDER = "trainer_state"
+CONFIG_FILE = "config.yaml"
+MAY_CHANGE = ("total_timesteps", "save_every", "device", "threads", "log_table", "output_dir")
+"""What a resumed run may set anew: nothing that its numbers depend on."""
 
 
-def prepare_run_dir(folder: str | Path, *, resume: bool = False, overwrite: bool = False) -> Path:
-    """Return the run folder, made if need be.
+def check_run_dir(folder: str | Path, *, resume: bool = False, overwrite: bool = False) -> Path:
+    """Return the run folder's path without touching it.
 
     Raises:
         UserError: it holds something already and neither resume nor overwrite is asked for, or
             both are.
-
     """
     path = Path(folder)
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other; give one of them")
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; name a folder for the run")
-    if path.is_dir() and any(path.iterdir()):
-        if overwrite:
-            shutil.rmtree(path)
-        elif not resume:
-            raise UserError(
-                f"{path} exists and is not empty; continue it with --resume, replace it with "
-                f"--overwrite, or name another folder"
-            )
+    if path.is_dir() and any(path.iterdir()) and not (resume or overwrite):
+        raise UserError(
+            f"{path} exists and is not empty; continue it with --resume, replace it with "
+            f"--overwrite, or name another folder"
+        )
+    return path
+
+
+def refuse_to_delete(path: Path, inputs: Sequence[str]) -> None:
+    """Raise UserError unless the folder is a run of ours that holds none of the inputs."""
+    if not (path / CONFIG_FILE).exists():
+        raise UserError(f"{path} holds no run of textrl (no {CONFIG_FILE}); delete it yourself")
+    whole = path.resolve()
+    for other in (str(Path.cwd()), *inputs):
+        if Path(other).exists() and whole in (
+            Path(other).resolve(),
+            *Path(other).resolve().parents,
+        ):
+            raise UserError(f"{path} holds {other}, which --overwrite would delete; move it first")
+
+
+def prepare_run_dir(
+    folder: str | Path,
+    settings: Mapping[str, Any],
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    inputs: Sequence[str] = (),
+) -> Path:
+    """Return the run folder with config.yaml in it, made if need be, emptied with overwrite.
+
+    Args:
+        folder: of the run.
+        settings: the resolved configuration.
+        resume: keep what is there; its settings must be these, but for those that may change.
+        overwrite: delete what is there first.
+        inputs: files and folders that must not be deleted.
+
+    Raises:
+        UserError: as `check_run_dir`; other settings; a folder that is not a run of ours.
+    """
+    path = check_run_dir(folder, resume=resume, overwrite=overwrite)
+    kept = path / CONFIG_FILE
+    if overwrite and path.is_dir() and any(path.iterdir()):
+        refuse_to_delete(path, inputs)
+        shutil.rmtree(path)
+    if resume and kept.exists():
+        before = yaml.safe_load(kept.read_text(encoding="utf-8"))
+        for name, value in settings.items():
+            if name not in MAY_CHANGE and before.get(name) != value:
+                raise UserError(
+                    f"--resume with another {name}: the run in {path} has {before.get(name)!r}, "
+                    f"not {value!r}"
+                )
     path.mkdir(parents=True, exist_ok=True)
+    kept.write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")
     return path
 
 
 def save_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path
 ) -> None:
-    """Write a plain transformers checkpoint: safetensors, config, tokenizer, generation config."""
+    """Write a plain transformers checkpoint: safetensors, config, tokenizer, generation config.
+
+    A PEFT model is merged first (a copy of it), so that plain transformers loads the result.
+    """
+    if hasattr(model, "merge_and_unload"):
+        adapted: Any = copy.deepcopy(model)
+        model = adapted.merge_and_unload()
     model.save_pretrained(str(folder), safe_serialization=True)
     tokenizer.save_pretrained(str(folder))
 

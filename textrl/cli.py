@@ -14,24 +14,25 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from textrl import __version__
-from textrl.config import (
+from textrl.command_config import (
     DemoConfig,
-    DPOConfig,
     EnvConfig,
     EvaluateConfig,
     GenerateConfig,
     ModelConfig,
-    PPOConfig,
+    NormalizeConfig,
     PPORunConfig,
-    RewardConfig,
     RunConfig,
-    SFTConfig,
 )
+from textrl.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig
 from textrl.errors import UserError, did_you_mean
 
 COMMANDS: dict[str, tuple[str, tuple[type, ...]]] = {
     "sft": ("train a language model on demonstrations", (ModelConfig, RunConfig, SFTConfig)),
-    "reward": ("train a reward model on rankings", (ModelConfig, RunConfig, RewardConfig)),
+    "reward": (
+        "train a reward model on rankings",
+        (ModelConfig, NormalizeConfig, RunConfig, RewardConfig),
+    ),
     "ppo": ("train a policy with PPO", (PPORunConfig, EnvConfig, RunConfig, PPOConfig)),
     "dpo": ("train a policy on preferences", (ModelConfig, RunConfig, DPOConfig)),
     "generate": ("write completions of prompts", (GenerateConfig,)),
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         run: Callable[..., None] = commands.RUN[command]
         run(*configs)
-    except UserError as error:
+    except (UserError, OSError) as error:  # OSError: a full disk, a folder without rights
         print(f"textrl: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -66,7 +67,6 @@ def parse(arguments: list[str]) -> tuple[str, list[Any]]:
 
     Raises:
         UserError: an unknown command, key or value; the nearest known name is given.
-
     """
     parser, known = make_parser()
     try:
@@ -107,11 +107,9 @@ def make_parser() -> tuple[ArgumentParser, dict[str, list[str]]]:
 def _underscored(argument: str) -> str:
     """Return --output-dir as --output_dir; what stands behind = is left alone."""
     name, equals, value = argument.partition("=")
-    return (
-        name.replace("-", "_").replace("__", "--", 1) + equals + value
-        if name[:2] == "--"
-        else argument
-    )
+    if not name.startswith("--"):
+        return argument
+    return "--" + name[2:].replace("-", "_") + equals + value
 
 
 def _build(kind: type, values: Namespace) -> Any:
@@ -121,10 +119,8 @@ def _build(kind: type, values: Namespace) -> Any:
 def _explain(message: str, known: list[str]) -> str:
     """Return the parser's complaint in one line, with the nearest known name."""
     line = " ".join(message.split())
-    unknown = re.search(
-        r"""(?:[Uu]nrecognized arguments: -*|Key ['"]|Option ['"]|invalid choice: ['"])([\w.]+)""",
-        line,
-    )
+    quoted = r"(?:Key|[Oo]ption|invalid choice:) ['\"]([\w.]+)"
+    unknown = re.search(quoted, line) or re.search(r"[Uu]nrecognized arguments: -*([\w.]+)", line)
     if unknown is None:
         return line
     word = unknown.group(1).split(".")[-1]

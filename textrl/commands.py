@@ -2,31 +2,33 @@
 
 import importlib
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import transformers
-import yaml
 
-from textrl.checkpoint import prepare_run_dir
-from textrl.config import (
+from textrl.checkpoint import STATE_FOLDER, check_run_dir, prepare_run_dir
+from textrl.command_config import (
     DemoConfig,
-    DPOConfig,
     EnvConfig,
     EvaluateConfig,
     GenerateConfig,
     ModelConfig,
-    PPOConfig,
+    NormalizeConfig,
     PPORunConfig,
-    RewardConfig,
     RunConfig,
-    SFTConfig,
 )
+from textrl.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig
 from textrl.data import load_records
 from textrl.errors import UserError
+from textrl.metrics import open_logger
+
+if TYPE_CHECKING:
+    from textrl.trainers import DPOTrainer, RewardTrainer, SFTTrainer
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()  # ours show the stage
@@ -37,25 +39,32 @@ def run_sft(model: ModelConfig, run: RunConfig, config: SFTConfig) -> None:
     from textrl.models import load_causal_lm, load_tokenizer
     from textrl.trainers import SFTTrainer
 
+    folder = _checked(run)
     policy = load_causal_lm(model.model, dtype="float32", device=model.device)
     tokenizer = load_tokenizer(model.model)
-    load_records(model.data)  # data are read before anything is deleted or written
-    folder = _begin(run, model, config)
     trainer = SFTTrainer(policy, tokenizer, model.data, config, output_dir=folder)
-    _finish(folder, trainer.train())
+    _train(trainer, run, model, config)
 
 
-def run_reward(model: ModelConfig, run: RunConfig, config: RewardConfig) -> None:
+def run_reward(
+    model: ModelConfig, normalize: NormalizeConfig, run: RunConfig, config: RewardConfig
+) -> None:
     """Train a reward model on pairs or rankings."""
     from textrl.models import load_tokenizer, moved, pick_device
     from textrl.trainers import RewardTrainer, reward_model_from
 
+    folder = _checked(run)
     tokenizer = load_tokenizer(model.model)
     classifier = moved(reward_model_from(model.model, config.seed), pick_device(model.device))
-    load_records(model.data)
-    folder = _begin(run, model, config)
-    trainer = RewardTrainer(classifier, tokenizer, model.data, config, output_dir=folder)
-    _finish(folder, trainer.train())
+    texts = None
+    if normalize.normalize_on is not None:
+        records = load_records(normalize.normalize_on)
+        records.require("text")
+        texts = [str(row["text"]) for row in records.rows]
+    trainer = RewardTrainer(
+        classifier, tokenizer, model.data, config, normalize_on=texts, output_dir=folder
+    )
+    _train(trainer, run, model, normalize, config)
 
 
 def run_dpo(model: ModelConfig, run: RunConfig, config: DPOConfig) -> None:
@@ -63,22 +72,21 @@ def run_dpo(model: ModelConfig, run: RunConfig, config: DPOConfig) -> None:
     from textrl.models import load_causal_lm, load_tokenizer
     from textrl.trainers import DPOTrainer
 
+    folder = _checked(run)
     policy = load_causal_lm(model.model, dtype="float32", device=model.device)
     tokenizer = load_tokenizer(model.model)
-    load_records(model.data)
-    folder = _begin(run, model, config)
     trainer = DPOTrainer(policy, tokenizer, model.data, config, output_dir=folder)
-    _finish(folder, trainer.train())
+    _train(trainer, run, model, config)
 
 
 def run_ppo(ppo: PPORunConfig, env: EnvConfig, run: RunConfig, config: PPOConfig) -> None:
     """Train a policy with PPO or another agent in the environment."""
-    from textrl.agents import PPO, make_agent, registered
+    from textrl.agents import PPO, make_agent
     from textrl.checkpoint import latest_folder, replace_folder
     from textrl.envs import TextRLHFVectorEnv
-    from textrl.metrics import open_logger
     from textrl.models import load_causal_lm, load_tokenizer
 
+    folder = _checked(run)
     reference = env.reference or ppo.model
     venv = TextRLHFVectorEnv(
         num_envs=ppo.num_envs,
@@ -91,31 +99,35 @@ def run_ppo(ppo: PPORunConfig, env: EnvConfig, run: RunConfig, config: PPOConfig
         max_completion_tokens=env.max_completion_tokens,
         temperature=env.temperature,
         missing_eos_penalty=env.missing_eos_penalty,
+        group_size=env.group_size,
         device=ppo.device,
         autoreset_mode="Disabled",
     )
     policy = load_causal_lm(ppo.model, dtype="float32", device=ppo.device)
     if ppo.agent != "ppo":
-        agent = (
-            make_agent(ppo.agent, policy, venv)
-            if ppo.agent in registered()
-            else resolve(ppo.agent)(policy, venv)
-        )
-        folder = _begin(run, ppo, env, config)
-        agent.learn(ppo.total_timesteps, progress_bar=True)
+        if run.resume:
+            raise UserError(f"--resume is for agent ppo; {ppo.agent} starts anew")
+        named = ":" in ppo.agent
+        agent = resolve(ppo.agent)(policy, venv) if named else make_agent(ppo.agent, policy, venv)
+        with open_logger(_begin(run, ppo, env, config), table=run.log_table) as logger:
+            if hasattr(agent, "set_logger"):
+                agent.set_logger(logger)
+            agent.learn(ppo.total_timesteps, progress_bar=True)
         agent.save(folder)
         return
-    fresh = PPO(policy, venv, config)
-    folder = _begin(run, ppo, env, config)
-    saved = latest_folder(folder / "last") if run.resume else None
-    trainer = fresh if saved is None else PPO.load(saved, venv)
+    saved = latest_folder(folder / "last") or (folder if (folder / "agent.json").exists() else None)
+    if run.resume and saved is not None:
+        trainer = PPO.load(saved, venv, demonstrations=ppo.demonstrations)
+    else:
+        trainer = PPO(policy, venv, config, demonstrations=ppo.demonstrations)
     per_iteration = config.episodes_per_iteration * env.max_completion_tokens
-    with open_logger(folder) as trainer.logger:
+    with open_logger(_begin(run, ppo, env, config), table=run.log_table) as trainer.logger:
         while trainer.env_steps < ppo.total_timesteps:
             left = ppo.total_timesteps - trainer.env_steps
             trainer.learn(min(left, ppo.save_every * per_iteration), progress_bar=True)
             replace_folder(folder / "last", trainer.save)
     trainer.save(folder)
+    shutil.rmtree(folder / "last", ignore_errors=True)
 
 
 def run_generate(config: GenerateConfig) -> None:
@@ -126,8 +138,10 @@ def run_generate(config: GenerateConfig) -> None:
     records = load_records(config.prompts)
     records.require("prompt")
     model, tokenizer = load_causal_lm(config.model), load_tokenizer(config.model)
-    if config.output is not None and Path(config.output).exists():
-        raise UserError(f"{config.output} exists; name another file")
+    if config.output is not None:
+        if Path(config.output).exists():
+            raise UserError(f"{config.output} exists; name another file")
+        Path(config.output).resolve().parent.mkdir(parents=True, exist_ok=True)
     prompts = [row["prompt"] for row in records.rows for _ in range(config.samples_per_prompt)]
     samples = sample_and_score(
         model,
@@ -175,7 +189,12 @@ def run_evaluate(config: EvaluateConfig) -> None:
 
 def run_demo(config: DemoConfig) -> None:
     """Run the whole pipeline on the movie reviews."""
-    from textrl.demo import run
+    try:
+        from textrl.demo import run
+    except ImportError as error:
+        raise UserError(
+            f"the demo needs more packages ({error}): pip install -e '.[demo]'"
+        ) from error
 
     run(config)
 
@@ -185,7 +204,6 @@ def resolve(name: str) -> Any:
 
     Raises:
         UserError: there is none.
-
     """
     module, _, attribute = name.partition(":")
     sys.path.insert(0, str(Path.cwd()))
@@ -205,16 +223,35 @@ def resolve_reward(name: str) -> Any:
     return resolve(name) if looks_like_code else name
 
 
+def _checked(run: RunConfig) -> Path:
+    """Return the run folder's path; nothing is deleted or written before all input is read."""
+    return check_run_dir(run.output_dir, resume=run.resume, overwrite=run.overwrite)
+
+
 def _begin(run: RunConfig, *configs: Any) -> Path:
-    """Return the run folder, with the resolved configuration written into it."""
-    folder = prepare_run_dir(run.output_dir, resume=run.resume, overwrite=run.overwrite)
-    resolved = {key: value for part in (*configs, run) for key, value in asdict(part).items()}
-    resolved |= {"resume": False, "overwrite": False}
-    (folder / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
-    return folder
+    """Make the run folder, with the resolved configuration in it."""
+    settings = {key: value for part in configs for key, value in asdict(part).items()}
+    settings |= {"output_dir": run.output_dir, "log_table": run.log_table}
+    inputs = [
+        str(settings[key]) for key in ("model", "data", "prompts", "reward") if key in settings
+    ]
+    return prepare_run_dir(
+        run.output_dir, settings, resume=run.resume, overwrite=run.overwrite, inputs=inputs
+    )
 
 
-def _finish(folder: Path, metrics: dict[str, float]) -> None:
+def _train(
+    trainer: "SFTTrainer | RewardTrainer | DPOTrainer", run: RunConfig, *configs: Any
+) -> None:
+    """Begin or continue a trainer's run, unless it is complete already."""
+    folder = _begin(run, *configs)
+    state = folder / STATE_FOLDER
+    if run.resume and (folder / "model.safetensors").exists() and not state.exists():
+        print(f"{folder} is complete; nothing to resume")
+        return
+    with open_logger(folder, table=run.log_table) as logger:
+        trainer.logger = logger
+        metrics = trainer.train()
     for name, value in metrics.items():
         print(f"{name}: {value:.4f}")
     print(f"saved to {folder}")

@@ -4,31 +4,48 @@ Standard library only, so that the command line can show its help without loadin
 under each field is its help there.
 """
 
+import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
 from textrl.errors import UserError
 
 
-def _require(config: object, field: str, ok: bool, expected: str) -> None:
+def require(config: object, field: str, ok: bool, expected: str) -> None:
+    """Raise UserError naming field, value and what was expected, unless ok."""
     if not ok:
         value = config.__dict__[field]
         raise UserError(f"{type(config).__name__}.{field} is {value!r}; expected {expected}")
 
 
-def _check_common(config: object) -> None:
+def _check_preference(config: object) -> None:
+    """Check what dpo_loss would refuse later."""
+    smoothing, kind = config.__dict__["label_smoothing"], config.__dict__["loss_type"]
+    require(config, "label_smoothing", 0 <= smoothing < 0.5, "a share in [0, 0.5)")
+    meant = not smoothing or kind in ("sigmoid", "cdpo", "robust")
+    require(config, "label_smoothing", meant, f"0, as it has no meaning for loss_type {kind!r}")
+
+
+def check_common(config: object) -> None:
     """Check the fields that several configurations share, by what their names promise."""
     for field in fields(config):  # type: ignore[arg-type]
         value = config.__dict__[field.name]
+        if isinstance(value, float):
+            require(config, field.name, math.isfinite(value), "a finite number")
         if field.name in _POSITIVE and value is not None:
-            _require(config, field.name, value > 0, "a positive number")
+            require(config, field.name, value > 0, "a positive number")
         if field.name in _SHARES and value is not None:
-            _require(config, field.name, 0 <= value < 1, "a share in [0, 1)")
+            require(config, field.name, 0 <= value < 1, "a share in [0, 1)")
         if field.name in _NOT_NEGATIVE and value is not None:
-            _require(config, field.name, value >= 0, "0 or a positive number")
+            require(config, field.name, value >= 0, "0 or a positive number")
 
 
 _POSITIVE = (
+    "temperature",
+    "max_prompt_tokens",
+    "group_size",
+    "total_timesteps",
+    "num_envs",
     "learning_rate",
     "critic_learning_rate",
     "num_epochs",
@@ -79,7 +96,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""
-        _check_common(self)
+        check_common(self)
+        require(self, "max_length", self.max_length >= 2, "at least 2 tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +125,11 @@ class DPOConfig(TrainingConfig):
     """A key of textrl.losses.PREFERENCE_LOSSES."""
     label_smoothing: float = 0.0
     """Assumed share of flipped labels, for cdpo and robust."""
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a value out of range."""
+        super().__post_init__()
+        _check_preference(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,10 +161,11 @@ class OnlineDPOConfig:
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""
-        _check_common(self)
-        _require(self, "samples_per_prompt", self.samples_per_prompt >= 2, "at least 2 to compare")
+        check_common(self)
+        _check_preference(self)
+        require(self, "samples_per_prompt", self.samples_per_prompt >= 2, "at least 2 to compare")
         fits = self.episodes_per_iteration % self.samples_per_prompt == 0
-        _require(self, "episodes_per_iteration", fits, "a multiple of samples_per_prompt")
+        require(self, "episodes_per_iteration", fits, "a multiple of samples_per_prompt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,137 +215,5 @@ class PPOConfig:
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""
-        _check_common(self)
-        _require(self, "gae_lambda", 0 <= self.gae_lambda <= 1, "a number in [0, 1]")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The model and the data of a trainer."""
-
-    model: str
-    """Folder or hub id of the model to start from."""
-    data: str
-    """.jsonl, .csv or .parquet file, or hub name."""
-    device: str | None = None
-    """Such as cpu or cuda; by default the GPU if there is one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """Where a run goes."""
-
-    output_dir: str
-    """Folder of checkpoint, metrics and resolved configuration; must be new or empty."""
-    resume: bool = False
-    """Continue the run that lies there."""
-    overwrite: bool = False
-    """Delete what lies there first."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PPORunConfig:
-    """The policy and the length of a run."""
-
-    model: str
-    """Folder or hub id of the policy to start from (the SFT model)."""
-    total_timesteps: int
-    """Tokens to train for."""
-    agent: str = "ppo"
-    """A registered agent, or package.module:Class."""
-    num_envs: int = 64
-    """Rows of the vector environment; divides episodes_per_iteration."""
-    save_every: int = 10
-    """Iterations between resumable states."""
-    device: str | None = None
-    """Such as cpu or cuda; by default the GPU if there is one."""
-
-    def __post_init__(self) -> None:
-        """Raise UserError for a value out of range."""
-        for field in ("total_timesteps", "num_envs", "save_every"):
-            _require(self, field, self.__dict__[field] >= 1, "a positive number")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EnvConfig:
-    """The environment's task."""
-
-    prompts: str
-    """File or hub name with a `prompt` column."""
-    reward: str
-    """Folder or hub id of a reward model, or package.module:function."""
-    reference: str | None = None
-    """Folder or hub id of the frozen reference; by default the starting policy."""
-    kl_coef: float = 0.05
-    """Weight of the KL to the reference, score units per nat."""
-    max_prompt_tokens: int = 64
-    """Longer prompts are refused."""
-    max_completion_tokens: int = 48
-    """Token budget of a completion."""
-    temperature: float = 1.0
-    """Of sampling and of every log-prob."""
-    missing_eos_penalty: float = 0.0
-    """Score units subtracted where the budget ends a completion."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerateConfig:
-    """Completions of prompts, as JSON lines."""
-
-    model: str
-    """Folder or hub id of the language model."""
-    prompts: str
-    """File or hub name with a `prompt` column."""
-    output: str | None = None
-    """File to write; by default the terminal. Must not exist."""
-    max_completion_tokens: int = 48
-    """Token budget of a completion."""
-    samples_per_prompt: int = 1
-    """Completions of each prompt."""
-    temperature: float = 1.0
-    """Of sampling, always from the full softmax."""
-    seed: int = 0
-    """Seed of sampling."""
-
-    def __post_init__(self) -> None:
-        """Raise UserError for a value out of range."""
-        _check_common(self)
-        _require(self, "temperature", self.temperature > 0, "a positive number")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """A policy's score, KL and length on prompts, as JSON."""
-
-    model: str
-    """Folder or hub id of the policy."""
-    reference: str
-    """Folder or hub id of the reference that KL is measured to."""
-    reward: str
-    """Folder or hub id of a reward model, or package.module:function."""
-    prompts: str
-    """File or hub name with a `prompt` column."""
-    max_completion_tokens: int = 48
-    """Token budget of a completion."""
-    temperature: float = 1.0
-    """Of sampling and of every log-prob."""
-    seed: int = 0
-    """Seed of sampling."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoConfig:
-    """The whole pipeline on the movie reviews: SFT, reward model, PPO, DPO, evaluation, report."""
-
-    output_dir: str = "runs/demo"
-    """Folder of everything; must be new or empty."""
-    preset: Literal["tiny", "smollm2"] = "tiny"
-    """tiny: a 4M-parameter Llama from nothing; smollm2: SmolLM2-135M-Instruct and MiniLM."""
-    seed: int = 0
-    """Seed of everything."""
-    threads: int = 2
-    """CPU threads; more than there are free cores is far slower."""
-    resume: bool = False
-    """Continue the run that lies there, stage by stage."""
-    overwrite: bool = False
-    """Delete what lies there first."""
+        check_common(self)
+        require(self, "gae_lambda", 0 <= self.gae_lambda <= 1, "a number in [0, 1]")

@@ -8,8 +8,9 @@ functions. Next to read: `encoding.py` (rows to ids); the demo's data are in `re
 
 import csv
 import hashlib
+import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,6 @@ def load_records(source: Source) -> Records:
     Raises:
         UserError: the file is missing, empty or malformed (file and line are named), or a row is
             not a dict.
-
     """
     if isinstance(source, str | Path):
         path = Path(source)
@@ -63,7 +63,7 @@ def load_records(source: Source) -> Records:
         elif path.suffix == ".csv":
             records = _read_csv(path)
         else:
-            records = _number_rows(_read_with_datasets(path), str(source))
+            records = _number_rows(_read_with_datasets(str(source)), str(source))
     else:
         records = _number_rows(source, "record")
     if not records.rows:
@@ -72,6 +72,11 @@ def load_records(source: Source) -> Records:
 
 
 def _number_rows(rows: Iterable[Any], name: str) -> Records:
+    if isinstance(rows, Mapping) or hasattr(rows, "columns"):
+        raise UserError(
+            f"the data are a {type(rows).__name__}; give rows: one split of a DatasetDict, "
+            f"frame.to_dict('records') of a data frame"
+        )
     listed = list(rows)
     for index, row in enumerate(listed):
         if not isinstance(row, dict):
@@ -107,7 +112,7 @@ def _read_jsonl(path: Path) -> Records:
 
 
 def _read_csv(path: Path) -> Records:
-    reader = csv.DictReader(_open(path).splitlines(keepends=True), strict=True)
+    reader = csv.DictReader(io.StringIO(_open(path), newline=""), strict=True)
     rows, places = [], []
     try:
         for row in reader:
@@ -123,47 +128,67 @@ def _read_csv(path: Path) -> Records:
     return Records(rows=rows, places=places)
 
 
-def _read_with_datasets(path: Path) -> Iterable[Row]:
+def _read_with_datasets(name: str) -> Iterable[Row]:
     try:
         import datasets
     except ImportError as error:
         raise UserError(
-            f"{path}: .jsonl and .csv are read directly; Parquet files and hub names need "
+            f"{name}: .jsonl and .csv are read directly; Parquet files and hub names need "
             f"`pip install 'textrl-gym[hub]'`"
         ) from error
     try:
-        if path.suffix == ".parquet":
-            return datasets.load_dataset("parquet", data_files=str(path), split="train")  # type: ignore[no-any-return]
-        return datasets.load_dataset(str(path), split="train")  # type: ignore[no-any-return]
+        found: Iterable[Row]
+        if name.endswith(".parquet"):
+            found = datasets.load_dataset("parquet", data_files=name, split="train")
+        else:
+            found = datasets.load_dataset(name, split="train")
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path}: no data set there, or out of reach ({reason})") from error
+        raise UserError(f"{name}: no data set there, or out of reach ({reason})") from error
+    return found
 
 
 def prompt_key(row: Row) -> str:
-    """Return what rows about one prompt have in common: the prompt, else their shared start."""
+    """Return what rows about one prompt have in common.
+
+    The prompt; without one, the words that chosen and rejected share at their start; of a chat,
+    everything but the last message; else the whole row.
+    """
+    chosen, rejected = row.get("chosen"), row.get("rejected")
+    key: Any = row
     if row.get("prompt"):
-        return json.dumps(row["prompt"], sort_keys=True)
-    if "chosen" in row and "rejected" in row:
-        chosen, rejected = row["chosen"], row["rejected"]
+        key = row["prompt"]
+    elif isinstance(row.get("messages"), list):
+        key = row["messages"][:-1] or row
+    elif isinstance(chosen, str | list) and isinstance(rejected, str | list):
         same = 0
         while same < min(len(chosen), len(rejected)) and chosen[same] == rejected[same]:
             same += 1
-        return json.dumps(chosen[:same] or [chosen, rejected], sort_keys=True)
-    return json.dumps(row, sort_keys=True, default=str)
+        shared = chosen[:same]
+        if isinstance(shared, str):
+            shared = shared[: max(shared.rfind(" "), shared.rfind("\n")) + 1]
+        key = shared or row
+    return json.dumps(key, sort_keys=True, default=str)
 
 
 def split_by_prompt(records: Records, heldout_share: float) -> tuple[Records, Records]:
     """Return (train, held-out), all rows of one prompt on one side.
 
     The side depends on a hash of the prompt alone, so that it is stable when data are added.
+
+    Raises:
+        UserError: nothing is left to train on.
     """
 
     def heldout(row: Row) -> bool:
         digest = hashlib.sha256(prompt_key(row).encode()).digest()
         return int.from_bytes(digest[:8], "big") / 2**64 < heldout_share
 
+    if heldout_share == 0:
+        return records, records.subset([])
     sides = [heldout(row) for row in records.rows]
+    if all(sides):
+        raise UserError(f"heldout_share {heldout_share} leaves no prompt to train on; lower it")
     return (
         records.subset(i for i, side in enumerate(sides) if not side),
         records.subset(i for i, side in enumerate(sides) if side),

@@ -20,15 +20,16 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
+from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from textrl import __version__
 from textrl.agents import PPO, OnlineDPO
-from textrl.checkpoint import prepare_run_dir, write_json
-from textrl.config import DemoConfig
-from textrl.demo_models import starting_policy, starting_reward_model
+from textrl.checkpoint import check_run_dir, prepare_run_dir, write_json
+from textrl.command_config import DemoConfig
+from textrl.demo_models import fetch_models, starting_policy, starting_reward_model
 from textrl.envs import TextRLHFVectorEnv
 from textrl.evaluation import Sampled, best_of, best_of_kl, sample_and_score, summarize
-from textrl.loop import keep_freed_memory
+from textrl.loop import keep_freed_memory, release_memory
 from textrl.metrics import open_logger
 from textrl.models import load_causal_lm, load_tokenizer
 from textrl.presets import PRESETS, Preset
@@ -44,6 +45,7 @@ from textrl.rewards import RewardModel
 from textrl.trainers import RewardTrainer, SFTTrainer
 
 BEST_OF = 16
+MODES = ("resume", "overwrite")
 VERSIONS = ("torch", "transformers", "gymnasium", "stable-baselines3", "numpy")
 SHOWN_SAMPLES = 12
 
@@ -70,13 +72,19 @@ def run(config: DemoConfig) -> dict[str, Any]:
 
     Raises:
         UserError: the folder exists, the data cannot be fetched.
-
     """
     began = time.monotonic()
-    folder = prepare_run_dir(config.output_dir, resume=config.resume, overwrite=config.overwrite)
+    check_run_dir(config.output_dir, resume=config.resume, overwrite=config.overwrite)
     torch.set_num_threads(config.threads)
-    keep_freed_memory()
     train, heldout = split_reviews(load_reviews())
+    fetch_models(config)  # all downloads come before anything is deleted
+    folder = prepare_run_dir(
+        config.output_dir,
+        {name: value for name, value in asdict(config).items() if name not in MODES},
+        resume=config.resume,
+        overwrite=config.overwrite,
+    )
+    keep_freed_memory()
     preset = seeded(PRESETS[config.preset], config.seed)
     job = Job(config=config, preset=preset, folder=folder, train=train, heldout=heldout)
     stages: dict[str, Callable[[Job], dict[str, Any]]] = {
@@ -138,7 +146,7 @@ def train_reward_model(job: Job) -> dict[str, Any]:
     rows = [
         row
         for _ in range(preset.reward_epochs)
-        for row in review_rankings(job.train, preset.ranking_size, rng)
+        for row in review_rankings(job.train[: preset.reward_reviews], preset.ranking_size, rng)
     ]
     model, tokenizer = starting_reward_model(job.config, job.folder / "sft")
     samples = sft_samples(job)
@@ -187,8 +195,6 @@ def train_dpo(job: Job) -> dict[str, Any]:
 
 def evaluate(job: Job) -> dict[str, Any]:
     """Compare SFT, PPO, DPO and best-of-16 on held-out prompts."""
-    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
-
     analyzer = SentimentIntensityAnalyzer()
 
     def judge(prompts: list[str], completions: list[str]) -> list[float]:
@@ -288,6 +294,7 @@ def _stage(name: str, stage: Callable[[Job], dict[str, Any]], job: Job) -> dict[
         found: dict[str, Any] = json.loads(path.read_text())
         return found
     began = time.monotonic()
+    release_memory()
     results = stage(job) | {"seconds": time.monotonic() - began}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, results)

@@ -13,10 +13,17 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from textrl.config import DemoConfig
+from textrl.command_config import DemoConfig
 from textrl.models import load_causal_lm, load_tokenizer
 from textrl.pretrained import minilm_folder, smollm2_folder
 from textrl.trainers import reward_model_from
+
+
+def fetch_models(config: DemoConfig) -> None:
+    """Download what the preset starts from, if it is not in the cache."""
+    if config.preset == "smollm2":
+        smollm2_folder()
+        minilm_folder()
 
 
 def starting_policy(
@@ -27,7 +34,6 @@ def starting_policy(
     Args:
         config: preset and seed.
         texts: what a new tokenizer is trained on.
-
     """
     if config.preset == "smollm2":
         folder = smollm2_folder()

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from textrl.data import Row
+from textrl.data import Records, Row
 from textrl.errors import UserError
 from textrl.types import Sequence
 
@@ -32,7 +32,6 @@ def encode_prompt(
 
     Raises:
         UserError: the prompt is empty, or messages meet a tokenizer without chat template.
-
     """
     if not prompt or (isinstance(prompt, str) and not prompt.strip()):
         raise UserError(f"{place}: the prompt is empty")
@@ -62,7 +61,6 @@ def encode_reply(
 
     Raises:
         UserError: the template renders the prompt differently once the reply follows.
-
     """
     prompt_ids = render_chat(tokenizer, messages, place, for_reply=True)
     whole = render_chat(tokenizer, messages + reply, place, for_reply=False)
@@ -86,9 +84,12 @@ def render_chat(
             f"{place}: holds chat messages but the tokenizer has no chat template; set "
             f"tokenizer.chat_template or give plain text"
         )
-    encoded: Any = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=for_reply, tokenize=True, return_dict=True
-    )
+    try:
+        encoded: Any = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=for_reply, tokenize=True, return_dict=True
+        )
+    except Exception as error:  # a template is code of its own and raises what it likes
+        raise UserError(f"{place}: the chat template refuses these messages: {error}") from error
     return list(encoded["input_ids"])
 
 
@@ -112,7 +113,6 @@ def sft_sequence(
 
     Raises:
         UserError: none of these columns, an empty text, a prompt that leaves no room.
-
     """
     if "messages" in row:
         return _chat_sequence(tokenizer, row["messages"], place, max_length)
@@ -128,6 +128,16 @@ def sft_sequence(
     return Sequence(ids=ids, counts=[False] + [True] * (len(ids) - 1))
 
 
+def sft_sequences(
+    tokenizer: PreTrainedTokenizerBase, records: Records, max_length: int
+) -> list[Sequence]:
+    """Return the demonstrations of all records, see `sft_sequence`."""
+    return [
+        sft_sequence(tokenizer, row, place, max_length)
+        for row, place in zip(records.rows, records.places, strict=True)
+    ]
+
+
 def continuation(
     tokenizer: PreTrainedTokenizerBase,
     prompt: str | Messages,
@@ -139,7 +149,6 @@ def continuation(
 
     Raises:
         UserError: an empty prompt or completion, or a prompt that leaves no room.
-
     """
     prompt_ids = encode_prompt(tokenizer, prompt, place)
     if len(prompt_ids) >= max_length:
@@ -195,7 +204,6 @@ def ranked_texts(row: Row, place: str) -> tuple[list[str | Messages], list[int],
 
     Raises:
         UserError: columns missing, lengths that differ, fewer than two completions.
-
     """
     if "chosen" in row and "rejected" in row:
         margin = row.get("margin")
@@ -211,7 +219,26 @@ def ranked_texts(row: Row, place: str) -> tuple[list[str | Messages], list[int],
             f"{place}: {len(completions)} completions and {len(ranks)} ranks; expected as many "
             f"ranks as completions, at least 2"
         )
-    return completions, [int(rank) for rank in ranks], None
+    try:
+        order = sorted({float(rank) for rank in ranks})
+        return completions, [order.index(float(rank)) for rank in ranks], None
+    except (TypeError, ValueError):
+        raise UserError(f"{place}: ranks are {ranks!r}; expected numbers, 0 is best") from None
+
+
+def chat_text(
+    tokenizer: PreTrainedTokenizerBase, prompt: Messages | None, completion: Messages, place: str
+) -> str:
+    """Return a chat as the text that the environment has scored: prompt rendered, reply decoded.
+
+    Without a prompt the last message is the reply.
+    """
+    if prompt is None:
+        prompt, completion = completion[:-1], completion[-1:]
+    prompt_ids = render_chat(tokenizer, prompt, place, for_reply=True)
+    reply_ids = encode_reply(tokenizer, prompt, completion, place)
+    reply = tokenizer.decode(reply_ids, skip_special_tokens=True)
+    return f"{tokenizer.decode(prompt_ids)}{reply}"
 
 
 def _number(value: Any, column: str, place: str) -> float | None:

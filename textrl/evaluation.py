@@ -121,7 +121,6 @@ def summarize(
         samples: one a prompt.
         judge: an independent judge, never trained on; texts above 0.05 count as positive.
         kl: given where it is not the sampled one (best-of-n).
-
     """
     scores, sequence_kl = np.array(samples.scores), samples.kl
     result = {

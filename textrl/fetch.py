@@ -26,7 +26,6 @@ def download(requirement: str, target: Path, *, source: bool = False) -> Path:
 
     Raises:
         UserError: pip could not get it.
-
     """
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target) as scratch:

@@ -108,7 +108,6 @@ class Decoder:
             rows: which rows to restart. Shape [R].
             prompt_ids: right-padded. Shape [R P].
             prompt_lengths: >= 1. Shape [R].
-
         """
         width = int(prompt_lengths.max())
         prompt_ids = prompt_ids[:, :width].long()
@@ -130,7 +129,6 @@ class Decoder:
 
         Args:
             tokens: Shape [B]. A row that is full already keeps its length; its state is unusable.
-
         """
         rows = torch.arange(len(tokens), device=tokens.device)
         positions = self.lengths.clamp_max(self._ids.shape[1] - 1)
@@ -172,7 +170,6 @@ def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
 
     >>> draw(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([0.75], dtype=torch.float64)).item()
     1
-
     """
     cumulative = logprobs.double().exp().cumsum(-1)
     targets = uniforms.unsqueeze(1) * cumulative[:, -1:]
@@ -224,7 +221,6 @@ def sample(
         temperature: of sampling and of the log-probs returned.
         greedy: take the most likely token instead of drawing.
         observe: maps states [n H] to one number each [n], such as a value head.
-
     """
     batch, device = prompt_ids.shape[0], lm.device
     width = int(prompt_lengths.max())

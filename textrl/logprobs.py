@@ -18,7 +18,7 @@ CHUNK_SIZE = 1024
 """Positions per chunk: at a vocabulary of 50,000 one chunk of logits is 200 MB in float32."""
 
 
-def token_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
+def token_logprobs(logits: Tensor, ids: Tensor, *, temperature: float = 1.0) -> Tensor:
     """Return the log-probability of each id under softmax(logits / temperature), in nats.
 
         logprobs[b, t] = log_softmax(logits[b, t] / temperature)[ids[b, t]]
@@ -36,7 +36,6 @@ def token_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Ten
     >>> logits = torch.tensor([[[0.0, 0.0]]])
     >>> round(token_logprobs(logits, torch.tensor([[1]])).item(), 4)  # log(1/2)
     -0.6931
-
     """
     _check_logits(logits, ids)
     scaled = _scaled(logits, temperature).flatten(0, -2)
@@ -44,7 +43,7 @@ def token_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Ten
     return -cross_entropy(scaled, ids.flatten().long(), reduction="none").view(ids.shape)
 
 
-def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
+def token_entropy(logits: Tensor, *, temperature: float = 1.0) -> Tensor:
     """Return the entropy of softmax(logits / temperature) at each position, in nats.
 
         H[b, t] = -sum_v p_v log p_v
@@ -60,13 +59,12 @@ def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
     >>> round(token_entropy(torch.zeros(1, 1, 2)).item(), 4)  # log 2
     0.6931
-
     """
     log_p = _scaled(logits, temperature).log_softmax(-1)
     return -(log_p.exp() * log_p.clamp_min(torch.finfo(log_p.dtype).min)).sum(-1)
 
 
-def token_kl(logits: Tensor, other_logits: Tensor, temperature: float = 1.0) -> Tensor:
+def token_kl(logits: Tensor, other_logits: Tensor, *, temperature: float = 1.0) -> Tensor:
     """Return the exact KL(p || q) over the whole vocabulary at each position, in nats.
 
         KL[b, t] = sum_v p_v (log p_v - log q_v),  p, q = softmax(logits / T), softmax(other / T)
@@ -84,7 +82,6 @@ def token_kl(logits: Tensor, other_logits: Tensor, temperature: float = 1.0) -> 
     >>> x = torch.tensor([[[1.0, 0.0]]])
     >>> token_kl(x, x).item()
     0.0
-
     """
     check_shapes(logits=logits, other_logits=other_logits)
     log_p = _scaled(logits, temperature).log_softmax(-1)
@@ -97,6 +94,7 @@ def chunked_token_logprobs(
     lm_head: Callable[[Tensor], Tensor],
     ids: Tensor,
     mask: Tensor,
+    *,
     temperature: float = 1.0,
     chunk_size: int = CHUNK_SIZE,
 ) -> Tensor:
@@ -118,11 +116,10 @@ def chunked_token_logprobs(
 
     Raises:
         ValueError: the shapes do not fit, the mask is not Bool, chunk_size < 1.
-
     """
 
     def logprobs(states: Tensor, chunk_ids: Tensor) -> Tensor:
-        return token_logprobs(lm_head(states), chunk_ids, temperature)
+        return token_logprobs(lm_head(states), chunk_ids, temperature=temperature)
 
     return map_positions(logprobs, hidden, ids, mask=mask, chunk_size=chunk_size)
 
@@ -146,7 +143,6 @@ def map_positions(
 
     Raises:
         ValueError: the shapes do not fit, the mask is not Bool, chunk_size < 1.
-
     """
     if hidden.dim() != 3:
         raise ValueError(f"hidden must have shape [B T H], got {tuple(hidden.shape)}")

@@ -7,6 +7,7 @@ bit for bit. SFT, reward and DPO trainers pass a loss; PPO has its own loop and 
 """
 
 import ctypes
+import gc
 import math
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,6 +40,13 @@ def keep_freed_memory() -> None:
         m_trim_threshold, m_mmap_threshold = -1, -3
         mallopt(m_mmap_threshold, 1 << 30)
         mallopt(m_trim_threshold, 1 << 30)
+
+
+def release_memory() -> None:
+    """Collect garbage and give what `keep_freed_memory` kept back to the system."""
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def make_accelerator(device: torch.device) -> Accelerator:
@@ -111,7 +119,6 @@ class Updater:
 
         Raises:
             UserError: too many steps in a row were skipped.
-
         """
         self.optimizer.zero_grad(set_to_none=False)
         for loss in losses:
@@ -190,7 +197,6 @@ def fit(
         logger: one row per 1% of the updates.
         state_dir: where resumable states go, and where a run resumes from if one lies there.
         shown: show progress.
-
     """
     model.eval()
     size = len(task.lengths)

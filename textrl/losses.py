@@ -19,6 +19,7 @@ def ppo_policy_loss(
     old_logprobs: Tensor,
     advantages: Tensor,
     mask: Tensor,
+    *,
     clip_range: float = 0.2,
 ) -> Tensor:
     """Return the clipped surrogate, token mean, to be minimised.
@@ -41,7 +42,6 @@ def ppo_policy_loss(
     >>> one = torch.ones(1, 1)
     >>> ppo_policy_loss(0 * one, 0 * one, 2 * one, one.bool()).item()
     -2.0
-
     """
     check_shapes(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages, mask=mask)
     advantages = zero_masked(advantages, mask)
@@ -55,6 +55,7 @@ def ppo_value_loss(
     old_values: Tensor,
     returns: Tensor,
     mask: Tensor,
+    *,
     clip_range_vf: float | None = 0.2,
 ) -> Tensor:
     """Return half the token mean of the larger of the plain and the clipped squared error.
@@ -77,7 +78,6 @@ def ppo_value_loss(
     >>> one = torch.ones(1, 1)
     >>> ppo_value_loss(2 * one, 0 * one, 2 * one, one.bool()).item()  # 0.5 * (0.2 - 2)^2
     1.619999885559082
-
     """
     check_shapes(values=values, old_values=old_values, returns=returns, mask=mask)
     values, old_values = zero_masked(values, mask), zero_masked(old_values, mask)
@@ -115,7 +115,6 @@ def approx_kl(
     >>> d = torch.tensor([[0.5]])
     >>> round(approx_kl(d, 0 * d, d.bool(), estimator="k2").item(), 4)
     0.125
-
     """
     check_shapes(logprobs=logprobs, old_logprobs=old_logprobs, mask=mask)
     d = zero_masked(logprobs - old_logprobs, mask)
@@ -140,7 +139,6 @@ def sft_loss(logprobs: Tensor, mask: Tensor) -> Tensor:
 
     >>> sft_loss(torch.tensor([[-1.0, -3.0]]), torch.tensor([[True, True]])).item()
     2.0
-
     """
     return -masked_mean(logprobs, mask)
 
@@ -165,7 +163,6 @@ def bradley_terry_loss(
     >>> zero = torch.zeros(1)
     >>> round(bradley_terry_loss(zero, zero).item(), 4)  # log 2
     0.6931
-
     """
     check_shapes(chosen_scores=chosen_scores, rejected_scores=rejected_scores)
     gap = full_precision(chosen_scores) - full_precision(rejected_scores)
@@ -195,7 +192,6 @@ def ranking_loss(scores: Tensor, ranks: Tensor, mask: Tensor | None = None) -> T
     >>> loss = ranking_loss(torch.zeros(1, 3), torch.tensor([[0, 1, 1]]))  # 2 pairs, each log 2
     >>> round(loss.item(), 4)
     0.6931
-
     """
     scores, mask = _ranking_inputs(scores, ranks, mask)
     better = ranks.unsqueeze(2) < ranks.unsqueeze(1)
@@ -225,7 +221,6 @@ def plackett_luce_loss(scores: Tensor, ranks: Tensor, mask: Tensor | None = None
 
     >>> round(plackett_luce_loss(torch.zeros(1, 3), torch.tensor([[0, 1, 2]])).item(), 4)  # log 6
     1.7918
-
     """
     scores, mask = _ranking_inputs(scores, ranks, mask)
     below = ranks.unsqueeze(2) < ranks.unsqueeze(1)
@@ -286,6 +281,7 @@ def dpo_loss(
     rejected_logprobs: Tensor,
     ref_chosen_logprobs: Tensor,
     ref_rejected_logprobs: Tensor,
+    *,
     beta: float = 0.1,
     loss_type: str = "sigmoid",
     label_smoothing: float = 0.0,
@@ -315,7 +311,6 @@ def dpo_loss(
     >>> zero = torch.zeros(1)
     >>> round(dpo_loss(zero, zero, zero, zero).item(), 4)  # pi = pi_ref: log 2
     0.6931
-
     """
     check_shapes(
         chosen_logprobs=chosen_logprobs,

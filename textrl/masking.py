@@ -33,6 +33,7 @@ def full_precision(x: Tensor) -> Tensor:
 
 def zero_masked(x: Tensor, mask: Tensor) -> Tensor:
     """Return x in full precision with 0 (and zero gradient) where the mask is False."""
+    check_mask(mask)
     return full_precision(x).masked_fill(~mask, 0.0)
 
 
@@ -50,7 +51,6 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 
     >>> masked_mean(torch.tensor([1.0, 2.0, 9.0]), torch.tensor([True, True, False])).item()
     1.5
-
     """
     check_shapes(x=x, mask=mask)
     check_mask(mask)
@@ -74,13 +74,12 @@ def masked_var(x: Tensor, mask: Tensor) -> Tensor:
 
     >>> masked_var(torch.tensor([1.0, 3.0, 9.0]), torch.tensor([True, True, False])).item()
     1.0
-
     """
     mean = masked_mean(x, mask)
     return masked_mean((zero_masked(x, mask) - mean).square(), mask)
 
 
-def standardize(x: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
+def standardize(x: Tensor, mask: Tensor, *, eps: float = 1e-8) -> Tensor:
     """Return x with mean 0 and biased variance 1 over the True slots, 0 elsewhere.
 
         (x - mean) / sqrt(var + eps)
@@ -97,7 +96,6 @@ def standardize(x: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
 
     >>> standardize(torch.tensor([1.0, 3.0, 9.0]), torch.tensor([True, True, False])).tolist()
     [-1.0, 1.0, 0.0]
-
     """
     mean, var = masked_mean(x, mask), masked_var(x, mask)
     return zero_masked((zero_masked(x, mask) - mean) * (var + eps).rsqrt(), mask)

@@ -26,7 +26,9 @@ PLAIN_LINE_EVERY = 15.0
 
 
 @contextmanager
-def open_logger(folder: Path | None, given: Logger | None = None) -> Iterator[Logger]:
+def open_logger(
+    folder: Path | None, given: Logger | None = None, *, table: bool = False
+) -> Iterator[Logger]:
     """Yield an SB3 logger that writes CSV, JSON lines and TensorBoard events to a folder.
 
     A run that goes on keeps its earlier rows (SB3's writers would begin an empty file).
@@ -34,14 +36,15 @@ def open_logger(folder: Path | None, given: Logger | None = None) -> Iterator[Lo
     Args:
         folder: made if need be; None logs to memory only.
         given: the caller's own logger, used in its place and left open.
-
+        table: also print SB3's table to the terminal.
     """
     if given is not None or folder is None:
         yield given or Logger(folder=None, output_formats=[])
         return
     earlier = read_progress(folder)
     tensorboard = importlib.util.find_spec("tensorboard") is not None
-    logger = configure(str(folder), ["csv", "json"] + ["tensorboard"] * tensorboard)
+    names = ["csv", "json"] + ["tensorboard"] * tensorboard + ["stdout"] * table
+    logger = configure(str(folder), names)
     for output in logger.output_formats:
         if isinstance(output, CSVOutputFormat | JSONOutputFormat):
             for row in earlier:

@@ -42,7 +42,6 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype | 
 
     Raises:
         UserError: an unknown name.
-
     """
     if isinstance(dtype, torch.dtype):
         return dtype
@@ -58,7 +57,6 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
 
     Raises:
         UserError: there is none.
-
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name))
@@ -78,7 +76,6 @@ def load_causal_lm(
 
     Raises:
         UserError: there is none, or its weights are incomplete.
-
     """
     device = pick_device(device)
     try:
@@ -104,23 +101,35 @@ def load_classifier(
 
     Raises:
         UserError: there is none, or its head would be freshly initialised (a language model).
-
     """
     device = pick_device(device)
-    try:
-        found: Any = AutoModelForSequenceClassification.from_pretrained(
-            str(name), dtype=pick_dtype(dtype, device), output_loading_info=True
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise _no_model(name, "sequence classifier", error) from error
-    model, report = found
-    if report["missing_keys"]:
+    model, missing = _classifier(name, dtype=pick_dtype(dtype, device))
+    if missing:
         raise UserError(
             f"{name}: no trained reward head in this checkpoint (missing "
-            f"{', '.join(sorted(report['missing_keys']))}); train one with `textrl reward`"
+            f"{', '.join(sorted(missing))}); train one with `textrl reward`"
         )
-    assert isinstance(model, PreTrainedModel)
     return in_eval(moved(model, device))
+
+
+def untrained_classifier(name: str | Path) -> tuple[PreTrainedModel, set[str]]:
+    """Return a one-label float32 classifier of a folder or hub id, and its weights that are fresh.
+
+    Raises:
+        UserError: there is no model, or one whose weights have another shape.
+    """
+    return _classifier(name, dtype=torch.float32, num_labels=1)
+
+
+def _classifier(name: str | Path, **options: Any) -> tuple[PreTrainedModel, set[str]]:
+    try:
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            str(name), output_loading_info=True, **options
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise _no_model(name, "sequence classifier", error) from error
+    assert isinstance(model, PreTrainedModel)
+    return model, set(report["missing_keys"])
 
 
 def _no_model(name: str | Path, kind: str, error: Exception) -> UserError:
@@ -154,7 +163,6 @@ def eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
     Raises:
         UserError: the tokenizer has none.
-
     """
     if tokenizer.eos_token_id is None:
         raise UserError("the tokenizer has no EOS token; set tokenizer.eos_token to end texts")
@@ -212,7 +220,6 @@ class SplitLM:
             input_ids: prompt and completion, right-padded. Shape [B L].
             prompt_lengths: tokens of each prompt, >= 1. Shape [B].
             steps: T, the completion's width.
-
         """
         return gather_completion(self.hidden(input_ids), prompt_lengths, steps)
 
@@ -221,7 +228,7 @@ class SplitLM:
         ids, mask = sequences.input_ids, sequences.mask
         hidden = self.hidden(ids)
         shifted = chunked_token_logprobs(
-            hidden[:, :-1], self.head, ids[:, 1:], mask[:, 1:], temperature
+            hidden[:, :-1], self.head, ids[:, 1:], mask[:, 1:], temperature=temperature
         )
         return nn.functional.pad(shifted, (1, 0))
 
@@ -283,5 +290,15 @@ def _max_cached(trunk: nn.Module, body: PreTrainedModel) -> int:
             stacklevel=3,
         )
         return 0
-    window = body.config.get_text_config().to_dict().get("sliding_window")
-    return int(window) if window else sys.maxsize
+    text = body.config.get_text_config().to_dict()
+    windows = [text.get(name) for name in ("sliding_window", "window_size")]  # GPT-Neo's word
+    return min((int(window) for window in windows if window), default=sys.maxsize)
+
+
+def max_positions(model: PreTrainedModel) -> int | None:
+    """Return how many positions a model has; None where it does not say."""
+    try:
+        limit = model.config.get_text_config().max_position_embeddings
+    except AttributeError:
+        return None
+    return None if limit is None or limit < 1 else int(limit)

@@ -17,6 +17,8 @@ class Preset:
     sft_reviews: int | None
     """Demonstrations taken; None for all."""
     reward: RewardConfig
+    reward_reviews: int | None
+    """Reviews ranked; None for all."""
     reward_epochs: int
     """Times that every review is ranked, each time in another company."""
     ranking_size: int
@@ -54,6 +56,7 @@ PRESETS = {
             max_length=96,
             weight_decay=0.1,
         ),
+        reward_reviews=None,
         reward_epochs=2,
         ranking_size=16,
         normalize_samples=512,
@@ -92,13 +95,14 @@ PRESETS = {
             micro_batch_tokens=512,
             max_length=64,
         ),
-        sft_reviews=1024,
+        sft_reviews=768,
         reward=RewardConfig(
             learning_rate=1e-4,
             minibatch_size=4,
-            micro_batch_tokens=4096,
+            micro_batch_tokens=1024,
             max_length=64,
         ),
+        reward_reviews=4800,
         reward_epochs=1,
         ranking_size=16,
         normalize_samples=128,

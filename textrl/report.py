@@ -35,7 +35,7 @@ color:#222;background:#fff}
 h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em;border-bottom:1px solid #ccc}
 table{border-collapse:collapse}td,th{padding:.25em .8em;text-align:right;
 border-bottom:1px solid #ddd;vertical-align:top}th:first-child,td:first-child{text-align:left}
-svg{max-width:100%;height:auto}.samples td{text-align:left;width:25%;font-size:.9em}
+svg{max-width:100%;height:auto}.samples td,.samples th{text-align:left;width:25%;font-size:.9em}
 .prompt{font-weight:600}.score{display:block;color:#666;font-size:.85em}
 span.t{border-bottom:3px solid transparent;white-space:pre-wrap}
 details pre{background:#f4f4f4;padding:1em;overflow:auto;font-size:.85em}
@@ -58,7 +58,6 @@ def write_report(
         summary: what summary.json holds.
         settings: the resolved configuration.
         samples: for each policy, the same prompts' completions token by token.
-
     """
     ppo, dpo = read_progress(folder / "ppo"), read_progress(folder / "dpo")
     sft, reward = read_progress(folder / "sft"), read_progress(folder / "reward_model")
@@ -206,7 +205,8 @@ def _shaded(sample: dict[str, Any], kl_coef: float) -> str:
             f"title='log-ratio {kl:+.2f}, reward {reward:+.2f}'>{html.escape(token)}</span>"
         )
     prompt = html.escape(sample["prompt"])
-    score = f"<span class=score>score {sample['score']:+.2f}, KL {sum(sample['kl']):.1f}</span>"
+    total = round(sum(sample["kl"]), 1) + 0.0  # never "-0.0"
+    score = f"<span class=score>score {sample['score']:+.2f}, log-ratio {total:.1f}</span>"
     return f"<span class=prompt>{prompt}</span>{''.join(spans)}{score}"
 
 

@@ -43,7 +43,6 @@ def load_reviews(folder: Path | None = None) -> list[Review]:
 
     Raises:
         UserError: no network and no cached file, or a file that is not the pinned one.
-
     """
     path = (folder or cache_dir()) / ARCHIVE
     if not path.exists():
@@ -130,7 +129,6 @@ def krippendorff_alpha(ratings: Sequence[Sequence[int]]) -> float:
 
     >>> krippendorff_alpha([[1, 1], [3, 3]])
     1.0
-
     """
     items = [np.array(item, dtype=float) for item in ratings if len(item) > 1]
     values = np.array(list(itertools.chain.from_iterable(items)))

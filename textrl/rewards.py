@@ -14,11 +14,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.errors import UserError
-from textrl.models import first_output, freeze, load_classifier, load_tokenizer
+from textrl.models import first_output, freeze, load_classifier, load_tokenizer, max_positions
 
 SCORING_BATCH = 64
 """Texts scored in one forward pass, sorted by length."""
@@ -50,7 +50,6 @@ class RewardModel:
 
         Raises:
             UserError: it has neither one nor two labels.
-
         """
         if model.config.num_labels not in (1, 2):
             raise UserError(
@@ -73,7 +72,6 @@ class RewardModel:
 
         Raises:
             UserError: there is none, or the checkpoint has no trained head.
-
         """
         return cls(load_classifier(name, dtype=dtype, device=device), load_tokenizer(name))
 
@@ -104,8 +102,7 @@ class RewardModel:
 
 def max_text_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """Return how many tokens a classifier reads at most."""
-    positions = model.config.get_text_config().to_dict().get("max_position_embeddings")
-    return min(int(positions or 1 << 30), int(tokenizer.model_max_length))
+    return min(max_positions(model) or 1 << 30, int(tokenizer.model_max_length))
 
 
 def encode_for_scoring(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> list[int]:
@@ -162,7 +159,6 @@ class Scorer:
 
         Raises:
             UserError: a function failed or returned something that is not one number a sample.
-
         """
         total = np.zeros(len(prompts))
         for function, name, weight in zip(self.functions, self.names, self.weights, strict=True):
@@ -180,7 +176,6 @@ def make_scorer(
 
     Raises:
         UserError: an empty list, something that is no reward, or a model that does not load.
-
     """
     entries = list(reward) if isinstance(reward, list | tuple) else [reward]
     if not entries:
@@ -191,6 +186,11 @@ def make_scorer(
         if isinstance(source, str | Path):
             functions.append(RewardModel.from_pretrained(source, dtype=dtype, device=device))
             names.append(str(source))
+        elif isinstance(source, nn.Module):
+            raise UserError(
+                f"a live {type(source).__name__} needs its tokenizer to score texts; give "
+                f"textrl.rewards.RewardModel(model, tokenizer)"
+            )
         elif callable(source):
             functions.append(source)
             names.append(str(getattr(source, "__name__", type(source).__name__)))
@@ -208,7 +208,7 @@ def _checked_call(
     columns: dict[str, list[Any]],
 ) -> np.ndarray:
     try:
-        values = function(prompts, completions, **_accepted(function, columns))
+        values = _call(function, prompts, completions, columns)
     except Exception as error:
         raise UserError(
             f"reward function {name!r} raised {type(error).__name__}: {error} on a batch of "
@@ -233,13 +233,27 @@ def _checked_call(
     return np.array([float(value) for value in values])
 
 
-def _accepted(function: Callable[..., Any], columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """Return the columns that the function's signature takes."""
-    parameters = inspect.signature(function).parameters.values()
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-        return columns
-    names = {p.name for p in parameters}
-    return {name: column for name, column in columns.items() if name in names}
+def _call(
+    function: Callable[..., Any],
+    prompts: list[str],
+    completions: list[str],
+    columns: dict[str, list[Any]],
+) -> Any:
+    """Call by name where the function names `completions`, as TRL does, else by position.
+
+    It gets the columns that its signature takes; columns called like the texts give way to them.
+    """
+    parameters = inspect.signature(function).parameters
+    everything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    extra = {name: c for name, c in columns.items() if everything or name in parameters}
+    if "completions" not in parameters:
+        extra.pop("prompts", None)
+        extra.pop("completions", None)
+        return function(prompts, completions, **extra)
+    extra |= {"completions": completions}
+    if everything or "prompts" in parameters:
+        extra |= {"prompts": prompts}
+    return function(**extra)
 
 
 def _shorten(prompt: str, completion: str) -> str:

@@ -50,13 +50,13 @@ def test_first_minibatch_identities(critic: str, kl_loss: str, reward_folder: st
     agent = PPO(
         tiny_model(), venv, config(critic=critic, kl_loss=kl_loss, num_epochs=1, minibatch_size=32)
     )
-    numbers = agent._iterate()
+    numbers = agent.iterate()
     assert numbers["train/first_ratio_error"] < 1e-5
     assert abs(numbers["train/first_approx_kl"]) < 1e-5
     assert numbers["train/clip_fraction"] == 0.0
     assert abs(numbers["rollout/kl"]) < 1e-5
     assert numbers["train/explained_variance"] == 0.0  # a zero head knows nothing
-    agent._iterate()
+    agent.iterate()
     assert weights(agent.actor_critic.critic).abs().sum() > 0
 
 
@@ -65,7 +65,7 @@ def test_dropout_is_off(model) -> None:
     model.train()
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = 0.5
-    numbers = PPO(model, make_venv(), config())._iterate()
+    numbers = PPO(model, make_venv(), config()).iterate()
     assert numbers["train/first_ratio_error"] < 1e-5
 
 
@@ -74,7 +74,7 @@ def test_micro_batches_never_change_the_result(critic: str) -> None:
     found = []
     for tokens in (8, 40, 100_000):
         policy = tiny_model()
-        PPO(policy, make_venv(), config(critic=critic, micro_batch_tokens=tokens))._iterate()
+        PPO(policy, make_venv(), config(critic=critic, micro_batch_tokens=tokens)).iterate()
         found.append(weights(policy))
     assert torch.allclose(found[0], found[2], atol=2e-5)
     assert torch.allclose(found[1], found[2], atol=2e-5)
@@ -201,14 +201,14 @@ def test_save_load_and_resume_bit_for_bit(tmp_path) -> None:
 
     straight = agent_in(make_venv())
     for _ in range(4):
-        straight._iterate()
+        straight.iterate()
     halfway = agent_in(make_venv())
     for _ in range(2):
-        halfway._iterate()
+        halfway.iterate()
     halfway.save(tmp_path / "run")
     resumed = PPO.load(tmp_path / "run", make_venv())
     for _ in range(2):
-        resumed._iterate()
+        resumed.iterate()
     assert torch.equal(weights(resumed.policy), weights(straight.policy))
     assert torch.equal(weights(resumed.actor_critic.critic), weights(straight.actor_critic.critic))
     assert resumed.env_steps == straight.env_steps
@@ -217,7 +217,7 @@ def test_save_load_and_resume_bit_for_bit(tmp_path) -> None:
 
 def test_output_is_a_plain_checkpoint_with_the_critic_beside_it(tmp_path) -> None:
     agent = PPO(tiny_model(), make_venv(), config())
-    agent._iterate()
+    agent.iterate()
     agent.save(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert torch.equal(weights(loaded), weights(agent.policy))
@@ -243,7 +243,7 @@ def test_predict() -> None:
 def test_two_runs_with_one_seed_are_equal_and_seeds_differ() -> None:
     def final(seed: int) -> torch.Tensor:
         policy = tiny_model()
-        PPO(policy, make_venv(), config(seed=seed))._iterate()
+        PPO(policy, make_venv(), config(seed=seed)).iterate()
         return weights(policy)
 
     assert torch.equal(final(0), final(0))
@@ -260,7 +260,7 @@ def test_adaptive_kl_by_hand() -> None:
 
 def test_options_that_change_the_update() -> None:
     base = tiny_model()
-    PPO(base, make_venv(), config())._iterate()
+    PPO(base, make_venv(), config()).iterate()
     demonstrations = [{"prompt": "a", "completion": "bcd"}]
     for options, extra in [
         ({"ent_coef": 0.5}, {}),
@@ -270,9 +270,9 @@ def test_options_that_change_the_update() -> None:
         ({"kl_loss": "exact"}, {}),
     ]:
         policy = tiny_model()
-        PPO(policy, make_venv(), config(**options), **extra)._iterate()
+        PPO(policy, make_venv(), config(**options), **extra).iterate()
         assert not torch.equal(weights(policy), weights(base)), options
-    stopped = PPO(tiny_model(), make_venv(), config(target_kl=1e-9, num_epochs=4))._iterate()
+    stopped = PPO(tiny_model(), make_venv(), config(target_kl=1e-9, num_epochs=4)).iterate()
     assert stopped["train/updates"] < 8
 
 
@@ -299,14 +299,14 @@ def test_mistakes_are_explained(reward_folder: str) -> None:
 def test_a_gradient_that_is_not_finite_skips_and_then_stops() -> None:
     policy = tiny_model()
     agent = PPO(policy, make_venv(reward=tiny_score), config(num_epochs=4, minibatch_size=8))
-    agent._iterate()
+    agent.iterate()
     before = weights(policy)
     agent._loss = lambda part, *rest: (
         agent.policy.lm_head.weight.sum() * float("nan"),
         {"approx_kl": torch.tensor(0.0), "ratio_error": torch.tensor(0.0)},
     )
     with pytest.raises(UserError, match="not finite in 5 updates"):
-        agent._iterate()
+        agent.iterate()
     assert torch.equal(weights(policy), before)
 
 

@@ -1,7 +1,16 @@
 """The trainers on fixed data: SFT, reward model, DPO; each = collate + loss + fit."""
 
+from textrl.config import DPOConfig, RewardConfig, SFTConfig
 from textrl.trainers.dpo import DPOTrainer
 from textrl.trainers.reward import RewardTrainer, reward_model_from
 from textrl.trainers.sft import SFTTrainer
 
-__all__ = ["DPOTrainer", "RewardTrainer", "SFTTrainer", "reward_model_from"]
+__all__ = [
+    "DPOConfig",
+    "DPOTrainer",
+    "RewardConfig",
+    "RewardTrainer",
+    "SFTConfig",
+    "SFTTrainer",
+    "reward_model_from",
+]

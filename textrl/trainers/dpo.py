@@ -19,7 +19,7 @@ from textrl.encoding import continuation
 from textrl.loop import FitTask, LossSum, fit, make_accelerator, token_batches
 from textrl.losses import dpo_loss
 from textrl.metrics import open_logger
-from textrl.models import SplitLM, split_lm
+from textrl.models import SplitLM, eos_id, split_lm
 from textrl.types import Sequence, stack_sequences
 
 
@@ -105,13 +105,13 @@ class DPOTrainer:
 
         Raises:
             UserError: data that cannot be read; file and line are named.
-
         """
         self.model, self.tokenizer = model, tokenizer
         self.config = config or DPOConfig()
         self.output_dir = None if output_dir is None else Path(output_dir)
         self.logger = logger
         self._shown = shown
+        eos_id(tokenizer)  # without it no text would end
         self._lm = split_lm(model)
         model.eval()
         train, heldout = split_by_prompt(load_records(data), self.config.heldout_share)

@@ -11,21 +11,17 @@ from pathlib import Path
 import torch
 from stable_baselines3.common.logger import Logger
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.checkpoint import clear_state, save_model
 from textrl.config import RewardConfig
 from textrl.data import Records, Row, Source, load_records, split_by_prompt
-from textrl.encoding import is_conversation, ranked_texts
+from textrl.encoding import chat_text, is_conversation, ranked_texts
 from textrl.errors import UserError
 from textrl.loop import FitTask, LossSum, fit, make_accelerator
 from textrl.losses import bradley_terry_loss, plackett_luce_loss, ranking_loss
 from textrl.metrics import open_logger
-from textrl.models import ensure_pad
+from textrl.models import ensure_pad, untrained_classifier
 from textrl.rewards import RewardModel, encode_for_scoring, max_text_length, sequence_scores
 
 
@@ -51,13 +47,10 @@ def reward_model_from(name: str | Path, seed: int = 0) -> PreTrainedModel:
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            str(name), num_labels=1, dtype=torch.float32
-        )
-        for child in model.children():
-            if isinstance(child, nn.Linear):
+        model, missing = untrained_classifier(name)
+        for child_name, child in model.named_children():
+            if isinstance(child, nn.Linear) and f"{child_name}.weight" in missing:
                 nn.init.normal_(child.weight, std=(child.in_features + 1) ** -0.5)
-    assert isinstance(model, PreTrainedModel)
     return model
 
 
@@ -95,7 +88,6 @@ class RewardTrainer:
 
         Raises:
             UserError: data that cannot be read, or a model with more than one label.
-
         """
         if model.config.num_labels != 1:
             raise UserError(f"a reward model has 1 label, this one {model.config.num_labels}")
@@ -160,6 +152,8 @@ class RewardTrainer:
         for ranking in self.heldout_rankings:
             metrics = self._loss([ranking]).metrics
             right, total = right + metrics["right_pairs"], total + metrics["pairs"]
+        if not total:
+            raise UserError("the held-out part holds ties only; raise heldout_share")
         return {"heldout_accuracy": right / total}
 
     def reward_model(self) -> RewardModel:
@@ -214,21 +208,20 @@ class RewardTrainer:
         return encode_for_scoring(self.tokenizer, text, limit)
 
     def _whole_texts(self, row: Row, place: str) -> list[str]:
-        """Return prompt + completion of each completion, as text."""
-        prompt, texts = row.get("prompt") or "", []
+        """Return prompt + completion of each completion, as the environment would score it."""
+        prompt, texts = row.get("prompt") or None, []
         for completion in ranked_texts(row, place)[0]:
-            if is_conversation(completion):
-                messages = (prompt if isinstance(prompt, list) else []) + list(completion)
-                if not self.tokenizer.chat_template:
-                    raise UserError(
-                        f"{place}: chat messages, but the tokenizer has no chat template"
-                    )
-                text = self.tokenizer.apply_chat_template(messages, tokenize=False)
+            if isinstance(completion, str) and isinstance(prompt, str | None):
+                text = f"{prompt or ''}{completion}"
+            elif not isinstance(completion, str) and not isinstance(prompt, str):
+                if not is_conversation(completion):
+                    raise UserError(f"{place}: a completion is {completion!r}; expected a text")
+                text = chat_text(self.tokenizer, prompt, completion, place)
             else:
-                text = f"{prompt}{completion}"
-            if not str(text).strip():
+                raise UserError(f"{place}: prompt and completions must be all text or all messages")
+            if not completion or not text.strip():
                 raise UserError(f"{place}: a completion is empty")
-            texts.append(str(text))
+            texts.append(text)
         return texts
 
     def _some_texts(self, records: Records) -> list[str]:

@@ -8,11 +8,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.checkpoint import clear_state, save_model
 from textrl.config import SFTConfig
-from textrl.data import Records, Source, load_records, split_by_prompt
-from textrl.encoding import sft_sequence
+from textrl.data import Source, load_records, split_by_prompt
+from textrl.encoding import sft_sequences
 from textrl.loop import FitTask, LossSum, fit, make_accelerator, token_batches
 from textrl.metrics import open_logger
-from textrl.models import split_lm
+from textrl.models import eos_id, split_lm
 from textrl.types import Sequence, stack_sequences
 
 
@@ -43,16 +43,17 @@ class SFTTrainer:
 
         Raises:
             UserError: data that cannot be read; file and line are named.
-
         """
         self.model, self.tokenizer = model, tokenizer
         self.config = config or SFTConfig()
         self.output_dir = None if output_dir is None else Path(output_dir)
         self.logger = logger
         self._shown = shown
+        eos_id(tokenizer)  # without it no text would end
         train, heldout = split_by_prompt(load_records(data), self.config.heldout_share)
-        self.train_sequences = self._encode(train)
-        self.heldout_sequences = self._encode(heldout)
+        limit = self.config.max_length
+        self.train_sequences = sft_sequences(tokenizer, train, limit)
+        self.heldout_sequences = sft_sequences(tokenizer, heldout, limit)
         self._lm = split_lm(model)
 
     def train(self) -> dict[str, float]:
@@ -88,7 +89,8 @@ class SFTTrainer:
 
     def evaluate_on(self, data: Source) -> dict[str, float]:
         """Return the loss on other data in the same form, nats a token."""
-        return self._heldout_loss(self._encode(load_records(data)))
+        records = load_records(data)
+        return self._heldout_loss(sft_sequences(self.tokenizer, records, self.config.max_length))
 
     @torch.no_grad()
     def _heldout_loss(self, sequences: list[Sequence]) -> dict[str, float]:
@@ -100,9 +102,3 @@ class SFTTrainer:
     def _loss(self, sequences: list[Sequence]) -> LossSum:
         batch = stack_sequences(sequences, self._lm.device)
         return LossSum(loss=-self._lm.token_logprobs(batch).sum(), metrics={})
-
-    def _encode(self, records: Records) -> list[Sequence]:
-        return [
-            sft_sequence(self.tokenizer, row, place, self.config.max_length)
-            for row, place in zip(records.rows, records.places, strict=True)
-        ]

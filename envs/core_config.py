@@ -1,0 +1,51 @@
+"""The checked arguments of the environment, shared by the single and the vector one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from textrl.envs.prompts import PromptSource
+from textrl.errors import UserError
+from textrl.rewards import Reward
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoreConfig:
+    """The keyword arguments of the environment; see `TextRLHFEnv` for each one's meaning."""
+
+    reference: str | Path | PreTrainedModel | None = None
+    reward: Reward | Sequence[Reward | tuple[Reward, float]] | None = None
+    prompts: PromptSource | None = None
+    tokenizer: str | Path | PreTrainedTokenizerBase | None = None
+    kl_coef: float = 0.05
+    max_prompt_tokens: int = 64
+    max_completion_tokens: int = 48
+    temperature: float = 1.0
+    missing_eos_penalty: float = 0.0
+    on_length: str = "score"
+    min_completion_tokens: int = 0
+    banned_token_ids: Sequence[int] = ()
+    group_size: int = 1
+    device: str | torch.device | None = None
+    dtype: str | torch.dtype = "auto"
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a value out of range, naming field, value and what was expected."""
+        for field in ("max_prompt_tokens", "max_completion_tokens", "group_size"):
+            if self.__dict__[field] < 1:
+                raise UserError(f"{field} must be at least 1, got {self.__dict__[field]}")
+        if not self.temperature > 0:
+            raise UserError(f"temperature must be positive, got {self.temperature}")
+        if self.on_length not in ("score", "truncate"):
+            raise UserError(f"on_length must be 'score' or 'truncate', got {self.on_length!r}")
+        if self.reference is not None:
+            for field in ("reward", "prompts"):
+                if self.__dict__[field] is None:
+                    raise UserError(
+                        f"{field} is missing: a task has a reference, a reward, prompts"
+                    )
+            if isinstance(self.reference, torch.nn.Module) and self.tokenizer is None:
+                raise UserError("tokenizer is missing: a live reference needs tokenizer=")

@@ -53,7 +53,8 @@ class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
     `on_length="truncate"` the budget ends the episode as `truncated`, without a score.
 
     ## Info
-    After each step `ref_logprob` (nats); at the end also `score`, `finish_reason`, `completion`.
+    After each step `ref_logprob` (nats); at the end also `score`, `finish_reason`, `completion` and
+    `text` (prompt and completion).
     After a reset `prompt` (text) and `prompt_index` (None for a prompt given by the caller).
 
     ## Reset
@@ -151,6 +152,7 @@ class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
         if terminated or truncated:
             info["finish_reason"] = result.finish_reason[0]
             info["completion"] = result.completion[0]
+            info["text"] = self.core.prompt_texts[0] + info["completion"]
         if terminated:
             info["score"] = float(result.score[0])
         return self._observation(), float(result.rewards[0, 0]), terminated, truncated, info

@@ -66,6 +66,7 @@ def test_rewards_are_the_reference_half_and_the_score(temperature: float) -> Non
     assert (terminated, truncated) == (True, False)
     assert info["finish_reason"] == "eos"
     assert info["completion"] == "df"
+    assert info["text"] == "cdf"
     assert info["score"] == 0.25
     assert observation["input_ids"][:5].tolist() == ids
     assert observation["attention_mask"].sum() == 5

@@ -165,15 +165,15 @@ class PPO:
         if saved["agent"] != "ppo":
             raise UserError(f"{folder} holds a {saved['agent']} agent, not ppo")
         config = PPOConfig(**saved["config"])
-        device = TextEnv(venv).reference.device
-        policy = load_causal_lm(folder, dtype="float32", device=device)
+        policy = load_causal_lm(folder, dtype="float32", device=TextEnv(venv).reference.device)
         agent = cls(policy, venv, config, demonstrations=demonstrations, logger=logger)
         load_safetensors(agent.actor_critic.critic, str(folder / "critic.safetensors"))
         state = load_state(folder)
         if state is not None:
             agent.iteration, agent.env_steps = state["counters"]
             agent._generator.set_state(state["generator"])
-            agent.env.kl_coef = state["kl_coef"]
+            if config.kl_target is not None:  # a fixed one is the environment's own
+                agent.env.kl_coef = state["kl_coef"]
             agent._updater.load(state)
             if "prompts" in state and hasattr(venv, "load_prompt_state"):
                 venv.load_prompt_state(json.loads(state["prompts"]))

@@ -215,6 +215,13 @@ def test_save_load_and_resume_bit_for_bit(tmp_path) -> None:
     assert resumed.env.kl_coef == straight.env.kl_coef != 0.1
 
 
+def test_a_fixed_kl_coef_is_the_environments_own_after_loading(tmp_path) -> None:
+    PPO(tiny_model(), make_venv(kl_coef=0.1), config()).save(tmp_path)
+    venv = make_venv(kl_coef=0.7)
+    PPO.load(tmp_path, venv)
+    assert venv.kl_coef == 0.7
+
+
 def test_output_is_a_plain_checkpoint_with_the_critic_beside_it(tmp_path) -> None:
     agent = PPO(tiny_model(), make_venv(), config())
     agent.iterate()

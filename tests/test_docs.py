@@ -7,9 +7,14 @@ import pkgutil
 import re
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
 
 import textrl
+from textrl.agents import PPO, OnlineDPO, OnlineDPOConfig, PPOConfig
+from textrl.envs import tiny_model, tiny_tokenizer
+from textrl.metrics import open_logger, read_progress
+from textrl.trainers import DPOTrainer, RewardTrainer, SFTTrainer, reward_model_from
 
 ROOT = Path(__file__).parent.parent
 
@@ -47,6 +52,36 @@ def test_example_learns() -> None:
     spec.loader.exec_module(example)
     before, after = example.main()
     assert after > before + 0.1
+
+
+def test_every_logged_number_is_explained(tmp_path: Path, checkpoint: str) -> None:
+    page = (ROOT / "docs/metrics.md").read_text()
+    explained = set(re.findall(r"`([a-z*]+/[a-z_]+)`", page))
+    rows = [{"prompt": "a", "chosen": "bcd", "rejected": "zz", "text": "abc"}] * 4
+    shared = (tiny_tokenizer(), rows)
+    venv = gym.make_vec("TextRLHF-v0", num_envs=8, group_size=4, max_completion_tokens=4)
+    SFTTrainer(tiny_model(), *shared, output_dir=tmp_path / "sft", shown=False).train()
+    DPOTrainer(tiny_model(), *shared, output_dir=tmp_path / "dpo", shown=False).train()
+    model = reward_model_from(checkpoint)
+    RewardTrainer(model, *shared, output_dir=tmp_path / "reward", shown=False).train()
+    agents = [
+        PPO(tiny_model(), venv, PPOConfig(episodes_per_iteration=8)),
+        OnlineDPO(tiny_model(), venv, OnlineDPOConfig(episodes_per_iteration=8)),
+    ]
+    for index, agent in enumerate(agents):
+        with open_logger(tmp_path / str(index)) as logger:
+            agent.set_logger(logger)
+            agent.learn(1)
+    logged = {name for p in tmp_path.iterdir() for row in read_progress(p) for name in row}
+    assert len(logged) > 30
+    missing = {
+        name
+        for name in logged - {"time/step"}
+        if name not in explained and f"*/{name.split('/')[1]}" not in explained
+    }
+    assert not missing
+    real = {name.split("/")[1] for name in logged}
+    assert {name for name in explained if name.split("/")[1] not in real} == set()
 
 
 def modules() -> list[str]:

@@ -26,6 +26,8 @@ from textrl.config import TrainingConfig
 from textrl.errors import UserError
 from textrl.metrics import StageProgress, log
 
+POOL = 32
+"""Minibatches in whose pool examples are sorted by length."""
 MAX_SKIPPED = 5
 """Updates in a row with a non-finite gradient after which a run stops."""
 
@@ -213,7 +215,11 @@ def fit(
     save_every, log_every = config.save_every or per_epoch, max(1, total // 100)
     with StageProgress(task.stage, total, shown=shown and accelerator.is_main_process) as progress:
         for update in range(begin, total):
-            rows = _minibatch(update, per_epoch, size, config)
+            epoch, position = divmod(update, per_epoch)
+            if position == 0 or update == begin:  # an epoch's order depends on the seed alone
+                generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+                order = epoch_minibatches(task.lengths, config.minibatch_size, generator)
+            rows = order[position]
             numbers = _fit_update(rows, task, config, updater)
             progress.show(update + 1, {name: numbers[name] for name in list(numbers)[:2]})
             if accelerator.is_main_process:
@@ -224,12 +230,26 @@ def fit(
                     save_state(state_dir, state)
 
 
-def _minibatch(update: int, per_epoch: int, size: int, config: TrainingConfig) -> list[int]:
-    """Return the examples of an update; the order of an epoch depends on the seed alone."""
-    epoch, position = divmod(update, per_epoch)
-    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+def epoch_minibatches(
+    lengths: Sequence[int], minibatch_size: int, generator: torch.Generator
+) -> list[list[int]]:
+    """Return an epoch's minibatches: random, but each of examples of about one length.
+
+    Padding to the longest of 32 random texts nearly doubles the tokens. So the shuffled examples
+    are sorted by length within pools of 32 minibatches, with a random 20% on each length so that
+    the company changes from epoch to epoch, and the minibatches are shuffled again.
+    """
+    size = len(lengths)
     order: list[int] = torch.randperm(size, generator=generator).tolist()
-    return order[position * config.minibatch_size : (position + 1) * config.minibatch_size]
+    blur = (1 + 0.2 * torch.rand(size, generator=generator)).tolist()
+    minibatches = []
+    for start in range(0, size, POOL * minibatch_size):
+        pool = order[start : start + POOL * minibatch_size]
+        pool.sort(key=lambda i: lengths[i] * blur[i])
+        parts = range(0, len(pool), minibatch_size)
+        minibatches += [pool[begin : begin + minibatch_size] for begin in parts]
+    shuffled = torch.randperm(len(minibatches), generator=generator).tolist()
+    return [minibatches[i] for i in shuffled]
 
 
 def _fit_update(

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from textrl.config import DPOConfig, RewardConfig, SFTConfig
 from textrl.envs import tiny_model, tiny_tokenizer
 from textrl.errors import UserError
-from textrl.loop import Updater, token_batches, warmup_cosine
+from textrl.loop import Updater, epoch_minibatches, token_batches, warmup_cosine
 from textrl.losses import dpo_loss, ranking_loss
 from textrl.rewards import RewardModel
 from textrl.trainers import DPOTrainer, RewardTrainer, SFTTrainer, reward_model_from
@@ -230,6 +230,23 @@ def test_token_batches_and_schedule() -> None:
     assert factor(0) == pytest.approx(0.1)
     assert factor(9) == factor(10) == 1.0
     assert factor(99) < 0.001
+
+
+def test_minibatches_are_a_shuffled_partition_of_like_lengths() -> None:
+    lengths = torch.randint(5, 80, (1000,), generator=torch.Generator().manual_seed(0)).tolist()
+
+    def drawn(seed: int) -> list[list[int]]:
+        return epoch_minibatches(lengths, 32, torch.Generator().manual_seed(seed))
+
+    first = drawn(0)
+    assert sorted(i for batch in first for i in batch) == list(range(1000))
+    assert len(first) == 32
+    assert first == drawn(0) != drawn(1)
+    padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in first)
+    assert padded < 1.3 * sum(lengths)
+    means = [sum(lengths[i] for i in batch) / len(batch) for batch in first]
+    assert means != sorted(means)  # neither short nor long texts come first
+    assert {frozenset(batch) for batch in first} != {frozenset(batch) for batch in drawn(1)}
 
 
 def test_matrices_alone_decay() -> None:

@@ -126,7 +126,9 @@ class ActorCritic:
     def value_pass(self, input_ids: Tensor, prompt_lengths: Tensor, steps: int) -> Tensor:
         """Return V(state just before token t), [B T], without gradient."""
         if not self.shared_trunk:
-            return self.critic(input_ids, prompt_lengths, steps)  # type: ignore[no-any-return]
+            values = self.critic(input_ids, prompt_lengths, steps)
+            assert isinstance(values, Tensor)
+            return values
         return self.critic.values_of(self.lm.completion_hidden(input_ids, prompt_lengths, steps))
 
     def evaluate(self, rollout: Rollout, reference: ReferenceStates | None = None) -> Evaluation:

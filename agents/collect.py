@@ -139,6 +139,7 @@ def join(
 
 
 def _pay_at_once(env: TextEnv, actions: np.ndarray, mask: np.ndarray) -> Paid:
+    # Ours has it beyond Gymnasium's interface; collect() asked before it came here.
     rewards, infos = env.venv.step_sequence(actions, mask)  # type: ignore[attr-defined]
     return Paid(
         rewards=rewards,

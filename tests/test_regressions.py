@@ -18,7 +18,7 @@ from transformers import (
     GPTNeoForCausalLM,
 )
 
-import textrl  # noqa: F401
+import textrl  # noqa: F401  # registers TextRLHF-v0
 from textrl import demo
 from textrl.agents import PPO, OnlineDPO, OnlineDPOConfig, PPOConfig
 from textrl.checkpoint import save_model

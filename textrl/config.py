@@ -28,7 +28,7 @@ def _check_preference(config: object) -> None:
 
 def check_common(config: object) -> None:
     """Check the fields that several configurations share, by what their names promise."""
-    for field in fields(config):  # type: ignore[arg-type]
+    for field in fields(config):  # type: ignore[arg-type]  # any of the dataclasses here
         value = config.__dict__[field.name]
         if isinstance(value, float):
             require(config, field.name, math.isfinite(value), "a finite number")

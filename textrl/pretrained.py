@@ -35,7 +35,7 @@ def smollm2_folder() -> Path:
     if (folder / "config.json").exists():
         return folder
     try:
-        import gguf  # noqa: F401  transformers reads the file with it
+        import gguf  # noqa: F401  # transformers reads the file with it
         from transformers import GgufConfig
     except ImportError as error:
         raise UserError("SmolLM2 comes as a GGUF file: pip install 'textrl-gym[gguf]'") from error

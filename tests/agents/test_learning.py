@@ -9,7 +9,7 @@ import gymnasium as gym
 import pytest
 import torch
 
-import textrl  # noqa: F401
+import textrl  # noqa: F401  # registers TextRLHF-v0
 from textrl.agents import PPO, OnlineDPO, OnlineDPOConfig, PPOConfig
 from textrl.envs import tiny_model, tiny_prompts, tiny_tokenizer
 

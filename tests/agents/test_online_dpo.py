@@ -3,7 +3,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import textrl  # noqa: F401
+import textrl  # noqa: F401  # registers TextRLHF-v0
 from textrl.agents import OnlineDPO, OnlineDPOConfig, make_agent, register, registered
 from textrl.agents.online_dpo import best_and_worst
 from textrl.envs import tiny_model

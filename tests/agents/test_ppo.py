@@ -7,7 +7,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import textrl  # noqa: F401
+import textrl  # noqa: F401  # registers TextRLHF-v0
 from textrl.agents import PPO, PPOConfig
 from textrl.agents.actor_critic import make_critic
 from textrl.agents.base import TextEnv

@@ -8,7 +8,7 @@ import torch
 from gymnasium.utils.env_checker import check_env as gymnasium_check_env
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
-import textrl  # noqa: F401  registers the environment
+import textrl  # noqa: F401  # registers TextRLHF-v0
 from textrl.envs import PolicyKL, tiny_model, tiny_score, tiny_tokenizer
 from textrl.errors import UserError
 from textrl.models import split_lm

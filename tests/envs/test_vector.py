@@ -4,7 +4,7 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 
-import textrl  # noqa: F401
+import textrl  # noqa: F401  # registers TextRLHF-v0
 from textrl.envs import TextRLHFVectorEnv, tiny_model, tiny_score, tiny_tokenizer
 from textrl.errors import UserError
 

@@ -100,23 +100,26 @@ def test_sampled_logprobs_are_those_of_the_training_pass(name: str) -> None:
         assert (chosen[0, :-1] != 2).all()
 
 
-def test_sampling_a_row_does_not_depend_on_its_neighbours() -> None:
-    lm = split_lm(make("llama"))
-    prompts, lengths = torch.tensor([[1, 5], [1, 6]]), torch.tensor([2, 2])
-
-    def sampled(rows: list[int]) -> list[list[int]]:
-        # the first row draws the first uniform of each step, whoever stands beside it
-        result = sample(
-            lm,
-            prompts[rows],
-            lengths[rows],
-            max_new_tokens=1,
-            eos_id=2,
-            generator=torch.Generator().manual_seed(3),
-        )
-        return result.completion_ids.tolist()
-
-    assert sampled([0, 1])[0] == sampled([0])[0]
+def test_a_row_keeps_its_own_uniforms_when_its_neighbours_leave() -> None:
+    model = make("llama")
+    prompts, lengths = torch.tensor([[1, 5], [1, 6]]).repeat(8, 1), torch.tensor([2] * 16)
+    samples = sample(
+        split_lm(model),
+        prompts,
+        lengths,
+        max_new_tokens=8,
+        eos_id=2,
+        generator=torch.Generator().manual_seed(0),
+    )
+    assert not samples.mask[0:15].all()  # somebody left before the last row was done
+    generator = torch.Generator().manual_seed(0)
+    for t in range(samples.mask.shape[1]):
+        uniforms = torch.rand(16, dtype=torch.float64, generator=generator)
+        for row in samples.mask[:, t].nonzero().squeeze(1).tolist():
+            ids = prompts[row].tolist() + samples.completion_ids[row, :t].tolist()
+            log_p = full_logits(model, ids)[-1:].log_softmax(-1)
+            expected = draw(log_p, uniforms[row : row + 1]).item()
+            assert samples.completion_ids[row, t].item() == expected
 
 
 def test_generation_settings_of_the_model_do_not_leak_in() -> None:

@@ -6,6 +6,7 @@ size nor the number of processes changes the result. `fit` runs it over a fixed 
 bit for bit. SFT, reward and DPO trainers pass a loss; PPO has its own loop and shares `Updater`.
 """
 
+import atexit
 import ctypes
 import gc
 import math
@@ -55,7 +56,16 @@ def make_accelerator(device: torch.device) -> Accelerator:
     """Return the accelerator of this process (one of several under torchrun)."""
     if device.type == "cpu":
         keep_freed_memory()
-    return Accelerator(cpu=device.type == "cpu")
+    accelerator = Accelerator(cpu=device.type == "cpu")
+    if accelerator.num_processes > 1:
+        atexit.register(leave_process_group)
+    return accelerator
+
+
+def leave_process_group() -> None:
+    """End the process group, where there is one: at exit its threads would abort the process."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def token_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
@@ -228,6 +238,7 @@ def fit(
                 if state_dir is not None and (update + 1) % save_every == 0 and update + 1 < total:
                     state = {"update": update + 1, "model": model.state_dict()} | updater.state()
                     save_state(state_dir, state)
+    accelerator.wait_for_everyone()  # nobody leaves while another still receives
 
 
 def epoch_minibatches(

@@ -13,7 +13,7 @@ from gymnasium.vector import SyncVectorEnv, VectorEnv
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.errors import UserError, did_you_mean
-from textrl.rewards import RewardModel
+from textrl.rewards import RewardModel, Scorer
 
 Observation = dict[str, np.ndarray]
 AnyVectorEnv = VectorEnv[Any, Any, Any]
@@ -79,6 +79,7 @@ class TextEnv:
         self.tokenizer: PreTrainedTokenizerBase = self._get("tokenizer")
         self.reference: PreTrainedModel = self._get("reference")
         self.reward_model: RewardModel | None = self._get("reward_model")
+        self.scorer: Scorer = self._get("scorer")
         self.temperature = float(self._get("temperature"))
         self.max_completion_tokens = int(self._get("max_completion_tokens"))
         self.max_prompt_tokens = int(self._get("max_prompt_tokens"))

@@ -6,7 +6,9 @@ KL is in nats a sequence; every mean is over real tokens or whole episodes, neve
 import math
 
 import torch
+from torch import Tensor
 
+from textrl.losses import approx_kl
 from textrl.masking import masked_mean, masked_var
 from textrl.types import Rollout, Targets
 
@@ -37,6 +39,17 @@ def explained_variance(rollout: Rollout, targets: Targets) -> float:
     if float(spread) == 0:
         return 0.0
     return float(1 - masked_var(targets.returns - rollout.values, rollout.mask) / spread)
+
+
+@torch.no_grad()
+def ratio_report(logprobs: Tensor, part: Rollout, clip_range: float) -> dict[str, Tensor]:
+    """Return how far the policy [B T] has moved from the one that sampled, token means."""
+    distance = ((logprobs - part.logprobs).exp() - 1).abs()
+    return {
+        "approx_kl": approx_kl(logprobs, part.logprobs, part.mask),
+        "clip_fraction": masked_mean((distance > clip_range).float(), part.mask),
+        "ratio_error": masked_mean(distance, part.mask),
+    }
 
 
 def update_report(rows: list[dict[str, float]]) -> dict[str, float]:

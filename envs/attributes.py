@@ -3,7 +3,7 @@
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.envs.core import TextCore
-from textrl.rewards import RewardModel
+from textrl.rewards import RewardModel, Scorer
 
 
 class TaskAttributes:
@@ -34,6 +34,11 @@ class TaskAttributes:
     def reward_model(self) -> RewardModel | None:
         """The frozen reward model, None where the reward is a plain function."""
         return self.core.reward_model
+
+    @property
+    def scorer(self) -> Scorer:
+        """What scores finished texts: (prompts, completions, columns) -> float64 [B]."""
+        return self.core.scorer
 
     @property
     def eos_token_id(self) -> int:

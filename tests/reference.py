@@ -92,16 +92,46 @@ def plackett_luce(scores: list[float], ranks: list[int]) -> float:
     return total
 
 
-def preference(h: float, beta: float, kind: str, eps: float = 0.0) -> float:
-    x = beta * h
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def preference(
+    kind: str,
+    chosen: float,
+    rejected: float,
+    ref_chosen: float,
+    ref_rejected: float,
+    beta: float,
+    eps: float = 0.0,
+    lengths: tuple[int, int] = (1, 1),
+    kl: float = 0.0,
+    margin: float = 0.5,
+) -> float:
+    good, bad = chosen - ref_chosen, rejected - ref_rejected
+    x = beta * (good - bad)
+    mean_chosen, mean_rejected = chosen / lengths[0], rejected / lengths[1]
     if kind in ("sigmoid", "cdpo"):
         return -(1 - eps) * log_sigmoid(x) - eps * log_sigmoid(-x)
     if kind == "robust":
         return (-(1 - eps) * log_sigmoid(x) + eps * log_sigmoid(-x)) / (1 - 2 * eps)
     if kind == "ipo":
-        return (h - 1 / (2 * beta)) ** 2
+        return (good - bad - 1 / (2 * beta)) ** 2
     if kind == "hinge":
         return max(0.0, 1 - x)
+    if kind == "simpo":
+        return -log_sigmoid(beta * mean_chosen - beta * mean_rejected - beta * margin)
+    if kind == "orpo":
+        p, q = math.exp(mean_chosen), math.exp(mean_rejected)
+        ratio = (p / (1 - p)) / (q / (1 - q))
+        return -mean_chosen - beta * log_sigmoid(math.log(ratio))
+    if kind == "kto":
+        baseline = max(0.0, kl)
+        return (1 - sigmoid(beta * (good - baseline))) + (1 - sigmoid(beta * (baseline - bad)))
+    if kind == "apo_zero":
+        return (1 - sigmoid(beta * good)) + sigmoid(beta * bad)
+    if kind == "sft":
+        return -mean_chosen
     raise KeyError(kind)
 
 

@@ -10,14 +10,14 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors"},
     {"types", "config", "command_config"},
-    {"masking", "logprobs", "advantages", "losses"},
+    {"masking", "logprobs", "advantages", "losses", "preference_losses"},
     {"data", "encoding", "models", "generation", "rewards", "metrics", "checkpoint", "loop"}
     | {"fetch", "reviews", "pretrained", "evaluation"},
     {"envs"},
     {"agents", "trainers"},
     {"presets", "demo_models", "report", "demo", "commands", "cli", "__main__"},
 ]
-PURE = {"masking", "logprobs", "advantages", "losses"}
+PURE = {"masking", "logprobs", "advantages", "losses", "preference_losses"}
 OPTIONAL = {"matplotlib": 1, "datasets": 1, "gguf": 1, "vaderSentiment": 1, "peft": 1}
 
 
@@ -62,7 +62,7 @@ def test_imports_point_down(unit: str, path: Path) -> None:
 
 
 def test_the_maths_is_pure() -> None:
-    allowed = {"torch", "textrl", "collections"}
+    allowed = {"torch", "textrl", "collections", "dataclasses"}
     for unit, path in sources():
         if unit in PURE:
             assert {name.split(".")[0] for name in imports(path)} <= allowed, path

@@ -1,9 +1,13 @@
 import math
+from functools import partial
+from typing import get_args
 
 import pytest
 import reference
 import torch
 
+from textrl import preference_losses
+from textrl.config import SMOOTHED_LOSSES, PreferenceLossName
 from textrl.losses import (
     PREFERENCE_LOSSES,
     approx_kl,
@@ -13,6 +17,7 @@ from textrl.losses import (
     ppo_policy_loss,
     ppo_value_loss,
     ranking_loss,
+    reinforce_loss,
     sft_loss,
 )
 
@@ -137,13 +142,75 @@ def test_rankings_against_the_slow_reference_with_ties_and_masks(loss) -> None:
 
 @pytest.mark.parametrize("loss_type", list(PREFERENCE_LOSSES))
 def test_preference_losses_against_the_slow_reference(loss_type: str) -> None:
-    terms = [randn(5, seed=s) * 3 for s in range(4)]
+    terms = [-1 - 4 * randn(5, seed=s).abs() for s in range(4)]
+    lengths = torch.tensor([3, 1, 2, 5, 4]), torch.tensor([2, 2, 1, 4, 6])
     eps = 0.1 if loss_type in ("sigmoid", "cdpo", "robust") else 0.0
-    found = dpo_loss(*terms, beta=0.3, loss_type=loss_type, label_smoothing=eps)
-    chosen, rejected, ref_chosen, ref_rejected = terms
-    h = (chosen - ref_chosen - rejected + ref_rejected).tolist()
-    expected = [reference.preference(x, 0.3, loss_type, eps) for x in h]
-    assert found.tolist() == pytest.approx(expected, abs=1e-12)
+    for kl in (0.7, -0.7):  # a negative estimate counts as 0
+        found = dpo_loss(
+            *terms,
+            beta=0.3,
+            loss_type=loss_type,
+            label_smoothing=eps,
+            chosen_lengths=lengths[0],
+            rejected_lengths=lengths[1],
+            kl=torch.tensor(kl, dtype=torch.float64),
+            simpo_margin=0.4,
+        )
+        rows = zip(*(t.tolist() for t in terms), *(n.tolist() for n in lengths), strict=True)
+        expected = [
+            reference.preference(loss_type, *row[:4], 0.3, eps, row[4:], kl, 0.4) for row in rows
+        ]
+        assert found.tolist() == pytest.approx(expected, abs=1e-12)
+
+
+# at pi = pi_ref, chosen -2 nats over 4 tokens, rejected -3 over 3, beta 0.5:
+# means -0.5 and -1; odds e^-.5/(1-e^-.5) = 1.5415, e^-1/(1-e^-1) = 0.5820, ratio 2.6487
+HAND = {
+    "sigmoid": math.log(2),
+    "cdpo": math.log(2),
+    "robust": math.log(2),
+    "ipo": 1.0,  # (0 - 1)^2
+    "hinge": 1.0,
+    "simpo": -math.log(0.5),  # 0.5 * (0.5 - 0.5)
+    "orpo": 0.5 + 0.5 * math.log(1 + 1 / 2.648721),
+    "kto": 1.0,  # two examples at 1/2
+    "apo_zero": 1.0,
+    "sft": 0.5,
+}
+
+
+@pytest.mark.parametrize("loss_type", list(PREFERENCE_LOSSES))
+def test_preference_losses_by_hand(loss_type: str) -> None:
+    chosen, rejected = torch.tensor([-2.0]), torch.tensor([-3.0])
+    lengths = {"chosen_lengths": torch.tensor([4]), "rejected_lengths": torch.tensor([3])}
+    found = dpo_loss(chosen, rejected, chosen, rejected, beta=0.5, loss_type=loss_type, **lengths)
+    assert found.item() == pytest.approx(HAND[loss_type], abs=1e-6)
+
+
+def test_a_mix_is_the_weighted_sum() -> None:
+    terms = [-1 - randn(5, seed=s).abs() for s in range(4)]
+    mix = dpo_loss(*terms, loss_type={"sigmoid": 1.0, "sft": 0.2, "ipo": 0.5})
+    parts = [dpo_loss(*terms, loss_type=name) for name in ("sigmoid", "sft", "ipo")]
+    assert torch.allclose(mix, parts[0] + 0.2 * parts[1] + 0.5 * parts[2])
+
+
+def test_kto_without_kl_is_apo_zero() -> None:
+    terms = [randn(5, seed=s) for s in range(4)]
+    kto, apo = (dpo_loss(*terms, loss_type=name) for name in ("kto", "apo_zero"))
+    assert torch.allclose(kto, apo)
+
+
+def test_orpo_of_a_certain_completion_is_finite() -> None:
+    sure = torch.zeros(1, requires_grad=True)
+    loss = dpo_loss(sure, sure - 1, sure, sure, loss_type="orpo")
+    loss.sum().backward()
+    assert loss.isfinite().all()
+    assert sure.grad.isfinite().all()
+
+
+def test_the_config_knows_the_table() -> None:
+    assert set(get_args(PreferenceLossName)) == set(PREFERENCE_LOSSES)
+    assert SMOOTHED_LOSSES == preference_losses._SMOOTHED
 
 
 def test_dpo_at_the_reference_is_log_2() -> None:
@@ -161,6 +228,16 @@ def test_robust_dpo_is_unbiased_under_flips() -> None:
     assert ((1 - eps) * kept + eps * flipped).item() == pytest.approx(clean.item(), abs=1e-6)
 
 
+def test_reinforce_by_hand() -> None:
+    # -(2 * -0.5 + 1 * -1.5) / 2 tokens = 1.25; its gradient is -A / 2 on each token
+    logprobs = torch.tensor([[-0.5, -1.5, 9.0]], requires_grad=True)
+    mask = torch.tensor([[True, True, False]])
+    loss = reinforce_loss(logprobs, torch.tensor([[2.0, 1.0, 5.0]]), mask)
+    loss.backward()
+    assert loss.item() == pytest.approx(1.25)
+    assert logprobs.grad.tolist() == [[-1.0, -0.5, 0.0]]
+
+
 def test_gradcheck() -> None:
     x, y = randn(2, 4).requires_grad_(True), randn(2, 4, seed=1)
     ranks = torch.tensor([[0, 1, 2, 3], [1, 0, 1, 2]])
@@ -171,7 +248,13 @@ def test_gradcheck() -> None:
         lambda x: sft_loss(x, MASK),
         lambda x: ranking_loss(x, ranks),
         lambda x: plackett_luce_loss(x, ranks),
-        lambda x: dpo_loss(x[0], x[1], y[0], y[1]),
+        lambda x: reinforce_loss(x, y, MASK),
+        *(
+            partial(
+                lambda x, name: dpo_loss(x[0] - 9, x[1] - 9, y[0], y[1], loss_type=name), name=n
+            )
+            for n in PREFERENCE_LOSSES
+        ),
     ):
         assert torch.autograd.gradcheck(function, (x,))
 
@@ -183,6 +266,7 @@ def test_masked_slots_cannot_matter() -> None:
     assert torch.equal(ppo_value_loss(bad, y, z, MASK), ppo_value_loss(x, y, z, MASK))
     assert torch.equal(approx_kl(bad, y, MASK), approx_kl(x, y, MASK))
     assert torch.equal(sft_loss(bad, MASK), sft_loss(x, MASK))
+    assert torch.equal(reinforce_loss(bad, y, MASK), reinforce_loss(x, y, MASK))
 
 
 def test_errors() -> None:
@@ -192,6 +276,7 @@ def test_errors() -> None:
         lambda: ppo_value_loss(x, x, short, MASK),
         lambda: approx_kl(x, short, MASK),
         lambda: sft_loss(short, MASK),
+        lambda: reinforce_loss(x, short, MASK),
         lambda: ranking_loss(x, short.long()),
         lambda: plackett_luce_loss(x, short.long()),
         lambda: bradley_terry_loss(x, short),
@@ -206,5 +291,11 @@ def test_errors() -> None:
         dpo_loss(*pair, beta=0.0)
     with pytest.raises(ValueError, match="label_smoothing"):
         dpo_loss(*pair, loss_type="ipo", label_smoothing=0.1)
+    with pytest.raises(ValueError, match="empty mix"):
+        dpo_loss(*pair, loss_type={})
+    with pytest.raises(ValueError, match="did you mean 'simpo'"):
+        dpo_loss(*pair, loss_type={"sigmoid": 1.0, "simbo": 1.0})
+    with pytest.raises(ValueError, match=r"chosen_lengths has shape \(3,\)"):
+        dpo_loss(*pair, chosen_lengths=torch.ones(3))
     with pytest.raises(ValueError, match="estimator"):
         approx_kl(x, x, MASK, estimator="k4")

@@ -6,9 +6,9 @@ under each field is its help there.
 
 import math
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, get_args
 
-from textrl.errors import UserError
+from textrl.errors import UserError, did_you_mean
 
 
 def require(config: object, field: str, ok: bool, expected: str) -> None:
@@ -18,11 +18,24 @@ def require(config: object, field: str, ok: bool, expected: str) -> None:
         raise UserError(f"{type(config).__name__}.{field} is {value!r}; expected {expected}")
 
 
+PreferenceLossName = Literal[
+    "sigmoid", "cdpo", "robust", "ipo", "hinge", "simpo", "orpo", "kto", "apo_zero", "sft"
+]
+"""The keys of textrl.losses.PREFERENCE_LOSSES (a test holds them together)."""
+SMOOTHED_LOSSES = ("sigmoid", "cdpo", "robust")
+"""Those for which label_smoothing means something."""
+
+
 def _check_preference(config: object) -> None:
     """Check what dpo_loss would refuse later."""
     smoothing, kind = config.__dict__["label_smoothing"], config.__dict__["loss_type"]
     require(config, "label_smoothing", 0 <= smoothing < 0.5, "a share in [0, 0.5)")
-    meant = not smoothing or kind in ("sigmoid", "cdpo", "robust")
+    names = [kind] if isinstance(kind, str) else list(kind)
+    require(config, "loss_type", bool(names), "a loss or a mix of at least one")
+    known = get_args(PreferenceLossName)
+    for name in names:
+        require(config, "loss_type", name in known, f"known losses{did_you_mean(name, known)}")
+    meant = not smoothing or any(name in SMOOTHED_LOSSES for name in names)
     require(config, "label_smoothing", meant, f"0, as it has no meaning for loss_type {kind!r}")
 
 
@@ -62,9 +75,19 @@ _POSITIVE = (
     "kl_horizon",
     "beta",
     "samples_per_prompt",
+    "decay_timesteps",
+    "n",
 )
 _SHARES = ["warmup_share", "heldout_share", "label_smoothing"]
-_NOT_NEGATIVE = ["weight_decay", "vf_coef", "ent_coef", "ptx_coef", "seed", "save_every"]
+_NOT_NEGATIVE = [
+    "weight_decay",
+    "vf_coef",
+    "ent_coef",
+    "ptx_coef",
+    "seed",
+    "save_every",
+    "simpo_margin",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,10 +144,12 @@ class DPOConfig(TrainingConfig):
 
     beta: float = 0.1
     """Strength of the pull to the reference."""
-    loss_type: Literal["sigmoid", "cdpo", "robust", "ipo", "hinge"] = "sigmoid"
-    """A key of textrl.losses.PREFERENCE_LOSSES."""
+    loss_type: PreferenceLossName | dict[str, float] = "sigmoid"
+    """A key of textrl.losses.PREFERENCE_LOSSES, or a mix: {sigmoid: 1.0, sft: 0.2}."""
     label_smoothing: float = 0.0
-    """Assumed share of flipped labels, for cdpo and robust."""
+    """Assumed share of flipped labels, for sigmoid, cdpo and robust."""
+    simpo_margin: float = 0.5
+    """SimPO's target margin over beta, nats a token."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""
@@ -133,35 +158,93 @@ class DPOConfig(TrainingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnlineDPOConfig:
-    """DPO on pairs sampled from the environment: best against worst of each prompt's samples."""
+class AgentConfig:
+    """What all agents in a text environment share."""
 
     learning_rate: float = 1e-4
     """Learning rate of AdamW."""
+    decay_timesteps: int | None = None
+    """Tokens over which the learning rate falls linearly to 0; None keeps it."""
     episodes_per_iteration: int = 256
-    """Episodes sampled before each round of updates; a multiple of samples_per_prompt."""
-    samples_per_prompt: int = 4
-    """Samples of one prompt that are ranked: the environment's group_size."""
-    minibatch_size: int = 32
-    """Pairs in one update."""
+    """Episodes collected before each round of updates; a multiple of the environment's rows."""
     micro_batch_tokens: int = 4096
     """Tokens, padding included, in one forward and backward pass; never changes the result."""
-    num_epochs: int = 1
-    """Passes over the pairs of an iteration."""
-    beta: float = 0.1
-    """Strength of the pull to the reference."""
-    loss_type: Literal["sigmoid", "cdpo", "robust", "ipo", "hinge"] = "sigmoid"
-    """A key of textrl.losses.PREFERENCE_LOSSES."""
-    label_smoothing: float = 0.0
-    """Assumed share of flipped labels, for cdpo and robust."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
     seed: int = 0
-    """Seed of sampling and of the data order."""
+    """Seed of sampling and of the minibatches."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""
         check_common(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClippedConfig(AgentConfig):
+    """What the agents share that reuse their episodes with PPO's clipped ratio."""
+
+    minibatch_size: int = 64
+    """Episodes in one update (optimiser step)."""
+    num_epochs: int = 2
+    """Passes over the episodes of an iteration."""
+    clip_range: float = 0.2
+    """The probability ratio is clipped to 1 +- this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReinforceConfig(AgentConfig):
+    """REINFORCE: each iteration is one update, strictly on-policy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLOOConfig(ClippedConfig):
+    """REINFORCE leave-one-out; the group is the environment's group_size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOConfig(ClippedConfig):
+    """Group-relative policy optimisation; the group is the environment's group_size."""
+
+    variant: Literal["grpo", "dr_grpo"] = "grpo"
+    """grpo divides by the group's spread and each completion's length; dr_grpo by neither."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestOfNConfig:
+    """Best of n samples; nothing is trained."""
+
+    n: int = 16
+    """Samples for each prompt."""
+    seed: int = 0
+    """Seed of sampling."""
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a value out of range."""
+        check_common(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineDPOConfig(AgentConfig):
+    """DPO on pairs sampled from the environment: best against worst of each prompt's samples."""
+
+    samples_per_prompt: int = 4
+    """Samples of one prompt that are ranked: the environment's group_size."""
+    minibatch_size: int = 32
+    """Pairs in one update."""
+    num_epochs: int = 1
+    """Passes over the pairs of an iteration."""
+    beta: float = 0.1
+    """Strength of the pull to the reference."""
+    loss_type: PreferenceLossName | dict[str, float] = "sigmoid"
+    """A key of textrl.losses.PREFERENCE_LOSSES, or a mix: {sigmoid: 1.0, sft: 0.2}."""
+    label_smoothing: float = 0.0
+    """Assumed share of flipped labels, for sigmoid, cdpo and robust."""
+    simpo_margin: float = 0.5
+    """SimPO's target margin over beta, nats a token."""
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a value out of range."""
+        super().__post_init__()
         _check_preference(self)
         require(self, "samples_per_prompt", self.samples_per_prompt >= 2, "at least 2 to compare")
         fits = self.episodes_per_iteration % self.samples_per_prompt == 0
@@ -169,23 +252,11 @@ class OnlineDPOConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPOConfig:
+class PPOConfig(ClippedConfig):
     """PPO on a text environment."""
 
-    learning_rate: float = 1e-4
-    """Learning rate of AdamW."""
     critic_learning_rate: float | None = None
     """Learning rate of the critic's own parameters; None is learning_rate."""
-    episodes_per_iteration: int = 256
-    """Episodes collected before each round of updates; a multiple of the environment's rows."""
-    minibatch_size: int = 64
-    """Episodes in one update (optimiser step)."""
-    micro_batch_tokens: int = 4096
-    """Tokens, padding included, in one forward and backward pass; never changes the result."""
-    num_epochs: int = 2
-    """Passes over the episodes of an iteration."""
-    clip_range: float = 0.2
-    """The probability ratio is clipped to 1 +- this."""
     clip_range_vf: float | None = 0.2
     """The value's change is clipped to +- this, in reward units; None for no clipping."""
     vf_coef: float = 0.1
@@ -196,8 +267,6 @@ class PPOConfig:
     """Trade between bias (0) and variance (1) of the advantages."""
     target_kl: float | None = None
     """Stop an iteration's updates once k3(old || new) per token exceeds this, in nats."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
     kl_target: float | None = None
     """Steer kl_coef towards this KL to the reference, nats a sequence; None keeps kl_coef."""
     kl_horizon: float = 10_000.0
@@ -210,10 +279,8 @@ class PPOConfig:
     """The critic's head; linear starts at zero."""
     ptx_coef: float = 0.0
     """Weight of the SFT gradient mixed in (PPO-ptx); needs demonstrations."""
-    seed: int = 0
-    """Seed of sampling and of the minibatches."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""
-        check_common(self)
+        super().__post_init__()
         require(self, "gae_lambda", 0 <= self.gae_lambda <= 1, "a number in [0, 1]")

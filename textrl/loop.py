@@ -187,6 +187,8 @@ class FitTask:
     """What each example adds to the divisor of a step's loss: its tokens, or 1."""
     loss: Callable[[list[int]], LossSum]
     """Loss sum and metric sums of a micro-batch of examples."""
+    prepare: Callable[[list[int]], None] = lambda rows: None
+    """Called with each minibatch before its losses."""
 
 
 def fit(
@@ -280,6 +282,7 @@ def _fit_update(
                 sums[name] = sums.get(name, 0.0) + value
             yield part.loss / divisor
 
+    task.prepare(rows)
     learning_rate = updater.scheduler.get_last_lr()[0]
     norm = updater.update(losses())
     means: dict[str, float] = {}

@@ -1,17 +1,29 @@
-"""Every loss of the library: PPO, reward models, preference optimisation, SFT.
+"""Every loss of the library but those of DPO's kind: policy gradients, reward models, SFT.
 
 Pure functions, float32 or float64, masked. Token losses reduce to the token mean; losses of pairs
-and rankings stay per row. A variant is a sibling in a table, not a flag. Next: `agents/ppo.py`.
+and rankings stay per row. A variant is a sibling in a table, not a flag. Next to read:
+`preference_losses.py`, then `agents/ppo.py`.
 """
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from textrl.errors import did_you_mean
 from textrl.masking import check_mask, check_shapes, full_precision, masked_mean, zero_masked
+from textrl.preference_losses import PREFERENCE_LOSSES, dpo_loss
+
+__all__ = [
+    "PREFERENCE_LOSSES",
+    "approx_kl",
+    "bradley_terry_loss",
+    "dpo_loss",
+    "plackett_luce_loss",
+    "ppo_policy_loss",
+    "ppo_value_loss",
+    "ranking_loss",
+    "reinforce_loss",
+    "sft_loss",
+]
 
 
 def ppo_policy_loss(
@@ -48,6 +60,29 @@ def ppo_policy_loss(
     ratio = zero_masked(logprobs - old_logprobs, mask).exp()
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
     return -masked_mean(torch.minimum(ratio * advantages, clipped * advantages), mask)
+
+
+def reinforce_loss(logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+    """Return the policy gradient's loss, token mean: its gradient is that of -E[A log pi].
+
+        loss = mean_t -A * log pi
+
+    Args:
+        logprobs: of the policy that sampled and is being trained, in nats. Shape [B T].
+        advantages: Shape [B T].
+        mask: Bool, True = counts. Shape [B T].
+
+    Raises:
+        ValueError: shapes differ (both named) or the mask has no True.
+
+    Source: Williams 1992, section 5 (episodic REINFORCE).
+
+    >>> one = torch.ones(1, 1)
+    >>> reinforce_loss(-0.5 * one, 2 * one, one.bool()).item()
+    1.0
+    """
+    check_shapes(logprobs=logprobs, advantages=advantages, mask=mask)
+    return -masked_mean(zero_masked(logprobs, mask) * zero_masked(advantages, mask), mask)
 
 
 def ppo_value_loss(
@@ -237,96 +272,3 @@ def _ranking_inputs(scores: Tensor, ranks: Tensor, mask: Tensor | None) -> tuple
     check_shapes(scores=scores, mask=mask)
     check_mask(mask)
     return zero_masked(scores, mask), mask
-
-
-PreferenceLoss = Callable[[Tensor, Tensor, float, float], Tensor]
-"""(h_chosen [B], h_rejected [B], beta, label_smoothing) -> [B]; h = log pi - log pi_ref."""
-
-
-def _sigmoid(chosen: Tensor, rejected: Tensor, beta: float, label_smoothing: float) -> Tensor:
-    """2305.18290 eq. 7; with label smoothing the cDPO of its authors' note (eq. 3)."""
-    logits = beta * (chosen - rejected)
-    return -(1 - label_smoothing) * logsigmoid(logits) - label_smoothing * logsigmoid(-logits)
-
-
-def _robust(chosen: Tensor, rejected: Tensor, beta: float, label_smoothing: float) -> Tensor:
-    """2403.00409 eq. 10: unbiased when a known share of the labels is flipped."""
-    logits = beta * (chosen - rejected)
-    kept = -(1 - label_smoothing) * logsigmoid(logits) + label_smoothing * logsigmoid(-logits)
-    return kept / (1 - 2 * label_smoothing)
-
-
-def _ipo(chosen: Tensor, rejected: Tensor, beta: float, label_smoothing: float) -> Tensor:
-    """2310.12036 eq. 17, on summed log-probs as in the paper."""
-    return (chosen - rejected - 1 / (2 * beta)).square()
-
-
-def _hinge(chosen: Tensor, rejected: Tensor, beta: float, label_smoothing: float) -> Tensor:
-    """2305.10425 (SLiC) in DPO's variables."""
-    return (1 - beta * (chosen - rejected)).relu()
-
-
-PREFERENCE_LOSSES: dict[str, PreferenceLoss] = {
-    "sigmoid": _sigmoid,
-    "cdpo": _sigmoid,
-    "robust": _robust,
-    "ipo": _ipo,
-    "hinge": _hinge,
-}
-_SMOOTHED = ("sigmoid", "cdpo", "robust")
-
-
-def dpo_loss(
-    chosen_logprobs: Tensor,
-    rejected_logprobs: Tensor,
-    ref_chosen_logprobs: Tensor,
-    ref_rejected_logprobs: Tensor,
-    *,
-    beta: float = 0.1,
-    loss_type: str = "sigmoid",
-    label_smoothing: float = 0.0,
-) -> Tensor:
-    """Return the preference loss of each pair, from log-probs summed over the completion.
-
-        h    = (log pi - log pi_ref)(chosen) - (log pi - log pi_ref)(rejected)
-        loss = -log sigmoid(beta * h)                    "sigmoid"; the others in PREFERENCE_LOSSES
-
-    Args:
-        chosen_logprobs: of the policy, in nats. Shape [B], as the next three.
-        rejected_logprobs: of the policy.
-        ref_chosen_logprobs: of the reference.
-        ref_rejected_logprobs: of the reference.
-        beta: strength of the pull to the reference, > 0.
-        loss_type: a key of PREFERENCE_LOSSES.
-        label_smoothing: assumed share of flipped labels, in [0, 0.5); for "sigmoid"/"cdpo"
-            (which are the same function) and "robust" only.
-
-    Returns: Shape [B].
-
-    Raises:
-        ValueError: shapes differ (both named), unknown loss_type, beta or smoothing out of range.
-
-    Source: Rafailov et al. 2023, 2305.18290, eq. 7.
-
-    >>> zero = torch.zeros(1)
-    >>> round(dpo_loss(zero, zero, zero, zero).item(), 4)  # pi = pi_ref: log 2
-    0.6931
-    """
-    check_shapes(
-        chosen_logprobs=chosen_logprobs,
-        rejected_logprobs=rejected_logprobs,
-        ref_chosen_logprobs=ref_chosen_logprobs,
-        ref_rejected_logprobs=ref_rejected_logprobs,
-    )
-    if loss_type not in PREFERENCE_LOSSES:
-        hint = did_you_mean(loss_type, PREFERENCE_LOSSES)
-        raise ValueError(f"unknown loss_type {loss_type!r}{hint}; known: {list(PREFERENCE_LOSSES)}")
-    if not beta > 0:
-        raise ValueError(f"beta must be positive, got {beta}")
-    if not 0 <= label_smoothing < 0.5:
-        raise ValueError(f"label_smoothing must be in [0, 0.5), got {label_smoothing}")
-    if label_smoothing and loss_type not in _SMOOTHED:
-        raise ValueError(f"label_smoothing has no meaning for loss_type {loss_type!r}; set it to 0")
-    chosen = full_precision(chosen_logprobs) - full_precision(ref_chosen_logprobs)
-    rejected = full_precision(rejected_logprobs) - full_precision(ref_rejected_logprobs)
-    return PREFERENCE_LOSSES[loss_type](chosen, rejected, beta, label_smoothing)

@@ -25,17 +25,20 @@ def test_best_and_worst_by_hand() -> None:
 
 def test_pairs_share_a_prompt_and_the_first_loss_is_log_2() -> None:
     agent = make(minibatch_size=16)
-    rollout = agent.sample_episodes()
+    rollout = agent.collect()
     best, worst = best_and_worst(rollout.scores, 4)
     for b, w in zip(best.tolist(), worst.tolist(), strict=True):
         assert rollout.scores[b] > rollout.scores[w]
         length = int(rollout.prompt_lengths[b])
         assert torch.equal(rollout.input_ids[b, :length], rollout.input_ids[w, :length])
-    first = agent._minibatch(rollout, best[:4], worst[:4])
-    assert first["loss"] == pytest.approx(0.693147, abs=1e-4)
-    assert first["margin"] == pytest.approx(0.0, abs=1e-4)
-    again = agent._minibatch(rollout, best[:4], worst[:4])
-    assert again["loss"] < first["loss"]
+    pairs = torch.arange(4)
+    with torch.no_grad():
+        loss, numbers = agent._loss(rollout, best, worst, pairs)
+    assert loss.item() == pytest.approx(0.693147, abs=1e-4)
+    assert numbers["margin"].item() == pytest.approx(0.0, abs=1e-4)
+    agent.train_on(rollout)
+    with torch.no_grad():
+        assert agent._loss(rollout, best, worst, pairs)[0] < loss
 
 
 def test_micro_batches_never_change_the_result() -> None:

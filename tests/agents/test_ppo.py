@@ -145,7 +145,7 @@ def test_bootstrap_values_of_truncated_rows_only() -> None:
     venv = make_venv(16, on_length="truncate")
     agent = PPO(tiny_model(), venv, config())
     torch.nn.init.constant_(agent.actor_critic.critic.head[-1].bias, 3.0)
-    rollout = agent._collect()
+    rollout = agent.collect()
     truncated = rollout.scores.isnan()
     assert truncated.any()
     assert not truncated.all()
@@ -156,7 +156,7 @@ def test_bootstrap_values_of_truncated_rows_only() -> None:
 def test_collected_values_are_those_before_each_token() -> None:
     agent = PPO(tiny_model(), make_venv(4), config(episodes_per_iteration=4))
     torch.nn.init.normal_(agent.actor_critic.critic.head[-1].weight)
-    rollout = agent._collect()
+    rollout = agent.collect()
     lm, critic = agent.actor_critic.lm, agent.actor_critic.critic
     for row in range(4):
         start = int(rollout.prompt_lengths[row])
@@ -171,7 +171,7 @@ def test_rewards_of_both_halves_sum_to_the_objective() -> None:
     """Sum of the shaped rewards = score - kl_coef * (log pi - log pi_ref), sampled."""
     venv = make_venv(16, kl_coef=0.3)
     agent = PPO(tiny_model(seed=4), venv, config(gae_lambda=1.0))
-    rollout = agent._collect()
+    rollout = agent.collect()
     targets, _ = agent._targets(rollout, 0.3, None)
     expected = rollout.scores - 0.3 * rollout.sequence_kl
     assert rollout.sequence_kl.abs().min() > 0
@@ -181,7 +181,7 @@ def test_rewards_of_both_halves_sum_to_the_objective() -> None:
 def test_exact_kl_targets_carry_the_kl_of_later_states() -> None:
     venv = make_venv(16, kl_coef=0.3)
     agent = PPO(tiny_model(seed=4), venv, config(gae_lambda=1.0, kl_loss="exact"))
-    rollout = agent._collect()
+    rollout = agent.collect()
     states = agent._reference_states(rollout)
     state_kl = agent._state_kl(rollout, states)
     policy, reference = agent.policy, venv.reference
@@ -308,7 +308,7 @@ def test_a_gradient_that_is_not_finite_skips_and_then_stops() -> None:
     agent = PPO(policy, make_venv(reward=tiny_score), config(num_epochs=4, minibatch_size=8))
     agent.iterate()
     before = weights(policy)
-    agent._loss = lambda part, *rest: (
+    agent._loss = lambda *rest: (
         agent.policy.lm_head.weight.sum() * float("nan"),
         {"approx_kl": torch.tensor(0.0), "ratio_error": torch.tensor(0.0)},
     )

@@ -13,6 +13,7 @@ from textrl.loop import Updater, epoch_minibatches, token_batches, warmup_cosine
 from textrl.losses import dpo_loss, ranking_loss
 from textrl.rewards import RewardModel
 from textrl.trainers import DPOTrainer, RewardTrainer, SFTTrainer, reward_model_from
+from textrl.trainers.dpo import sequence_logprobs
 
 TEXTS = [{"text": text} for text in ("abc", "bcdefg", "cd", "defghijk", "efg", "fg", "ghij", "ab")]
 PAIRS = [
@@ -202,6 +203,42 @@ def test_dpo_reference_logprobs_are_those_of_the_completion() -> None:
     log_p = tiny_model()(input_ids=ids).logits[0].log_softmax(-1)
     expected = sum(log_p[t, ids[0, t + 1]].item() for t in range(1, 5))
     assert trainer._reference[0, 0].item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_kto_takes_its_baseline_from_mismatched_texts_of_the_minibatch() -> None:
+    found = []
+    for tokens in (1, 10_000):
+        config = DPOConfig(
+            loss_type="kto", micro_batch_tokens=tokens, minibatch_size=2, learning_rate=1e-2
+        )
+        model = tiny_model()
+        trainer = DPOTrainer(model, tiny_tokenizer(), PAIRS, config, shown=False)
+        strangers = [trainer.tokenizer.decode(s.ids) for s in trainer._strangers]
+        assert strangers == ["<bos>acde<eos>", "<bos>bdefgh<eos>", "<bos>ce<eos>", "<bos>dbcd<eos>"]
+        trainer._estimate_kl([0, 2])
+        assert trainer._kl.item() == pytest.approx(0.0, abs=1e-5)  # still the reference
+        trainer.train()
+        with torch.no_grad():
+            now = sequence_logprobs(trainer._lm, [trainer._strangers[i] for i in (0, 2)])
+        trainer._estimate_kl([0, 2])
+        expected = (now - trainer._reference_of_strangers[[0, 2]]).mean()
+        assert abs(expected) > 1e-3
+        assert trainer._kl.item() == pytest.approx(expected.item(), abs=1e-5)
+        found.append(weights(model))
+    assert torch.allclose(found[0], found[1], atol=2e-5)
+
+
+def test_a_mix_of_losses_trains_and_encoded_pairs_are_taken_as_they_are() -> None:
+    config = DPOConfig(loss_type={"sigmoid": 1.0, "sft": 0.2}, learning_rate=1e-2)
+    first, second = tiny_model(), tiny_model()
+    trainer = DPOTrainer(first, tiny_tokenizer(), PAIRS, config, shown=False)
+    trainer.train()
+    DPOTrainer(second, tiny_tokenizer(), trainer.train_pairs, config, shown=False).train()
+    assert torch.equal(weights(first), weights(second))
+    with pytest.raises(UserError, match="did you mean 'sigmoid'"):
+        DPOConfig(loss_type={"sigmoyd": 1.0})
+    with pytest.raises(UserError, match="label_smoothing"):
+        DPOConfig(loss_type="simpo", label_smoothing=0.1)
 
 
 def test_dpo_bad_data_names_the_place(tmp_path) -> None:

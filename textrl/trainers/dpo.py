@@ -6,6 +6,7 @@ first update, and kept; no second model stays in memory. Chosen and rejected sha
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from stable_baselines3.common.logger import Logger
@@ -13,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.checkpoint import clear_state, save_model
-from textrl.config import DPOConfig, OnlineDPOConfig
+from textrl.config import DPOConfig
 from textrl.data import Records, Source, load_records, split_by_prompt
 from textrl.encoding import continuation
 from textrl.loop import FitTask, LossSum, fit, make_accelerator, token_batches
@@ -36,26 +37,54 @@ class Pair:
         return 2 * max(len(self.chosen.ids), len(self.rejected.ids))
 
 
+def sequence_logprobs(lm: SplitLM, sequences: list[Sequence]) -> Tensor:
+    """Return the completions' log-probs, nats a sequence, [N]."""
+    return lm.token_logprobs(stack_sequences(sequences, lm.device)).sum(1)
+
+
 def pair_logprobs(lm: SplitLM, pairs: list[Pair]) -> Tensor:
     """Return the log-probs of chosen and rejected completions, nats a sequence, [2 B]."""
     sequences = [p.chosen for p in pairs] + [p.rejected for p in pairs]
-    batch = stack_sequences(sequences, lm.device)
-    return lm.token_logprobs(batch).sum(1).view(2, len(pairs))
+    return sequence_logprobs(lm, sequences).view(2, len(pairs))
 
 
-@torch.no_grad()
-def reference_logprobs(lm: SplitLM, pairs: list[Pair], micro_batch_tokens: int) -> Tensor:
-    """Return `pair_logprobs` of all pairs, without gradient, [2 N]."""
-    result = torch.zeros(2, len(pairs), device=lm.device)
-    for rows in token_batches([p.padded_tokens for p in pairs], micro_batch_tokens):
-        result[:, rows] = pair_logprobs(lm, [pairs[i] for i in rows])
+def mismatched(pairs: list[Pair]) -> list[Sequence]:
+    """Return each pair's prompt with the chosen completion of the next pair."""
+    result = []
+    for pair, other in zip(pairs, pairs[1:] + pairs[:1], strict=True):
+        start, begin = pair.chosen.counts.index(True), other.chosen.counts.index(True)
+        ids = pair.chosen.ids[:start] + other.chosen.ids[begin:]
+        result.append(Sequence(ids=ids, counts=[i >= start for i in range(len(ids))]))
     return result
 
 
+@torch.no_grad()
+def all_logprobs(lm: SplitLM, sequences: list[Sequence], micro_batch_tokens: int) -> Tensor:
+    """Return `sequence_logprobs` of any number of sequences, without gradient, [N]."""
+    result = torch.zeros(len(sequences), device=lm.device)
+    for rows in token_batches([len(s.ids) for s in sequences], micro_batch_tokens):
+        result[rows] = sequence_logprobs(lm, [sequences[i] for i in rows])
+    return result
+
+
+def reference_logprobs(lm: SplitLM, pairs: list[Pair], micro_batch_tokens: int) -> Tensor:
+    """Return `pair_logprobs` of all pairs, without gradient, [2 N]."""
+    sequences = [p.chosen for p in pairs] + [p.rejected for p in pairs]
+    return all_logprobs(lm, sequences, micro_batch_tokens).view(2, len(pairs))
+
+
 def dpo_loss_sum(
-    lm: SplitLM, pairs: list[Pair], reference: Tensor, config: DPOConfig | OnlineDPOConfig
+    lm: SplitLM, pairs: list[Pair], reference: Tensor, config: DPOConfig, kl: Tensor
 ) -> LossSum:
-    """Return the summed preference loss of some pairs given the reference's log-probs [2 B]."""
+    """Return the summed preference loss of some pairs.
+
+    Args:
+        lm: the policy.
+        pairs: of one micro-batch.
+        reference: the reference's log-probs of them, nats, [2 B].
+        config: the loss and its settings.
+        kl: estimate of KL(policy || reference) over the whole minibatch, nats (KTO's baseline).
+    """
     chosen, rejected = pair_logprobs(lm, pairs)
     losses = dpo_loss(
         chosen,
@@ -65,6 +94,10 @@ def dpo_loss_sum(
         beta=config.beta,
         loss_type=config.loss_type,
         label_smoothing=config.label_smoothing,
+        chosen_lengths=torch.tensor([p.chosen.num_counted for p in pairs], device=lm.device),
+        rejected_lengths=torch.tensor([p.rejected.num_counted for p in pairs], device=lm.device),
+        kl=kl,
+        simpo_margin=config.simpo_margin,
     )
     rewards = config.beta * (torch.stack([chosen, rejected]) - reference).detach()
     return LossSum(
@@ -85,7 +118,7 @@ class DPOTrainer:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        data: Source,
+        data: Source | list[Pair],
         config: DPOConfig | None = None,
         *,
         output_dir: str | Path | None = None,
@@ -97,7 +130,8 @@ class DPOTrainer:
         Args:
             model: trained in place; as given, it is the reference.
             tokenizer: of the model.
-            data: a file, hub name, list of dicts or `datasets.Dataset`.
+            data: a file, hub name, list of dicts or `datasets.Dataset`; or pairs encoded already
+                (tokens that a policy sampled need no way through text), of which none is held out.
             config: sizes and rates.
             output_dir: the checkpoint, the metrics and resumable states go here.
             logger: SB3's; None is one that writes to output_dir.
@@ -114,9 +148,16 @@ class DPOTrainer:
         eos_id(tokenizer)  # without it no text would end
         self._lm = split_lm(model)
         model.eval()
-        train, heldout = split_by_prompt(load_records(data), self.config.heldout_share)
-        self.train_pairs, self.heldout_pairs = self._encode(train), self._encode(heldout)
+        if isinstance(data, list) and data and isinstance(data[0], Pair):
+            self.train_pairs, self.heldout_pairs = cast(list[Pair], data), list[Pair]()
+        else:
+            records = load_records(cast(Source, data))
+            train, heldout = split_by_prompt(records, self.config.heldout_share)
+            self.train_pairs, self.heldout_pairs = self._encode(train), self._encode(heldout)
         tokens = self.config.micro_batch_tokens
+        self._kl = torch.zeros((), device=self._lm.device)
+        self._strangers = mismatched(self.train_pairs) if self._needs_kl else []
+        self._reference_of_strangers = all_logprobs(self._lm, self._strangers, tokens)
         self._reference = reference_logprobs(self._lm, self.train_pairs, tokens)
         self._heldout_reference = reference_logprobs(self._lm, self.heldout_pairs, tokens)
 
@@ -132,8 +173,9 @@ class DPOTrainer:
             lengths=[p.padded_tokens for p in pairs],
             weights=[1.0] * len(pairs),
             loss=lambda rows: dpo_loss_sum(
-                self._lm, [pairs[i] for i in rows], self._reference[:, rows], self.config
+                self._lm, [pairs[i] for i in rows], self._reference[:, rows], self.config, self._kl
             ),
+            prepare=self._estimate_kl,
         )
         with open_logger(self.output_dir, self.logger) as logger:
             fit(
@@ -156,11 +198,25 @@ class DPOTrainer:
         pairs, right = self.heldout_pairs, 0.0
         tokens = self.config.micro_batch_tokens
         for rows in token_batches([p.padded_tokens for p in pairs], tokens):
-            part = dpo_loss_sum(
-                self._lm, [pairs[i] for i in rows], self._heldout_reference[:, rows], self.config
-            )
-            right += part.metrics["accuracy"]
+            reference = self._heldout_reference[:, rows]
+            chosen, rejected = pair_logprobs(self._lm, [pairs[i] for i in rows]) - reference
+            right += float((chosen > rejected).sum())
         return {"heldout_accuracy": right / len(pairs)}
+
+    @property
+    def _needs_kl(self) -> bool:
+        return "kto" in self.config.loss_type
+
+    def _estimate_kl(self, rows: list[int]) -> None:
+        """Estimate KL(policy || reference) from a minibatch's mismatched texts, for KTO.
+
+        The chosen completion of another prompt stands in for a sample of the policy (2402.01306,
+        section 4.2). Every process looks at the whole minibatch, so that all use one number.
+        """
+        if self._needs_kl:
+            strangers = [self._strangers[i] for i in rows]
+            found = all_logprobs(self._lm, strangers, self.config.micro_batch_tokens)
+            self._kl = (found - self._reference_of_strangers[rows]).mean()
 
     def _encode(self, records: Records) -> list[Pair]:
         records.require("prompt", "chosen", "rejected")

@@ -1,0 +1,118 @@
+"""Best of n: sample n completions, keep the best-scored. No training, and hard to beat.
+
+Its KL to the policy is at most log n - (n - 1) / n nats a sequence (2401.01879).
+"""
+
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from textrl.agents.base import AnyVectorEnv, Observation, TextEnv
+from textrl.agents.collect import prompts_of
+from textrl.checkpoint import save_model
+from textrl.config import BestOfNConfig
+from textrl.generation import sample
+from textrl.models import split_lm
+
+
+class BestOfN:
+    """Acts with the best of n samples of a policy, by the environment's own scorer (2009.01325).
+
+    A row's plan is made when it first shows a text that its last plan does not begin with: n
+    continuations are drawn and scored, and the best one is spelled out token by token.
+    """
+
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        venv: AnyVectorEnv,
+        config: BestOfNConfig | None = None,
+    ) -> None:
+        """Take a policy as it is; it may be the environment's reference itself."""
+        self.config = config or BestOfNConfig()
+        self.env, self.policy, self.lm = TextEnv(venv), policy, split_lm(policy)
+        self._generator = torch.Generator().manual_seed(self.config.seed)
+        self._plans: dict[int, list[int]] = {}
+
+    def learn(self, total_timesteps: int, progress_bar: bool = False) -> Self:
+        """Return the agent as it is: there is nothing to train."""
+        return self
+
+    def predict(
+        self, observation: Observation, deterministic: bool = False
+    ) -> tuple[np.ndarray, None]:
+        """Return the next token for an observation [L] or a batch of them [B L].
+
+        With deterministic, one greedy continuation takes the place of n drawn ones.
+        """
+        single = np.asarray(observation["input_ids"]).ndim == 1
+        if single:
+            observation = {name: array[None] for name, array in observation.items()}
+        lengths = np.asarray(observation["attention_mask"]).sum(1)
+        seen = [ids[:n].tolist() for ids, n in zip(observation["input_ids"], lengths, strict=True)]
+        new = [row for row, ids in enumerate(seen) if self._plans.get(row, [])[: len(ids)] != ids]
+        if new:
+            part = {name: np.asarray(array)[new] for name, array in observation.items()}
+            self._plan(new, [seen[row] for row in new], part, deterministic)
+        plans = [self._plans[row] for row in range(len(seen))]
+        # past its end a plan has no next token: the episode is over and any token will do
+        tokens = np.array(
+            [
+                plan[n] if n < len(plan) else self.env.eos_token_id
+                for plan, n in zip(plans, lengths.tolist(), strict=True)
+            ]
+        )
+        return (tokens[0] if single else tokens), None
+
+    def save(self, path: str | Path) -> None:
+        """Write the policy as a plain transformers checkpoint."""
+        save_model(self.policy, self.env.tokenizer, path)
+
+    def _plan(
+        self, rows: list[int], seen: list[list[int]], part: Observation, greedy: bool
+    ) -> None:
+        """Draw n continuations of each row's text and keep the best-scored one as its plan."""
+        n = 1 if greedy else self.config.n
+        _, prompt_lengths = prompts_of(part, self.lm.device)
+        lengths = torch.tensor([len(ids) for ids in seen])
+        ids = torch.zeros(len(seen), int(lengths.max()), dtype=torch.long)
+        for row, text in enumerate(seen):
+            ids[row, : len(text)] = torch.tensor(text)
+        left = self.env.max_completion_tokens - (lengths - prompt_lengths.cpu())
+        samples = sample(
+            self.lm,
+            ids.repeat_interleave(n, dim=0),
+            lengths.repeat_interleave(n),
+            max_new_tokens=int(left.max()),
+            eos_id=self.env.eos_token_id,
+            generator=self._generator,
+            temperature=self.env.temperature,
+            greedy=greedy,
+        )
+        drawn = [
+            tokens[mask][:budget].tolist()
+            for tokens, mask, budget in zip(
+                samples.completion_ids, samples.mask, left.repeat_interleave(n), strict=True
+            )
+        ]
+        whole = [seen[i // n] + tokens for i, tokens in enumerate(drawn)]
+        best = self._scores(whole, prompt_lengths.repeat_interleave(n)).view(-1, n).argmax(1)
+        for place, row in enumerate(rows):
+            self._plans[row] = whole[place * n + int(best[place])]
+
+    def _scores(self, texts: list[list[int]], prompt_lengths: Tensor) -> Tensor:
+        decode = self.env.tokenizer.decode
+        lengths = prompt_lengths.tolist()
+        prompts = [
+            str(decode(ids[:n], skip_special_tokens=True))
+            for ids, n in zip(texts, lengths, strict=True)
+        ]
+        completions = [
+            str(decode(ids[n:], skip_special_tokens=True))
+            for ids, n in zip(texts, lengths, strict=True)
+        ]
+        return torch.as_tensor(self.env.scorer(prompts, completions, {}))

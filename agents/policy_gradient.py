@@ -1,0 +1,40 @@
+"""What the agents without a critic share: a number for a whole completion, and its clipped loss.
+
+They look at a completion as one action. Its return is the sum of both halves of the reward, and an
+advantage compares it with other completions' (`rloo.py`, `grpo.py`, `reinforce.py`).
+"""
+
+import torch
+from torch import Tensor
+
+from textrl.errors import UserError
+from textrl.types import Rollout
+
+
+def episode_returns(rollout: Rollout, kl_coef: float) -> Tensor:
+    """Return score - kl_coef * sum_t (log pi - log pi_ref) of each episode, [B].
+
+    Raises:
+        UserError: an episode was cut off, so that it has no score and no return.
+    """
+    if rollout.scores.isnan().any():
+        raise UserError(
+            "an agent without a critic needs a score for every episode; make the environment with "
+            "on_length='score'"
+        )
+    rewards = rollout.rewards - kl_coef * rollout.logprobs
+    return rewards.masked_fill(~rollout.mask, 0.0).sum(1)
+
+
+def check_group(group_size: int, agent: str) -> None:
+    """Raise UserError unless several rows of the environment share a prompt."""
+    if group_size < 2:
+        raise UserError(
+            f"{agent} compares several samples of one prompt, but the environment's group_size is "
+            f"{group_size}; make it with group_size=4 (and num_envs a multiple of it)"
+        )
+
+
+def spread_over_tokens(advantages: Tensor, mask: Tensor) -> Tensor:
+    """Return each completion's advantage [B] on each of its tokens, [B T]."""
+    return torch.where(mask, advantages.unsqueeze(1), 0.0)

@@ -1,0 +1,48 @@
+"""REINFORCE: the plain policy gradient, the yardstick for every other agent.
+
+One iteration is one optimiser step on fresh episodes: no ratio, no clipping, no second look.
+"""
+
+from functools import partial
+
+from torch import Tensor
+
+from textrl.advantages import rloo_advantages
+from textrl.agents.diagnostics import ratio_report, update_report
+from textrl.agents.policy_gradient import episode_returns, spread_over_tokens
+from textrl.agents.text_agent import Numbers, TextAgent
+from textrl.config import ReinforceConfig
+from textrl.losses import reinforce_loss
+from textrl.types import Rollout
+
+
+class Reinforce(TextAgent):
+    """REINFORCE with the mean return of the iteration's other episodes as the baseline.
+
+    Source: Williams 1992, "Simple statistical gradient-following algorithms for connectionist
+    reinforcement learning", section 5.
+    """
+
+    name = "reinforce"
+    config_class = ReinforceConfig
+    config: ReinforceConfig
+
+    def train_on(self, rollout: Rollout) -> Numbers:
+        """Take one step on all episodes together."""
+        returns = episode_returns(rollout, self.env.kl_coef)
+        advantages = rloo_advantages(returns, group_size=len(returns))
+        rows = self.update(
+            rollout.lengths,
+            rollout.mask.sum(1),
+            partial(self._loss, rollout, spread_over_tokens(advantages, rollout.mask)),
+            minibatch_size=len(returns),
+        )
+        return update_report(rows)
+
+    def _loss(
+        self, rollout: Rollout, advantages: Tensor, rows: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        part = rollout.rows(rows)
+        logprobs = self.logprobs(part)
+        loss = reinforce_loss(logprobs, advantages[rows], part.mask)
+        return loss, {"policy_loss": loss} | ratio_report(logprobs, part, clip_range=0.2)

@@ -1,0 +1,68 @@
+"""RLOO: REINFORCE with the other samples of the same prompt as the baseline."""
+
+from functools import partial
+
+from stable_baselines3.common.logger import Logger
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from textrl.advantages import rloo_advantages
+from textrl.agents.base import AnyVectorEnv
+from textrl.agents.diagnostics import ratio_report, update_report
+from textrl.agents.policy_gradient import check_group, episode_returns, spread_over_tokens
+from textrl.agents.text_agent import Numbers, TextAgent
+from textrl.config import RLOOConfig
+from textrl.losses import ppo_policy_loss
+from textrl.types import Rollout
+
+
+class RLOO(TextAgent):
+    """REINFORCE leave-one-out (2402.14740, section 2.2), with PPO's clipped ratio.
+
+    A completion's advantage is its return minus the mean return of its group's others. With one
+    epoch and one minibatch the ratio is 1 and this is the paper's estimator.
+    """
+
+    name = "rloo"
+    config_class = RLOOConfig
+    config: RLOOConfig
+
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        venv: AnyVectorEnv,
+        config: RLOOConfig | None = None,
+        *,
+        logger: Logger | None = None,
+    ) -> None:
+        """Make the optimiser; the environment needs group_size >= 2.
+
+        Raises:
+            UserError: sizes that do not fit the environment, or a policy that is the reference.
+        """
+        super().__init__(policy, venv, config, logger=logger)
+        check_group(self.env.group_size, "RLOO")
+
+    def train_on(self, rollout: Rollout) -> Numbers:
+        """Take num_epochs x minibatches of the clipped surrogate."""
+        returns = episode_returns(rollout, self.env.kl_coef)
+        advantages = rloo_advantages(returns, self.env.group_size)
+        rows = self.update(
+            rollout.lengths,
+            rollout.mask.sum(1),
+            partial(self._loss, rollout, spread_over_tokens(advantages, rollout.mask)),
+            minibatch_size=self.config.minibatch_size,
+            num_epochs=self.config.num_epochs,
+        )
+        return update_report(rows)
+
+    def _loss(
+        self, rollout: Rollout, advantages: Tensor, rows: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the token-mean loss of some episodes, and what to log of it."""
+        part, clip_range = rollout.rows(rows), self.config.clip_range
+        logprobs = self.logprobs(part)
+        loss = ppo_policy_loss(
+            logprobs, part.logprobs, advantages[rows], part.mask, clip_range=clip_range
+        )
+        return loss, {"policy_loss": loss} | ratio_report(logprobs, part, clip_range)

@@ -1,0 +1,286 @@
+"""What all our agents share: a policy in a text environment, SB3's verbs, the minibatch loop.
+
+An agent is a subclass that says in `train_on` what it does with an iteration's episodes; its file
+holds the whole algorithm. Here are `learn`, `predict`, `save`, `load` and the optimiser steps.
+"""
+
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from stable_baselines3.common.logger import Logger
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from textrl.agents.base import AnyVectorEnv, Observation, TextEnv
+from textrl.agents.collect import collect, concatenate
+from textrl.agents.diagnostics import rollout_report
+from textrl.agents.predict import next_tokens
+from textrl.checkpoint import load_state, save_model, save_state, write_json
+from textrl.config import AgentConfig
+from textrl.errors import UserError
+from textrl.logprobs import chunked_token_logprobs
+from textrl.loop import Updater, make_accelerator, token_batches
+from textrl.metrics import StageProgress, log
+from textrl.models import load_causal_lm, split_lm
+from textrl.types import Rollout
+
+Numbers = dict[str, float]
+MinibatchLoss = Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
+"""Row indices of a micro-batch -> (its mean loss, means to log)."""
+Show = Callable[[int, Numbers], None]
+"""(tokens done, numbers to show)."""
+
+
+class TextAgent(ABC):
+    """A language model that learns in a text environment; `train_on` is the algorithm."""
+
+    name: ClassVar[str]
+    """In the registry and in agent.json."""
+    config_class: ClassVar[type[AgentConfig]]
+    """Its fields' defaults are the agent's."""
+    config: AgentConfig
+
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        venv: AnyVectorEnv,
+        config: AgentConfig | None = None,
+        *,
+        logger: Logger | None = None,
+        critic: tuple[nn.Module, float] | None = None,
+    ) -> None:
+        """Make the optimiser; dropout goes off.
+
+        Args:
+            policy: trained in place; its tokenizer is the environment's.
+            venv: a vector environment of `TextRLHF-v0`.
+            config: sizes and rates.
+            logger: SB3's; by default one that prints nothing.
+            critic: a second module to train, and its learning rate.
+
+        Raises:
+            UserError: sizes that do not fit the environment, or a policy that is the reference.
+        """
+        self.config = config or self.config_class()
+        self.env = TextEnv(venv)
+        self.env.check(policy, self.config.episodes_per_iteration)
+        self.policy, self.lm = policy.eval(), split_lm(policy)
+        self.logger = logger or Logger(folder=None, output_formats=[])
+        self.iteration = self.env_steps = 0
+        self._updater = Updater(
+            [(policy, self.config.learning_rate), *([critic] if critic else [])],
+            accelerator=make_accelerator(policy.device),
+            max_grad_norm=self.config.max_grad_norm,
+            schedule=lambda update: self._learning_rate_factor(),
+        )
+        self._generator = torch.Generator().manual_seed(self.config.seed)
+        self._show: Callable[[float], None] = lambda share: None
+        venv.reset(seed=self.config.seed)
+
+    @abstractmethod
+    def train_on(self, rollout: Rollout) -> Numbers:
+        """Update the policy from an iteration's episodes; return what to log."""
+
+    def set_logger(self, logger: Logger) -> None:
+        """Log to this logger from now on."""
+        self.logger = logger
+
+    def learn(self, total_timesteps: int, progress_bar: bool = False) -> Self:
+        """Train for at least this many tokens more; one logger row an iteration."""
+        begin = self.env_steps
+        with StageProgress(self.name, total_timesteps, shown=progress_bar) as progress:
+
+            def show(env_steps: int, numbers: Numbers) -> None:
+                progress.show(min(total_timesteps, env_steps - begin), numbers)
+
+            while self.env_steps < begin + total_timesteps:
+                numbers = self.iterate(show)
+                log(self.logger, self.env_steps, numbers)
+        return self
+
+    def iterate(self, show: Show = lambda env_steps, numbers: None) -> Numbers:
+        """Run one iteration (collect, update) and return its numbers; `learn` logs them.
+
+        Args:
+            show: gets the tokens done and a few numbers after each optimiser step.
+        """
+        began = time.monotonic()
+        rollout, kl_coef = self.collect(), self.env.kl_coef
+        collected, tokens = time.monotonic(), int(rollout.mask.sum())
+        report = rollout_report(rollout)
+        episodes = {name: report[name] for name in ("rollout/score", "rollout/kl")}
+        self._show = lambda share: show(self.env_steps + round(share * tokens), episodes)
+        numbers = self.train_on(rollout)
+        self.iteration += 1
+        self.env_steps += tokens
+        show(self.env_steps, episodes)
+        return (
+            report
+            | numbers
+            | {
+                "rollout/kl_coef": kl_coef,
+                "time/collect_seconds": collected - began,
+                "time/update_seconds": time.monotonic() - collected,
+                "time/tokens_per_second": tokens / (time.monotonic() - began),
+                "time/iteration": self.iteration,
+            }
+        )
+
+    def collect(self) -> Rollout:
+        """Return an iteration's episodes, groups of one prompt in consecutive rows."""
+        batches = self.config.episodes_per_iteration // self.env.num_envs
+        return concatenate([self.collect_batch() for _ in range(batches)])
+
+    def collect_batch(self) -> Rollout:
+        """Return one finished episode of every row of the environment."""
+        return collect(self.lm, self.env, self._generator)
+
+    def update(
+        self,
+        lengths: Tensor,
+        weights: Tensor,
+        loss: MinibatchLoss,
+        *,
+        minibatch_size: int,
+        num_epochs: int = 1,
+        more_losses: Callable[[int], Iterable[Tensor]] = lambda size: (),
+        stop: Callable[[Numbers], bool] = lambda numbers: False,
+        after_step: Callable[[Numbers, float], None] = lambda numbers, share: None,
+    ) -> list[Numbers]:
+        """Take the optimiser steps of an iteration; return each one's numbers.
+
+        Args:
+            lengths: tokens of each item (episode or pair), Int64 [N].
+            weights: what each item adds to the divisor of a step's loss: its tokens, or 1; [N].
+            loss: of a micro-batch of items.
+            minibatch_size: items in a step.
+            num_epochs: passes over the items.
+            more_losses: whole losses to add to the step of a minibatch of this size.
+            stop: whether to leave the rest of the iteration's steps after these numbers.
+            after_step: gets each step's numbers and the share of the steps that is done.
+        """
+        rows: list[Numbers] = []
+        steps = num_epochs * -(-len(lengths) // minibatch_size)
+        for _ in range(num_epochs):
+            order = torch.randperm(len(lengths), generator=self._generator)
+            for chosen in order.split(minibatch_size):
+                extra = more_losses(len(chosen))
+                rows.append(self._step(chosen, lengths[chosen], weights[chosen], loss, extra))
+                after_step(rows[-1], len(rows) / steps)
+                self._show(len(rows) / steps)
+                if stop(rows[-1]):
+                    return rows
+        return rows
+
+    def logprobs(self, part: Rollout) -> Tensor:
+        """Return the completions' log-probs under the present policy, in nats, [B T]."""
+        ids, mask = part.input_ids[:, : int(part.lengths.max())], part.mask
+        hidden = self.lm.completion_hidden(ids, part.prompt_lengths, mask.shape[1])
+        temperature = self.env.temperature
+        return chunked_token_logprobs(
+            hidden, self.lm.head, part.completion_ids, mask, temperature=temperature
+        )
+
+    def predict(
+        self, observation: Observation, deterministic: bool = False
+    ) -> tuple[np.ndarray, None]:
+        """Return the next token for an observation [L] or a batch of them [B L]."""
+        settings = self.env.temperature, self._generator, deterministic
+        return next_tokens(self.lm, observation, *settings), None
+
+    def save(self, path: str | Path) -> None:
+        """Write the policy as a plain transformers checkpoint, the agent's state beside it.
+
+        `agent.json` holds the configuration, `trainer_state/` what `load` needs to go on as if
+        nothing had happened.
+        """
+        folder = Path(path)
+        save_model(self.policy, self.env.tokenizer, folder)
+        write_json(folder / "agent.json", {"agent": self.name, "config": asdict(self.config)})
+        if hasattr(self.policy, "merge_and_unload"):
+            return  # an adapter is saved merged: a state of its parameters would fit no more
+        state: dict[str, Any] = {
+            "counters": [self.iteration, self.env_steps],
+            "generator": self._generator.get_state(),
+            "kl_coef": self.env.kl_coef,
+            **self._updater.state(),
+        }
+        if hasattr(self.env.venv, "prompt_state"):
+            state["prompts"] = json.dumps(self.env.venv.prompt_state())
+        save_state(folder, state)
+
+    @classmethod
+    def load(cls, path: str | Path, venv: AnyVectorEnv, *, logger: Logger | None = None) -> Self:
+        """Return a saved agent in an environment; learning goes on bit for bit.
+
+        Raises:
+            UserError: the folder holds no agent of this kind.
+        """
+        policy, config = cls.read(path, venv)
+        agent = cls(policy, venv, config, logger=logger)
+        agent.restore(path)
+        return agent
+
+    @classmethod
+    def read(cls, path: str | Path, venv: AnyVectorEnv) -> tuple[PreTrainedModel, AgentConfig]:
+        """Return the policy and the configuration that `save` wrote to a folder.
+
+        Raises:
+            UserError: the folder holds no agent of this kind.
+        """
+        folder = Path(path)
+        if not (folder / "agent.json").exists():
+            raise UserError(f"{folder} holds no saved agent (agent.json is missing)")
+        saved = json.loads((folder / "agent.json").read_text())
+        if saved["agent"] != cls.name:
+            raise UserError(f"{folder} holds a {saved['agent']} agent, not {cls.name}")
+        policy = load_causal_lm(folder, dtype="float32", device=TextEnv(venv).reference.device)
+        return policy, cls.config_class(**saved["config"])
+
+    def restore(self, path: str | Path) -> dict[str, Any]:
+        """Go on from the state that `save` wrote; return it, empty where there is none."""
+        state = load_state(Path(path))
+        if state is None:
+            return {}
+        self.iteration, self.env_steps = state["counters"]
+        self._generator.set_state(state["generator"])
+        self._updater.load(state)
+        if "prompts" in state and hasattr(self.env.venv, "load_prompt_state"):
+            self.env.venv.load_prompt_state(json.loads(state["prompts"]))
+        return state
+
+    def _step(
+        self,
+        chosen: Tensor,
+        lengths: Tensor,
+        weights: Tensor,
+        loss: MinibatchLoss,
+        more_losses: Iterable[Tensor],
+    ) -> Numbers:
+        """Take one optimiser step; every micro-batch is weighed by its share of the whole step."""
+        sums: Numbers = {}
+
+        def losses() -> Iterable[Tensor]:
+            for batch in token_batches(lengths.tolist(), self.config.micro_batch_tokens):
+                share = float(weights[batch].sum() / weights.sum())
+                value, numbers = loss(chosen[batch])
+                for name, number in numbers.items():
+                    sums[name] = sums.get(name, 0.0) + share * number.item()
+                yield share * value
+            yield from more_losses
+
+        norm = self._updater.update(losses())
+        return sums | {"grad_norm": norm}
+
+    def _learning_rate_factor(self) -> float:
+        """Return what the learning rate is multiplied by: 1, or falling to 0 over the tokens."""
+        if self.config.decay_timesteps is None:
+            return 1.0
+        return max(0.0, 1 - self.env_steps / self.config.decay_timesteps)

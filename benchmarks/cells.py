@@ -1,0 +1,272 @@
+"""One cell of the optimum suite: agent, task, kl_coef, seed; trained, then valued exactly.
+
+Online agents learn in the environment; offline ones (DPO and its siblings) learn from pairs sampled
+from the reference, labelled by Bradley-Terry draws from the same score, so both kinds share the
+optimum at beta = kl_coef.
+"""
+
+import functools
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from small_tasks import (
+    PROMPTS,
+    enumeration,
+    make_venv,
+    new_policy,
+    reference,
+    tokenizer,
+)
+from transformers import PreTrainedModel
+
+from textrl.agents import (
+    GRPO,
+    PPO,
+    RLOO,
+    GRPOConfig,
+    OnlineDPO,
+    OnlineDPOConfig,
+    PPOConfig,
+    Reinforce,
+    ReinforceConfig,
+    RLOOConfig,
+)
+from textrl.agents.text_agent import TextAgent
+from textrl.config import DPOConfig, RewardConfig
+from textrl.evaluation import best_of_kl
+from textrl.rewards import RewardModel
+from textrl.trainers import DPOTrainer, RewardTrainer, reward_model_from
+from textrl.trainers.dpo import Pair
+from textrl.types import Sequence
+
+ROWS = 512
+"""Episodes of an iteration."""
+TOKENS = 60_000
+"""What every online agent may sample."""
+PAIRS = 20_000
+"""What every offline one may read."""
+FLIPPED = 0.2
+"""Share of the labels turned round for the losses that are made for that."""
+CURVE_EVERY = 4
+"""Iterations between exact evaluations during training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What to train, where, how often."""
+
+    agent: str
+    task: str
+    kl_coef: float
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """A name in the results file."""
+        return f"{self.agent}/{self.task}/{self.kl_coef}/{self.seed}"
+
+
+def run_cell(cell: Cell) -> dict[str, Any]:
+    """Train, value the result exactly, and return a row of the results file."""
+    torch.set_num_threads(1)
+    began = time.monotonic()
+    enumerated = enumeration(cell.task)
+    curve: list[list[float]] = []
+    bound = None
+    if cell.agent.startswith("best_of_"):
+        n = int(cell.agent.removeprefix("best_of_"))
+        logprobs, bound = enumerated.best_of_n(n), best_of_kl(n)
+    else:
+        logprobs = enumerated.logprobs(AGENTS[cell.agent](cell, curve))
+    value = enumerated.value(logprobs)
+    return {
+        "key": cell.key,
+        **cell.__dict__,
+        "regret": enumerated.regret(value, cell.kl_coef),
+        "score": value.score,
+        "kl": value.kl,
+        "kl_bound": bound,
+        "curve": curve,
+        "seconds": time.monotonic() - began,
+    }
+
+
+def learn(agent: TextAgent, cell: Cell, curve: list[list[float]]) -> PreTrainedModel:
+    """Train for the token budget; note tokens, score and KL on the way."""
+    enumerated = enumeration(cell.task)
+    while agent.env_steps < TOKENS:
+        agent.iterate()
+        if agent.iteration % CURVE_EVERY == 0:
+            value = enumerated.value(enumerated.logprobs(agent.policy))
+            curve.append([agent.env_steps, value.score, value.kl])
+    return agent.policy
+
+
+def ppo(cell: Cell, curve: list[list[float]], *, critic: str = "value_head") -> PreTrainedModel:
+    """PPO with one of its three critics."""
+    config = PPOConfig(
+        learning_rate=4e-3,
+        decay_timesteps=TOKENS,
+        episodes_per_iteration=ROWS,
+        minibatch_size=ROWS // 4,
+        num_epochs=2,
+        gae_lambda=0.95,
+        vf_coef=0.5,
+        clip_range_vf=None,
+        kl_loss="exact",
+        critic=critic,  # type: ignore[arg-type]  # one of the three, from the table below
+        seed=cell.seed,
+    )
+    model = reward_model(cell.task) if critic == "reward_model" else None
+    venv = make_venv(cell.task, kl_coef=cell.kl_coef, num_envs=ROWS, reward_model=model)
+    return learn(PPO(new_policy(), venv, config), cell, curve)
+
+
+def rloo(cell: Cell, curve: list[list[float]]) -> PreTrainedModel:
+    """REINFORCE leave-one-out."""
+    config = RLOOConfig(
+        learning_rate=4e-3,
+        decay_timesteps=TOKENS,
+        episodes_per_iteration=ROWS,
+        minibatch_size=ROWS // 4,
+        num_epochs=2,
+        seed=cell.seed,
+    )
+    venv = make_venv(cell.task, kl_coef=cell.kl_coef, num_envs=ROWS, group_size=16)
+    return learn(RLOO(new_policy(), venv, config), cell, curve)
+
+
+def grpo(cell: Cell, curve: list[list[float]], *, variant: str = "grpo") -> PreTrainedModel:
+    """GRPO or Dr.GRPO."""
+    config = GRPOConfig(
+        learning_rate=4e-3,
+        decay_timesteps=TOKENS,
+        episodes_per_iteration=ROWS,
+        minibatch_size=ROWS // 4,
+        num_epochs=2,
+        variant=variant,  # type: ignore[arg-type]  # one of the two, from the table below
+        seed=cell.seed,
+    )
+    venv = make_venv(cell.task, kl_coef=cell.kl_coef, num_envs=ROWS, group_size=16)
+    return learn(GRPO(new_policy(), venv, config), cell, curve)
+
+
+def reinforce(cell: Cell, curve: list[list[float]]) -> PreTrainedModel:
+    """REINFORCE: one step an iteration, so iterations are smaller."""
+    rows = ROWS // 4
+    config = ReinforceConfig(
+        learning_rate=4e-3, decay_timesteps=TOKENS, episodes_per_iteration=rows, seed=cell.seed
+    )
+    venv = make_venv(cell.task, kl_coef=cell.kl_coef, num_envs=rows)
+    return learn(Reinforce(new_policy(), venv, config), cell, curve)
+
+
+def online_dpo(cell: Cell, curve: list[list[float]]) -> PreTrainedModel:
+    """Best against worst of two samples by score: sharper than Bradley-Terry labels."""
+    config = OnlineDPOConfig(
+        learning_rate=2e-3,
+        decay_timesteps=TOKENS,
+        episodes_per_iteration=ROWS,
+        samples_per_prompt=2,
+        minibatch_size=64,
+        beta=cell.kl_coef,
+        seed=cell.seed,
+    )
+    venv = make_venv(cell.task, kl_coef=cell.kl_coef, num_envs=ROWS, group_size=2)
+    return learn(OnlineDPO(new_policy(), venv, config), cell, curve)
+
+
+def dpo(
+    cell: Cell, curve: list[list[float]], *, loss_type: str = "sigmoid", flipped: float = 0.0
+) -> PreTrainedModel:
+    """DPO or a sibling on Bradley-Terry labels, a share of them flipped."""
+    config = DPOConfig(
+        learning_rate=3e-3,
+        minibatch_size=200,
+        num_epochs=2,
+        beta=cell.kl_coef,
+        loss_type=loss_type,  # type: ignore[arg-type]  # from the table below
+        label_smoothing=flipped if loss_type != "sigmoid" else 0.0,
+        seed=cell.seed,
+    )
+    policy = new_policy()
+    completions = enumeration(cell.task).completions
+    pairs = [
+        Pair(
+            chosen=encoded(prompt, completions[chosen]),
+            rejected=encoded(prompt, completions[rejected]),
+        )
+        for prompt, chosen, rejected in labelled(cell.task, cell.seed, flipped, PAIRS)
+    ]
+    DPOTrainer(policy, tokenizer(), pairs, config, shown=False).train()
+    return policy
+
+
+def encoded(prompt: str, completion: list[int]) -> Sequence:
+    """Return a prompt and the tokens of a completion, of which the completion counts."""
+    ids = tokenizer()(prompt).input_ids
+    counts = [False] * len(ids) + [True] * len(completion)
+    return Sequence(ids=ids + completion, counts=counts)
+
+
+def labelled(task: str, seed: int, flipped: float, count: int) -> list[tuple[str, int, int]]:
+    """Return (prompt, index of the chosen completion, of the rejected one).
+
+    Both are samples of the reference; the label is a Bradley-Terry draw from their scores, and a
+    share of the labels is then turned round.
+    """
+    rng = np.random.default_rng([seed, 1])
+    enumerated, rows = enumeration(task), []
+    for index, prompt in enumerate(PROMPTS):
+        p = enumerated.ref_logprobs[index].exp().numpy()
+        drawn = rng.choice(len(p), size=(count // len(PROMPTS), 2), p=p / p.sum())
+        scores = enumerated.scores[index].numpy()[drawn]
+        first_wins = rng.random(len(drawn)) < 1 / (1 + np.exp(scores[:, 1] - scores[:, 0]))
+        first_wins ^= rng.random(len(drawn)) < flipped
+        for (a, b), first in zip(drawn.tolist(), first_wins, strict=True):
+            rows.append((prompt, a, b) if first else (prompt, b, a))
+    return rows
+
+
+@functools.cache
+def reward_model(task: str) -> RewardModel:
+    """Return a reward model of the task, trained on labels of its score, for the critic's trunk."""
+    with tempfile.TemporaryDirectory() as folder:
+        reference().save_pretrained(folder)
+        tokenizer().save_pretrained(folder)
+        model = reward_model_from(folder)
+    texts = [
+        str(tokenizer().decode(ids, skip_special_tokens=True))
+        for ids in enumeration(task).completions
+    ]
+    rows = [
+        {"prompt": prompt, "chosen": texts[chosen], "rejected": texts[rejected]}
+        for prompt, chosen, rejected in labelled(task, seed=99, flipped=0.0, count=4000)
+        if texts[chosen] and texts[rejected]
+    ]
+    config = RewardConfig(learning_rate=2e-3, minibatch_size=100)
+    RewardTrainer(model, tokenizer(), rows, config, shown=False).train()
+    return RewardModel(model, tokenizer())
+
+
+AGENTS: dict[str, Callable[[Cell, list[list[float]]], PreTrainedModel]] = {
+    "ppo": ppo,
+    "ppo_separate": functools.partial(ppo, critic="separate"),
+    "ppo_reward_model": functools.partial(ppo, critic="reward_model"),
+    "rloo": rloo,
+    "grpo": grpo,
+    "dr_grpo": functools.partial(grpo, variant="dr_grpo"),
+    "reinforce": reinforce,
+    "online_dpo": online_dpo,
+    "dpo": dpo,
+    "dpo_flipped": functools.partial(dpo, flipped=FLIPPED),
+    "cdpo_flipped": functools.partial(dpo, loss_type="cdpo", flipped=FLIPPED),
+    "robust_flipped": functools.partial(dpo, loss_type="robust", flipped=FLIPPED),
+    "ipo": functools.partial(dpo, loss_type="ipo"),
+}
+"""Name -> trains a new policy, noting [tokens, score, KL] on the way."""

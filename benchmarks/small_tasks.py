@@ -1,0 +1,146 @@
+"""Four tasks small enough to enumerate, with a real tiny transformer as their reference.
+
+Nine tokens (pad, bos, eos, letters a to f), four prompts, at most four tokens: 4,681 completions
+of each prompt. The reference is a two-layer Llama after SFT on strings of a Markov chain, so its
+probabilities span orders of magnitude and it ends its texts itself.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from exact import Enumeration
+from gymnasium.vector import VectorEnv
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+import textrl  # noqa: F401  # registers TextRLHF-v0
+from textrl.config import SFTConfig
+from textrl.envs import tiny_model, tiny_tokenizer
+from textrl.rewards import RewardModel
+from textrl.trainers import SFTTrainer
+
+LETTERS = "abcdef"
+PROMPTS = ["ab", "bd", "ce", "fa"]
+MAX_TOKENS = 4
+WORTH = {"a": 0.0, "b": 1.0, "c": -1.0, "d": 0.6, "e": -0.4, "f": 0.2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A score on the completions of the prompts above."""
+
+    name: str
+    score: Callable[[str, str], float]
+    what: str
+
+
+def dense(prompt: str, completion: str) -> float:
+    """Return the sum of the letters' worth."""
+    return sum(WORTH[letter] for letter in completion)
+
+
+def sparse(prompt: str, completion: str) -> float:
+    """Return 3 for a completion with one rare string in it, else 0."""
+    return 3.0 if "fce" in completion else 0.0
+
+
+def length(prompt: str, completion: str) -> float:
+    """Return 2 for two letters and then EOS, less for each letter more or fewer."""
+    return 2.0 - 1.5 * abs(len(completion) - 2)
+
+
+def prompted(prompt: str, completion: str) -> float:
+    """Return how many letters stand where they would follow the prompt in the alphabet."""
+    start = LETTERS.index(prompt[-1])
+    wanted = [LETTERS[(start + step + 1) % len(LETTERS)] for step in range(MAX_TOKENS)]
+    return 0.8 * sum(a == b for a, b in zip(completion, wanted, strict=False))
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task(name="dense", score=dense, what="each letter has a worth"),
+        Task(name="sparse", score=sparse, what="3 for the rare string fce, else 0"),
+        Task(name="length", score=length, what="two letters, then EOS"),
+        Task(name="prompt", score=prompted, what="the letters that follow the prompt's last"),
+    )
+}
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Return the tokenizer of all tasks."""
+    return tiny_tokenizer(LETTERS)
+
+
+@functools.cache
+def reference() -> PreTrainedModel:
+    """Return the reference; do not train it, take `new_policy()`."""
+    rng = np.random.default_rng(0)
+    chain = rng.dirichlet(np.full(len(LETTERS), 0.7), size=len(LETTERS))
+    rows = []
+    for _ in range(4000):
+        text = LETTERS[rng.integers(len(LETTERS))]
+        while rng.random() < 0.8 and len(text) < 9:
+            text += LETTERS[rng.choice(len(LETTERS), p=chain[LETTERS.index(text[-1])])]
+        rows.append({"text": text})
+    model = tiny_model(vocab_size=3 + len(LETTERS))
+    config = SFTConfig(learning_rate=5e-3, minibatch_size=100, num_epochs=3)
+    SFTTrainer(model, tokenizer(), rows, config, shown=False).train()
+    return model
+
+
+def new_policy() -> PreTrainedModel:
+    """Return a copy of the reference, to be trained."""
+    policy = tiny_model(vocab_size=3 + len(LETTERS))
+    policy.load_state_dict(reference().state_dict())
+    return policy
+
+
+@functools.cache
+def enumeration(task: str) -> Enumeration:
+    """Return all completions of a task."""
+    return Enumeration(PROMPTS, tokenizer(), reference(), TASKS[task].score, MAX_TOKENS)
+
+
+def make_venv(
+    task: str,
+    *,
+    kl_coef: float,
+    num_envs: int = 256,
+    group_size: int = 1,
+    reward_model: RewardModel | None = None,
+    **options: Any,
+) -> VectorEnv:
+    """Return the task as a vector environment.
+
+    Args:
+        task: a key of TASKS.
+        kl_coef: score units per nat.
+        num_envs: rows.
+        group_size: rows of one prompt.
+        reward_model: weighs nothing in the score; the critic may start from it.
+        options: further arguments of the environment.
+    """
+    function = TASKS[task].score
+
+    def score(prompts: list[str], completions: list[str]) -> list[float]:
+        return [function(p, c) for p, c in zip(prompts, completions, strict=True)]
+
+    rewards: list[Any] = [score] if reward_model is None else [score, (reward_model, 0.0)]
+    settings = {"autoreset_mode": "Disabled"} | options
+    return gym.make_vec(
+        "TextRLHF-v0",
+        num_envs=num_envs,
+        reference=reference(),
+        tokenizer=tokenizer(),
+        reward=rewards,
+        prompts=PROMPTS,
+        max_prompt_tokens=4,
+        max_completion_tokens=MAX_TOKENS,
+        kl_coef=kl_coef,
+        group_size=group_size,
+        **settings,
+    )

@@ -1,0 +1,220 @@
+"""Losses on pairs of completions, DPO and its siblings: one table, one entry a formula.
+
+Pure functions of log-probs summed over a completion. `dpo_loss` checks and looks up; a mix of
+losses is their weighted sum. Next to read: `trainers/dpo.py`, `agents/online_dpo.py`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from textrl.errors import did_you_mean
+from textrl.masking import check_shapes, full_precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceBatch:
+    """Some pairs as a loss sees them; h = log pi - log pi_ref of a whole completion, in nats."""
+
+    chosen: Tensor
+    """log pi of the chosen completion, [B]."""
+    rejected: Tensor
+    """log pi of the rejected completion, [B]."""
+    h_chosen: Tensor
+    """[B]."""
+    h_rejected: Tensor
+    """[B]."""
+    chosen_lengths: Tensor
+    """Tokens, [B]."""
+    rejected_lengths: Tensor
+    """Tokens, [B]."""
+    kl: Tensor
+    """Estimate of KL(pi || pi_ref), nats a sequence, scalar >= 0, without gradient."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceSettings:
+    """The numbers that tune a preference loss."""
+
+    beta: float
+    label_smoothing: float
+    simpo_margin: float
+
+
+PreferenceLoss = Callable[[PreferenceBatch, PreferenceSettings], Tensor]
+"""(pairs, settings) -> [B]."""
+
+
+def _sigmoid(pairs: PreferenceBatch, settings: PreferenceSettings) -> Tensor:
+    """2305.18290 eq. 7; with label smoothing the cDPO of its authors' note (eq. 3)."""
+    logits = settings.beta * (pairs.h_chosen - pairs.h_rejected)
+    flipped = settings.label_smoothing
+    return -(1 - flipped) * logsigmoid(logits) - flipped * logsigmoid(-logits)
+
+
+def _robust(pairs: PreferenceBatch, settings: PreferenceSettings) -> Tensor:
+    """2403.00409 eq. 10: unbiased when a known share of the labels is flipped."""
+    logits = settings.beta * (pairs.h_chosen - pairs.h_rejected)
+    flipped = settings.label_smoothing
+    kept = -(1 - flipped) * logsigmoid(logits) + flipped * logsigmoid(-logits)
+    return kept / (1 - 2 * flipped)
+
+
+def _ipo(pairs: PreferenceBatch, settings: PreferenceSettings) -> Tensor:
+    """2310.12036 eq. 17, on summed log-probs as in the paper."""
+    return (pairs.h_chosen - pairs.h_rejected - 1 / (2 * settings.beta)).square()
+
+
+def _hinge(pairs: PreferenceBatch, settings: PreferenceSettings) -> Tensor:
+    """2305.10425 (SLiC) in DPO's variables."""
+    return (1 - settings.beta * (pairs.h_chosen - pairs.h_rejected)).relu()
+
+
+def _simpo(pairs: PreferenceBatch, settings: PreferenceSettings) -> Tensor:
+    """2405.14734 eq. 6: token means, no reference; gamma = beta * simpo_margin."""
+    means = pairs.chosen / pairs.chosen_lengths - pairs.rejected / pairs.rejected_lengths
+    return -logsigmoid(settings.beta * (means - settings.simpo_margin))
+
+
+def _orpo(pairs: PreferenceBatch, settings: PreferenceSettings) -> Tensor:
+    """2403.07691 eqs. 6 and 7: SFT on the chosen, plus beta (its lambda) times the odds ratio."""
+
+    def log_odds(mean: Tensor) -> Tensor:
+        mean = mean.clamp_max(-1e-6)  # a certain completion has infinite odds
+        return mean - (-torch.expm1(mean)).log()
+
+    chosen = pairs.chosen / pairs.chosen_lengths
+    rejected = pairs.rejected / pairs.rejected_lengths
+    return -chosen - settings.beta * logsigmoid(log_odds(chosen) - log_odds(rejected))
+
+
+def _kto(pairs: PreferenceBatch, settings: PreferenceSettings) -> Tensor:
+    """2402.01306 eq. 8, lambda = 1: the chosen as a desirable example, the rejected as the other.
+
+    The sum of the two examples' losses; with kl = 0 it is apo_zero.
+    """
+    beta, kl = settings.beta, pairs.kl
+    desirable = (beta * (pairs.h_chosen - kl)).sigmoid()
+    undesirable = (beta * (kl - pairs.h_rejected)).sigmoid()
+    return 2 - desirable - undesirable
+
+
+def _apo_zero(pairs: PreferenceBatch, settings: PreferenceSettings) -> Tensor:
+    """2408.06266, section 3: raise the chosen's likelihood and lower the rejected's."""
+    beta = settings.beta
+    return 1 - (beta * pairs.h_chosen).sigmoid() + (beta * pairs.h_rejected).sigmoid()
+
+
+def _sft(pairs: PreferenceBatch, settings: PreferenceSettings) -> Tensor:
+    """Return the chosen completion's negative log-likelihood, nats a token."""
+    return -pairs.chosen / pairs.chosen_lengths
+
+
+PREFERENCE_LOSSES: dict[str, PreferenceLoss] = {
+    "sigmoid": _sigmoid,
+    "cdpo": _sigmoid,
+    "robust": _robust,
+    "ipo": _ipo,
+    "hinge": _hinge,
+    "simpo": _simpo,
+    "orpo": _orpo,
+    "kto": _kto,
+    "apo_zero": _apo_zero,
+    "sft": _sft,
+}
+_SMOOTHED = ("sigmoid", "cdpo", "robust")
+
+
+def dpo_loss(
+    chosen_logprobs: Tensor,
+    rejected_logprobs: Tensor,
+    ref_chosen_logprobs: Tensor,
+    ref_rejected_logprobs: Tensor,
+    *,
+    beta: float = 0.1,
+    loss_type: str | Mapping[str, float] = "sigmoid",
+    label_smoothing: float = 0.0,
+    chosen_lengths: Tensor | None = None,
+    rejected_lengths: Tensor | None = None,
+    kl: Tensor | None = None,
+    simpo_margin: float = 0.5,
+) -> Tensor:
+    """Return the preference loss of each pair, from log-probs summed over the completion.
+
+        h    = (log pi - log pi_ref)(chosen) - (log pi - log pi_ref)(rejected)
+        loss = -log sigmoid(beta * h)                    "sigmoid"; the others in PREFERENCE_LOSSES
+
+    Args:
+        chosen_logprobs: of the policy, in nats. Shape [B], as the next three.
+        rejected_logprobs: of the policy.
+        ref_chosen_logprobs: of the reference.
+        ref_rejected_logprobs: of the reference.
+        beta: strength of the pull to the reference, > 0; ORPO's lambda.
+        loss_type: a key of PREFERENCE_LOSSES, or a mix of several with their weights:
+            {"sigmoid": 1.0, "sft": 0.2}.
+        label_smoothing: assumed share of flipped labels, in [0, 0.5); for "sigmoid"/"cdpo"
+            (which are the same function) and "robust" only.
+        chosen_lengths: tokens of the chosen completions, for "simpo", "orpo" and "sft", which take
+            token means. Shape [B]; None where the log-probs given are means already.
+        rejected_lengths: the same of the rejected.
+        kl: estimate of KL(pi || pi_ref) for "kto", nats a sequence, scalar; below 0 counts as 0,
+            and None is the 0 of a policy that still is the reference.
+        simpo_margin: SimPO's gamma over beta, nats a token.
+
+    Returns: Shape [B].
+
+    Raises:
+        ValueError: shapes differ (both named), unknown loss_type, beta or smoothing out of range.
+
+    Source: Rafailov et al. 2023, 2305.18290, eq. 7.
+
+    >>> zero = torch.zeros(1)
+    >>> round(dpo_loss(zero, zero, zero, zero).item(), 4)  # pi = pi_ref: log 2
+    0.6931
+    """
+    ones = torch.ones_like(chosen_logprobs)
+    chosen_lengths = ones if chosen_lengths is None else chosen_lengths
+    rejected_lengths = ones if rejected_lengths is None else rejected_lengths
+    check_shapes(
+        chosen_logprobs=chosen_logprobs,
+        rejected_logprobs=rejected_logprobs,
+        ref_chosen_logprobs=ref_chosen_logprobs,
+        ref_rejected_logprobs=ref_rejected_logprobs,
+        chosen_lengths=chosen_lengths,
+        rejected_lengths=rejected_lengths,
+    )
+    mix = {loss_type: 1.0} if isinstance(loss_type, str) else dict(loss_type)
+    _check_settings(mix, beta, label_smoothing)
+    chosen, rejected = full_precision(chosen_logprobs), full_precision(rejected_logprobs)
+    pairs = PreferenceBatch(
+        chosen=chosen,
+        rejected=rejected,
+        h_chosen=chosen - full_precision(ref_chosen_logprobs),
+        h_rejected=rejected - full_precision(ref_rejected_logprobs),
+        chosen_lengths=chosen_lengths,
+        rejected_lengths=rejected_lengths,
+        kl=torch.zeros_like(chosen[:1]).sum() if kl is None else kl.detach().clamp_min(0.0),
+    )
+    settings = PreferenceSettings(
+        beta=beta, label_smoothing=label_smoothing, simpo_margin=simpo_margin
+    )
+    terms = [weight * PREFERENCE_LOSSES[name](pairs, settings) for name, weight in mix.items()]
+    return torch.stack(terms).sum(0)
+
+
+def _check_settings(mix: Mapping[str, float], beta: float, label_smoothing: float) -> None:
+    if not mix:
+        raise ValueError("loss_type is an empty mix; give at least one loss and its weight")
+    for name in mix:
+        if name not in PREFERENCE_LOSSES:
+            hint = did_you_mean(name, PREFERENCE_LOSSES)
+            raise ValueError(f"unknown loss_type {name!r}{hint}; known: {list(PREFERENCE_LOSSES)}")
+    if not beta > 0:
+        raise ValueError(f"beta must be positive, got {beta}")
+    if not 0 <= label_smoothing < 0.5:
+        raise ValueError(f"label_smoothing must be in [0, 0.5), got {label_smoothing}")
+    if label_smoothing and not any(name in _SMOOTHED for name in mix):
+        raise ValueError(f"label_smoothing has no meaning for loss_type {list(mix)}; set it to 0")

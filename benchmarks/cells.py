@@ -46,10 +46,13 @@ from textrl.types import Sequence
 
 ROWS = 512
 """Episodes of an iteration."""
-TOKENS = 60_000
+TOKENS = 90_000
 """What every online agent may sample."""
+LR, MB, EP = 4e-3, 128, 2
 PAIRS = 20_000
-"""What every offline one may read."""
+"""What every offline one may read, three times."""
+RATERS = 16
+"""Bradley-Terry draws for each pair (the reviews have 15 to 29); "one label" agents get one."""
 FLIPPED = 0.2
 """Share of the labels turned round for the losses that are made for that."""
 CURVE_EVERY = 4
@@ -110,15 +113,14 @@ def learn(agent: TextAgent, cell: Cell, curve: list[list[float]]) -> PreTrainedM
 def ppo(cell: Cell, curve: list[list[float]], *, critic: str = "value_head") -> PreTrainedModel:
     """PPO with one of its three critics."""
     config = PPOConfig(
-        learning_rate=4e-3,
+        learning_rate=LR,
         decay_timesteps=TOKENS,
         episodes_per_iteration=ROWS,
-        minibatch_size=ROWS // 4,
-        num_epochs=2,
+        minibatch_size=MB,
+        num_epochs=EP,
         gae_lambda=0.95,
-        vf_coef=0.5,
+        vf_coef=0.1,
         clip_range_vf=None,
-        kl_loss="exact",
         critic=critic,  # type: ignore[arg-type]  # one of the three, from the table below
         seed=cell.seed,
     )
@@ -130,11 +132,11 @@ def ppo(cell: Cell, curve: list[list[float]], *, critic: str = "value_head") -> 
 def rloo(cell: Cell, curve: list[list[float]]) -> PreTrainedModel:
     """REINFORCE leave-one-out."""
     config = RLOOConfig(
-        learning_rate=4e-3,
+        learning_rate=LR,
         decay_timesteps=TOKENS,
         episodes_per_iteration=ROWS,
-        minibatch_size=ROWS // 4,
-        num_epochs=2,
+        minibatch_size=MB,
+        num_epochs=EP,
         seed=cell.seed,
     )
     venv = make_venv(cell.task, kl_coef=cell.kl_coef, num_envs=ROWS, group_size=16)
@@ -144,11 +146,11 @@ def rloo(cell: Cell, curve: list[list[float]]) -> PreTrainedModel:
 def grpo(cell: Cell, curve: list[list[float]], *, variant: str = "grpo") -> PreTrainedModel:
     """GRPO or Dr.GRPO."""
     config = GRPOConfig(
-        learning_rate=4e-3,
+        learning_rate=LR,
         decay_timesteps=TOKENS,
         episodes_per_iteration=ROWS,
-        minibatch_size=ROWS // 4,
-        num_epochs=2,
+        minibatch_size=MB,
+        num_epochs=EP,
         variant=variant,  # type: ignore[arg-type]  # one of the two, from the table below
         seed=cell.seed,
     )
@@ -160,7 +162,7 @@ def reinforce(cell: Cell, curve: list[list[float]]) -> PreTrainedModel:
     """REINFORCE: one step an iteration, so iterations are smaller."""
     rows = ROWS // 4
     config = ReinforceConfig(
-        learning_rate=4e-3, decay_timesteps=TOKENS, episodes_per_iteration=rows, seed=cell.seed
+        learning_rate=LR, decay_timesteps=TOKENS, episodes_per_iteration=rows, seed=cell.seed
     )
     venv = make_venv(cell.task, kl_coef=cell.kl_coef, num_envs=rows)
     return learn(Reinforce(new_policy(), venv, config), cell, curve)
@@ -182,54 +184,75 @@ def online_dpo(cell: Cell, curve: list[list[float]]) -> PreTrainedModel:
 
 
 def dpo(
-    cell: Cell, curve: list[list[float]], *, loss_type: str = "sigmoid", flipped: float = 0.0
+    cell: Cell,
+    curve: list[list[float]],
+    *,
+    loss_type: str = "sigmoid",
+    beta: float | None = None,
+    raters: int = RATERS,
+    flipped: float = 0.0,
 ) -> PreTrainedModel:
     """DPO or a sibling on Bradley-Terry labels, a share of them flipped."""
     config = DPOConfig(
         learning_rate=3e-3,
-        minibatch_size=200,
-        num_epochs=2,
-        beta=cell.kl_coef,
+        minibatch_size=100,
+        num_epochs=3,
+        beta=beta or cell.kl_coef,
         loss_type=loss_type,  # type: ignore[arg-type]  # from the table below
         label_smoothing=flipped if loss_type != "sigmoid" else 0.0,
         seed=cell.seed,
     )
     policy = new_policy()
-    completions = enumeration(cell.task).completions
     pairs = [
         Pair(
-            chosen=encoded(prompt, completions[chosen]),
-            rejected=encoded(prompt, completions[rejected]),
+            chosen=encoded(prompt, chosen),
+            rejected=encoded(prompt, rejected),
+            certainty=certainty,
         )
-        for prompt, chosen, rejected in labelled(cell.task, cell.seed, flipped, PAIRS)
+        for prompt, chosen, rejected, certainty in labelled(cell, raters, flipped)
     ]
     DPOTrainer(policy, tokenizer(), pairs, config, shown=False).train()
     return policy
 
 
-def encoded(prompt: str, completion: list[int]) -> Sequence:
+def ipo(cell: Cell, curve: list[list[float]]) -> PreTrainedModel:
+    """IPO, whose own optimum replaces score differences d by 4 (sigmoid(d) - 1/2), near d if small.
+
+    At h = (2 p - 1) / (2 beta) with p = sigmoid(d) = 1/2 + d/4 + ..., beta = kl_coef / 4 makes both
+    optima agree to first order (2310.12036, section 4).
+    """
+    return dpo(cell, curve, loss_type="ipo", beta=cell.kl_coef / 4, raters=1)
+
+
+@functools.cache
+def encoded(prompt: str, index: int) -> Sequence:
     """Return a prompt and the tokens of a completion, of which the completion counts."""
     ids = tokenizer()(prompt).input_ids
+    completion = enumeration("dense").completions[index]  # the same in all tasks
     counts = [False] * len(ids) + [True] * len(completion)
     return Sequence(ids=ids + completion, counts=counts)
 
 
-def labelled(task: str, seed: int, flipped: float, count: int) -> list[tuple[str, int, int]]:
-    """Return (prompt, index of the chosen completion, of the rejected one).
+def labelled(
+    cell: Cell, raters: int, flipped: float, count: int = PAIRS
+) -> list[tuple[str, int, int, float]]:
+    """Return (prompt, index of the chosen completion, of the rejected one, share of raters for it).
 
-    Both are samples of the reference; the label is a Bradley-Terry draw from their scores, and a
-    share of the labels is then turned round.
+    Both are samples of the reference; each rater's label is a Bradley-Terry draw from their scores,
+    and a share of the labels is then turned round.
     """
-    rng = np.random.default_rng([seed, 1])
-    enumerated, rows = enumeration(task), []
+    rng = np.random.default_rng([cell.seed, 1])
+    enumerated, rows = enumeration(cell.task), []
     for index, prompt in enumerate(PROMPTS):
         p = enumerated.ref_logprobs[index].exp().numpy()
         drawn = rng.choice(len(p), size=(count // len(PROMPTS), 2), p=p / p.sum())
         scores = enumerated.scores[index].numpy()[drawn]
-        first_wins = rng.random(len(drawn)) < 1 / (1 + np.exp(scores[:, 1] - scores[:, 0]))
-        first_wins ^= rng.random(len(drawn)) < flipped
-        for (a, b), first in zip(drawn.tolist(), first_wins, strict=True):
-            rows.append((prompt, a, b) if first else (prompt, b, a))
+        first_wins = 1 / (1 + np.exp(scores[:, 1] - scores[:, 0]))
+        first_wins = first_wins * (1 - flipped) + (1 - first_wins) * flipped
+        shares = rng.binomial(raters, first_wins) / raters
+        for (a, b), share in zip(drawn.tolist(), shares.tolist(), strict=True):
+            best_first = (prompt, a, b, share) if share >= 0.5 else (prompt, b, a, 1 - share)
+            rows.append(best_first)
     return rows
 
 
@@ -244,10 +267,11 @@ def reward_model(task: str) -> RewardModel:
         str(tokenizer().decode(ids, skip_special_tokens=True))
         for ids in enumeration(task).completions
     ]
+    cell = Cell(agent="reward_model", task=task, kl_coef=1.0, seed=99)
     rows = [
         {"prompt": prompt, "chosen": texts[chosen], "rejected": texts[rejected]}
-        for prompt, chosen, rejected in labelled(task, seed=99, flipped=0.0, count=4000)
-        if texts[chosen] and texts[rejected]
+        for prompt, chosen, rejected, certainty in labelled(cell, RATERS, 0.0, count=4000)
+        if texts[chosen] and texts[rejected] and certainty > 0.5
     ]
     config = RewardConfig(learning_rate=2e-3, minibatch_size=100)
     RewardTrainer(model, tokenizer(), rows, config, shown=False).train()
@@ -264,9 +288,10 @@ AGENTS: dict[str, Callable[[Cell, list[list[float]]], PreTrainedModel]] = {
     "reinforce": reinforce,
     "online_dpo": online_dpo,
     "dpo": dpo,
-    "dpo_flipped": functools.partial(dpo, flipped=FLIPPED),
-    "cdpo_flipped": functools.partial(dpo, loss_type="cdpo", flipped=FLIPPED),
-    "robust_flipped": functools.partial(dpo, loss_type="robust", flipped=FLIPPED),
-    "ipo": functools.partial(dpo, loss_type="ipo"),
+    "dpo_one_label": functools.partial(dpo, raters=1),
+    "dpo_flipped": functools.partial(dpo, raters=1, flipped=FLIPPED),
+    "cdpo_flipped": functools.partial(dpo, loss_type="cdpo", raters=1, flipped=FLIPPED),
+    "robust_flipped": functools.partial(dpo, loss_type="robust", raters=1, flipped=FLIPPED),
+    "ipo": ipo,
 }
 """Name -> trains a new policy, noting [tokens, score, KL] on the way."""

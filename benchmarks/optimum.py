@@ -40,6 +40,7 @@ SPARSE_GRID = {
     "reinforce": (0.1, 0.5),
     "online_dpo": (0.1, 0.5),
     "ipo": (0.25, 1.0),
+    "dpo_one_label": (0.25, 1.0),
     "dpo_flipped": (0.25, 1.0),
     "cdpo_flipped": (0.25, 1.0),
     "robust_flipped": (0.25, 1.0),

@@ -2,17 +2,17 @@
 
 Nine tokens (pad, bos, eos, letters a to f), four prompts, at most four tokens: 4,681 completions
 of each prompt. The reference is a two-layer Llama after SFT on strings of a Markov chain, so its
-probabilities span orders of magnitude and it ends its texts itself.
+probabilities span orders of magnitude and it ends its texts itself. Scores are standardised on the
+reference (mean 0, standard deviation 1), as the library's reward models are.
 """
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from exact import Enumeration
+from exact import Enumeration, ScoreOf
 from gymnasium.vector import VectorEnv
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -25,6 +25,10 @@ from textrl.trainers import SFTTrainer
 LETTERS = "abcdef"
 PROMPTS = ["ab", "bd", "ce", "fa"]
 MAX_TOKENS = 4
+HIDDEN = 32
+SPREAD = 0.6
+"""Standard deviation of every score on the reference."""
+RARE = ("fbf",)
 WORTH = {"a": 0.0, "b": 1.0, "c": -1.0, "d": 0.6, "e": -0.4, "f": 0.2}
 
 
@@ -33,7 +37,7 @@ class Task:
     """A score on the completions of the prompts above."""
 
     name: str
-    score: Callable[[str, str], float]
+    score: ScoreOf
     what: str
 
 
@@ -43,29 +47,31 @@ def dense(prompt: str, completion: str) -> float:
 
 
 def sparse(prompt: str, completion: str) -> float:
-    """Return 3 for a completion with one rare string in it, else 0."""
-    return 3.0 if "fce" in completion else 0.0
+    """Return 1 for a completion with one of four rare strings in it, else 0."""
+    return float(any(string in completion for string in RARE))
 
 
 def length(prompt: str, completion: str) -> float:
-    """Return 2 for two letters and then EOS, less for each letter more or fewer."""
-    return 2.0 - 1.5 * abs(len(completion) - 2)
+    """Return minus the distance from two letters and then EOS."""
+    return -float(abs(len(completion) - 2))
 
 
 def prompted(prompt: str, completion: str) -> float:
-    """Return how many letters stand where they would follow the prompt in the alphabet."""
-    start = LETTERS.index(prompt[-1])
-    wanted = [LETTERS[(start + step + 1) % len(LETTERS)] for step in range(MAX_TOKENS)]
-    return 0.8 * sum(a == b for a, b in zip(completion, wanted, strict=False))
+    """Return how often the prompt's first letter comes again."""
+    return float(completion.count(prompt[0]))
 
 
 TASKS = {
     task.name: task
     for task in (
         Task(name="dense", score=dense, what="each letter has a worth"),
-        Task(name="sparse", score=sparse, what="3 for the rare string fce, else 0"),
+        Task(name="sparse", score=sparse, what="1 for one of four strings that each stand in 1 to 3 of 100 texts, else 0"),
         Task(name="length", score=length, what="two letters, then EOS"),
-        Task(name="prompt", score=prompted, what="the letters that follow the prompt's last"),
+        Task(
+            name="prompt",
+            score=prompted,
+            what="how often the prompt's first letter comes again",
+        ),
     )
 }
 
@@ -86,7 +92,7 @@ def reference() -> PreTrainedModel:
         while rng.random() < 0.8 and len(text) < 9:
             text += LETTERS[rng.choice(len(LETTERS), p=chain[LETTERS.index(text[-1])])]
         rows.append({"text": text})
-    model = tiny_model(vocab_size=3 + len(LETTERS))
+    model = tiny_model(vocab_size=3 + len(LETTERS), hidden_size=HIDDEN)
     config = SFTConfig(learning_rate=5e-3, minibatch_size=100, num_epochs=3)
     SFTTrainer(model, tokenizer(), rows, config, shown=False).train()
     return model
@@ -94,15 +100,30 @@ def reference() -> PreTrainedModel:
 
 def new_policy() -> PreTrainedModel:
     """Return a copy of the reference, to be trained."""
-    policy = tiny_model(vocab_size=3 + len(LETTERS))
+    policy = tiny_model(vocab_size=3 + len(LETTERS), hidden_size=HIDDEN)
     policy.load_state_dict(reference().state_dict())
     return policy
 
 
 @functools.cache
 def enumeration(task: str) -> Enumeration:
-    """Return all completions of a task."""
-    return Enumeration(PROMPTS, tokenizer(), reference(), TASKS[task].score, MAX_TOKENS)
+    """Return all completions of a task, with its standardised score."""
+    return Enumeration(PROMPTS, tokenizer(), reference(), score_of(task), MAX_TOKENS)
+
+
+@functools.cache
+def score_of(task: str) -> ScoreOf:
+    """Return the task's score, standardised on the reference's completions of all prompts."""
+    raw = TASKS[task].score
+    enumerated = Enumeration(PROMPTS, tokenizer(), reference(), raw, MAX_TOKENS)
+    p = enumerated.ref_logprobs.exp() / len(PROMPTS)
+    mean = float((p * enumerated.scores).sum())
+    std = float((p * (enumerated.scores - mean).square()).sum().sqrt())
+
+    def standardised(prompt: str, completion: str) -> float:
+        return SPREAD * (raw(prompt, completion) - mean) / std
+
+    return standardised
 
 
 def make_venv(
@@ -124,7 +145,7 @@ def make_venv(
         reward_model: weighs nothing in the score; the critic may start from it.
         options: further arguments of the environment.
     """
-    function = TASKS[task].score
+    function = score_of(task)
 
     def score(prompts: list[str], completions: list[str]) -> list[float]:
         return [function(p, c) for p, c in zip(prompts, completions, strict=True)]

@@ -40,7 +40,7 @@ class PreferenceSettings:
     """The numbers that tune a preference loss."""
 
     beta: float
-    label_smoothing: float
+    label_smoothing: float | Tensor
     simpo_margin: float
 
 
@@ -136,7 +136,7 @@ def dpo_loss(
     *,
     beta: float = 0.1,
     loss_type: str | Mapping[str, float] = "sigmoid",
-    label_smoothing: float = 0.0,
+    label_smoothing: float | Tensor = 0.0,
     chosen_lengths: Tensor | None = None,
     rejected_lengths: Tensor | None = None,
     kl: Tensor | None = None,
@@ -156,7 +156,8 @@ def dpo_loss(
         loss_type: a key of PREFERENCE_LOSSES, or a mix of several with their weights:
             {"sigmoid": 1.0, "sft": 0.2}.
         label_smoothing: assumed share of flipped labels, in [0, 0.5); for "sigmoid"/"cdpo"
-            (which are the same function) and "robust" only.
+            (which are the same function) and "robust" only. For the first two also one a pair:
+            the share of raters who preferred the rejected completion, in [0, 1]. Shape [B].
         chosen_lengths: tokens of the chosen completions, for "simpo", "orpo" and "sft", which take
             token means. Shape [B]; None where the log-probs given are means already.
         rejected_lengths: the same of the rejected.
@@ -185,6 +186,7 @@ def dpo_loss(
         ref_rejected_logprobs=ref_rejected_logprobs,
         chosen_lengths=chosen_lengths,
         rejected_lengths=rejected_lengths,
+        **({"label_smoothing": label_smoothing} if isinstance(label_smoothing, Tensor) else {}),
     )
     mix = {loss_type: 1.0} if isinstance(loss_type, str) else dict(loss_type)
     _check_settings(mix, beta, label_smoothing)
@@ -205,7 +207,7 @@ def dpo_loss(
     return torch.stack(terms).sum(0)
 
 
-def _check_settings(mix: Mapping[str, float], beta: float, label_smoothing: float) -> None:
+def _check_settings(mix: Mapping[str, float], beta: float, label_smoothing: float | Tensor) -> None:
     if not mix:
         raise ValueError("loss_type is an empty mix; give at least one loss and its weight")
     for name in mix:
@@ -214,6 +216,12 @@ def _check_settings(mix: Mapping[str, float], beta: float, label_smoothing: floa
             raise ValueError(f"unknown loss_type {name!r}{hint}; known: {list(PREFERENCE_LOSSES)}")
     if not beta > 0:
         raise ValueError(f"beta must be positive, got {beta}")
+    if isinstance(label_smoothing, Tensor):
+        if not ((label_smoothing >= 0) & (label_smoothing <= 1)).all():
+            raise ValueError("label_smoothing of a pair must be in [0, 1]")
+        if "robust" in mix:
+            raise ValueError("'robust' takes one label_smoothing for all pairs, not one a pair")
+        return
     if not 0 <= label_smoothing < 0.5:
         raise ValueError(f"label_smoothing must be in [0, 0.5), got {label_smoothing}")
     if label_smoothing and not any(name in _SMOOTHED for name in mix):

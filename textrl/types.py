@@ -107,9 +107,9 @@ class Sequence:
 def stack_sequences(sequences: list[Sequence], device: torch.device) -> Sequences:
     """Return the sequences right-padded with 0 to the longest of them."""
     width = max(len(s.ids) for s in sequences)
-    ids = torch.zeros(len(sequences), width, dtype=torch.long)
-    mask = torch.zeros(len(sequences), width, dtype=torch.bool)
-    for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence.ids)] = torch.tensor(sequence.ids)
-        mask[row, : len(sequence.ids)] = torch.tensor(sequence.counts)
-    return Sequences(input_ids=ids.to(device), mask=mask.to(device))
+    ids = [s.ids + [0] * (width - len(s.ids)) for s in sequences]
+    mask = [s.counts + [False] * (width - len(s.counts)) for s in sequences]
+    return Sequences(
+        input_ids=torch.tensor(ids, dtype=torch.long, device=device),
+        mask=torch.tensor(mask, dtype=torch.bool, device=device),
+    )

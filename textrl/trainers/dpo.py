@@ -6,7 +6,7 @@ first update, and kept; no second model stays in memory. Chosen and rejected sha
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from stable_baselines3.common.logger import Logger
@@ -17,6 +17,7 @@ from textrl.checkpoint import clear_state, save_model
 from textrl.config import DPOConfig
 from textrl.data import Records, Source, load_records, split_by_prompt
 from textrl.encoding import continuation
+from textrl.errors import UserError
 from textrl.loop import FitTask, LossSum, fit, make_accelerator, token_batches
 from textrl.losses import dpo_loss
 from textrl.metrics import open_logger
@@ -30,6 +31,8 @@ class Pair:
 
     chosen: Sequence
     rejected: Sequence
+    certainty: float = 1.0
+    """Share of raters who preferred the chosen one."""
 
     @property
     def padded_tokens(self) -> int:
@@ -93,7 +96,7 @@ def dpo_loss_sum(
         reference[1],
         beta=config.beta,
         loss_type=config.loss_type,
-        label_smoothing=config.label_smoothing,
+        label_smoothing=_label_smoothing(pairs, config, lm.device),
         chosen_lengths=torch.tensor([p.chosen.num_counted for p in pairs], device=lm.device),
         rejected_lengths=torch.tensor([p.rejected.num_counted for p in pairs], device=lm.device),
         kl=kl,
@@ -111,8 +114,22 @@ def dpo_loss_sum(
     )
 
 
+def _label_smoothing(pairs: list[Pair], config: DPOConfig, device: torch.device) -> float | Tensor:
+    """Return the assumed share of flipped labels, one a pair where raters disagreed."""
+    flipped = config.label_smoothing
+    if "robust" in config.loss_type or all(p.certainty == 1.0 for p in pairs):
+        return flipped
+    certainty = torch.tensor([p.certainty for p in pairs], device=device)
+    return certainty * flipped + (1 - certainty) * (1 - flipped)
+
+
 class DPOTrainer:
-    """Trains a causal language model on `prompt`, `chosen`, `rejected`, plain or chat."""
+    """Trains a causal language model on `prompt`, `chosen`, `rejected`, plain or chat.
+
+    A column `certainty` (the share of raters who preferred the chosen completion, in [0, 1]) makes
+    the labels of the losses "sigmoid" and "cdpo" as soft as the raters were; the others take every
+    label for certain.
+    """
 
     def __init__(
         self,
@@ -229,7 +246,24 @@ class DPOTrainer:
             ]
             for side in ("chosen", "rejected")
         }
-        return [
-            Pair(chosen=c, rejected=r)
-            for c, r in zip(sides["chosen"], sides["rejected"], strict=True)
+        certainties = [
+            _certainty(row.get("certainty"), place)
+            for row, place in zip(records.rows, records.places, strict=True)
         ]
+        return [
+            Pair(chosen=c, rejected=r, certainty=share)
+            for c, r, share in zip(sides["chosen"], sides["rejected"], certainties, strict=True)
+        ]
+
+
+def _certainty(value: Any, place: str) -> float:
+    """Return a row's certainty, 1 where it has none."""
+    if value is None:
+        return 1.0
+    try:
+        share = float(value)
+    except (TypeError, ValueError):
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise UserError(f"{place}: certainty is {value!r}; expected a share in [0, 1]")
+    return share

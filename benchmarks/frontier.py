@@ -1,0 +1,337 @@
+"""Score against KL on the review data: the DPO paper's experiment (2305.18290, figure 2) in small.
+
+    python benchmarks/frontier.py --base runs/demo-tiny     reuse the demo's SFT and reward model
+    python benchmarks/frontier.py --runs ppo_6 dpo_0.1      some of the runs only
+
+Every run starts from the SFT model and is measured on held-out prompts on its way. The best score
+possible at each KL is estimated from samples of the SFT model (`frontier_estimate.py`). Finished
+runs are kept in OUTPUT/NAME.json. At the end: results.json, frontier.png and a table of the share
+of the possible gain that each run reaches at equal KL.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from frontier_estimate import Frontier, best_of_n_scores, estimate_frontier
+from review_setup import Point, ReviewSetup
+from stable_baselines3.common.logger import KVWriter, Logger
+from transformers import PreTrainedModel
+
+from textrl.agents import PPO, RLOO, OnlineDPO, OnlineDPOConfig, RLOOConfig
+from textrl.agents.text_agent import TextAgent
+from textrl.config import DPOConfig, SFTConfig
+from textrl.evaluation import best_of_kl
+from textrl.trainers import DPOTrainer, SFTTrainer
+
+KL_TARGETS = (3, 6, 9, 12)
+BETAS = (0.05, 0.1, 1.0, 5.0)
+BEST_OF = (2, 4, 8, 16, 32, 64)
+REFERENCE_SAMPLES = 2048
+"""Of each held-out prompt, for the frontier."""
+TOKENS = 240_000
+"""What an online agent may sample."""
+PAIR_PROMPTS, PAIR_SAMPLES = 1024, 8
+"""The offline pairs: best against worst, second against second worst, ... of each prompt."""
+MEASURE_EVERY = 6
+"""Iterations of an agent between measurements."""
+KL_LIMIT = 6.0
+"""Nats; the shares are compared up to this KL."""
+
+Run = Callable[[ReviewSetup, list[Point]], PreTrainedModel]
+"""Trains a policy, appending measurements on the way."""
+
+
+def learn(agent: TextAgent, setup: ReviewSetup, points: list[Point], tokens: int) -> None:
+    """Train an agent, measured on the way."""
+    while agent.env_steps < tokens:
+        numbers = agent.iterate()
+        if agent.iteration % MEASURE_EVERY == 0:
+            points.append(setup.measure(agent.policy, agent.env_steps))
+            print(
+                f"  {agent.name} {agent.env_steps}/{tokens} tokens, score "
+                f"{np.mean(points[-1].score):.2f} at KL {np.mean(points[-1].kl):.2f}, kl_coef "
+                f"{numbers['rollout/kl_coef']:.3f}",
+                flush=True,
+            )
+
+
+def ppo(setup: ReviewSetup, points: list[Point], *, kl_target: float) -> PreTrainedModel:
+    """PPO of the demo, steered to a KL, with a falling learning rate."""
+    config = replace(
+        setup.job.preset.ppo,
+        kl_target=float(kl_target),
+        kl_horizon=2000.0,
+        decay_timesteps=TOKENS,
+        episodes_per_iteration=512,
+        minibatch_size=128,
+    )
+    venv = setup.environment(512, group_size=8)
+    agent = PPO(setup.new_policy(), venv, config)
+    learn(agent, setup, points, TOKENS)
+    return agent.policy
+
+
+def rloo(setup: ReviewSetup, points: list[Point], *, kl_coef: float) -> PreTrainedModel:
+    """RLOO at a fixed kl_coef."""
+    config = RLOOConfig(
+        learning_rate=3e-4,
+        decay_timesteps=TOKENS,
+        episodes_per_iteration=512,
+        minibatch_size=128,
+        micro_batch_tokens=1024,
+    )
+    venv = setup.environment(512, group_size=8)
+    venv.kl_coef = kl_coef
+    agent = RLOO(setup.new_policy(), venv, config)
+    learn(agent, setup, points, TOKENS)
+    return agent.policy
+
+
+def online_dpo(setup: ReviewSetup, points: list[Point], *, beta: float) -> PreTrainedModel:
+    """Online DPO: best against worst of 8 fresh samples, many rounds."""
+    config = OnlineDPOConfig(
+        learning_rate=2e-4,
+        decay_timesteps=TOKENS,
+        episodes_per_iteration=512,
+        samples_per_prompt=8,
+        minibatch_size=64,
+        micro_batch_tokens=1024,
+        beta=beta,
+    )
+    agent = OnlineDPO(setup.new_policy(), setup.environment(512, group_size=8), config)
+    learn(agent, setup, points, TOKENS)
+    return agent.policy
+
+
+def dpo(setup: ReviewSetup, points: list[Point], *, beta: float) -> PreTrainedModel:
+    """Offline DPO on ranked samples of the SFT model."""
+    policy = setup.new_policy()
+    config = DPOConfig(
+        learning_rate=2e-4, minibatch_size=64, micro_batch_tokens=1024, beta=beta, num_epochs=2
+    )
+    rows, logger = offline_pairs(setup), measuring_logger(setup, policy, points, every=8)
+    DPOTrainer(policy, setup.tokenizer, rows, config, logger=logger).train()
+    return policy
+
+
+def preferred_sft(setup: ReviewSetup, points: list[Point]) -> PreTrainedModel:
+    """SFT on the chosen completions of the same pairs."""
+    policy = setup.new_policy()
+    config = SFTConfig(learning_rate=2e-4, minibatch_size=64, micro_batch_tokens=1024, num_epochs=2)
+    rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in offline_pairs(setup)]
+    logger = measuring_logger(setup, policy, points, every=8)
+    SFTTrainer(policy, setup.tokenizer, rows, config, logger=logger).train()
+    return policy
+
+
+RUNS: dict[str, Run] = {
+    **{f"ppo_{target}": partial(ppo, kl_target=target) for target in KL_TARGETS},
+    **{f"dpo_{beta}": partial(dpo, beta=beta) for beta in BETAS},
+    "preferred_sft": preferred_sft,
+    "online_dpo_0.1": partial(online_dpo, beta=0.1),
+    "rloo_0.1": partial(rloo, kl_coef=0.1),
+}
+
+
+class _Measure(KVWriter):
+    """Measures the policy at every n-th logged row."""
+
+    def __init__(self, measure: Callable[[int], None], every: int) -> None:
+        self._measure, self._every, self._rows = measure, every, 0
+
+    def write(self, key_values: Any, key_excluded: Any, step: int = 0) -> None:
+        """Measure, if it is time."""
+        self._rows += 1
+        if self._rows % self._every == 0:
+            self._measure(step)
+
+    def close(self) -> None:
+        """Have nothing to close."""
+
+
+def measuring_logger(
+    setup: ReviewSetup, policy: PreTrainedModel, points: list[Point], every: int
+) -> Logger:
+    """Return a logger for a trainer that measures its policy on the way."""
+
+    def measure(step: int) -> None:
+        points.append(setup.measure(policy, step))
+
+    return Logger(folder=None, output_formats=[_Measure(measure, every)])
+
+
+def offline_pairs(setup: ReviewSetup) -> list[dict[str, str]]:
+    """Return the pairs of all offline runs: samples of the SFT model ranked by the reward model."""
+    path = setup.job.folder / f"pairs_{PAIR_PROMPTS}_{PAIR_SAMPLES}.json"
+    if not path.exists():
+        path.write_text(json.dumps(ranked_pairs(setup)))
+    rows: list[dict[str, str]] = json.loads(path.read_text())
+    return rows
+
+
+def ranked_pairs(setup: ReviewSetup) -> list[dict[str, str]]:
+    """Return the best against the worst of each prompt's samples, the second against the ..."""
+    prompts = setup.job.prompts(setup.job.train)[:PAIR_PROMPTS]
+    samples = setup.samples(setup.reference, prompts, PAIR_SAMPLES, seed=2)
+    rows = []
+    for start in range(0, len(samples.scores), PAIR_SAMPLES):
+        order = sorted(range(start, start + PAIR_SAMPLES), key=lambda i: samples.scores[i])
+        for worse, better in zip(order[: PAIR_SAMPLES // 2], order[::-1], strict=False):
+            chosen, rejected = samples.completions[better], samples.completions[worse]
+            if chosen.strip() and rejected.strip():
+                prompt = samples.prompts[start]
+                rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+    return rows
+
+
+def reference_scores(setup: ReviewSetup) -> np.ndarray:
+    """Return the scores of the SFT model's samples on the held-out prompts, [P N]."""
+    path = setup.job.folder / f"reference_scores_{len(setup.prompts)}_{REFERENCE_SAMPLES}.npy"
+    if not path.exists():
+        parts, step = [], 64
+        for seed in range(REFERENCE_SAMPLES // step):
+            found = setup.samples(setup.reference, setup.prompts, step, seed=1000 + seed)
+            parts.append(np.array(found.scores).reshape(-1, step))
+            print(f"  reference samples {(seed + 1) * step}/{REFERENCE_SAMPLES}", flush=True)
+        np.save(path, np.concatenate(parts, axis=1))
+    result: np.ndarray = np.load(path)
+    return result
+
+
+def finish(name: str, setup: ReviewSetup, folder: Path) -> list[Point]:
+    """Run one method unless its results lie there already; return its measurements."""
+    path = folder / f"{name}.json"
+    if not path.exists():
+        began, points = time.monotonic(), list[Point]()
+        policy = RUNS[name](setup, points)
+        points.append(setup.measure(policy, points[-1].step + 1 if points else 0, repeats=16))
+        content = {"points": [asdict(p) for p in points], "seconds": time.monotonic() - began}
+        path.write_text(json.dumps(content))
+        print(f"{name}: {content['seconds']:.0f} s", flush=True)
+    return [Point(**point) for point in json.loads(path.read_text())["points"]]
+
+
+def shares(points: list[Point], scores: np.ndarray) -> list[dict[str, Any]]:
+    """Return score, KL and share of the possible gain at each measurement, with 95% intervals.
+
+    The intervals resample the held-out prompts: policy and frontier move together.
+    """
+    rng = np.random.default_rng(0)
+    picks = [rng.integers(len(scores), size=len(scores)) for _ in range(100)]
+    whole = estimate_frontier(scores)
+    frontiers = [estimate_frontier(scores[rows]) for rows in picks]
+    rows = []
+    for point in points:
+        score, kl = np.array(point.score), np.array(point.kl)
+        drawn = [
+            frontier.share(float(score[pick].mean()), float(kl[pick].mean()))
+            for pick, frontier in zip(picks, frontiers, strict=True)
+        ]
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        rows.append(
+            {
+                "step": point.step,
+                "score": float(score.mean()),
+                "kl": float(kl.mean()),
+                "share": whole.share(float(score.mean()), float(kl.mean())),
+                "share_low": float(low),
+                "share_high": float(high),
+                "sound": float(kl.mean()) <= whole.sound_up_to,
+            }
+        )
+    return rows
+
+
+def draw(results: dict[str, Any], frontier: Frontier, path: Path) -> None:
+    """Draw every run's way, the frontier, and best-of-n."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(8.5, 6))
+    sound = frontier.kl <= frontier.sound_up_to
+    axis.plot(frontier.kl[sound], frontier.score[sound], "k-", label="optimum (estimate)")
+    axis.plot(frontier.kl[~sound], frontier.score[~sound], "k:", label="no longer sound")
+    best = results["best_of_n"]
+    axis.plot([row["kl"] for row in best], [row["score"] for row in best], "k^-", ms=4, lw=0.6)
+    for row in best:
+        axis.annotate(f"best of {row['n']}", (row["kl"], row["score"]), fontsize=6)
+    for place, (name, rows) in enumerate(results["runs"].items()):
+        kls, scores = [r["kl"] for r in rows], [r["score"] for r in rows]
+        style = "-" if name.startswith("ppo") else "--" if name.startswith("dpo") else "-."
+        color = f"C{place % 10}"
+        axis.plot(kls, scores, style, color=color, lw=0.9, marker=".", ms=4, label=name)
+        axis.plot(kls[-1:], scores[-1:], "o", color=color, ms=6)
+    axis.axvline(KL_LIMIT, color="grey", lw=0.5)
+    axis.set_xlim(-0.3, max(14.0, KL_LIMIT))
+    axis.set_xlabel("KL to the SFT model, nats a sequence")
+    axis.set_ylabel("score on held-out prompts (standard deviations of the SFT model)")
+    axis.legend(fontsize=7, loc="lower right")
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def table(results: dict[str, Any]) -> str:
+    """Return a Markdown table: each run's best share up to the KL limit, and where it ended."""
+    lines = [
+        f"| run | best share up to KL {KL_LIMIT:g} (95%) | at KL | score "
+        "| ends at KL | score | share |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, rows in results["runs"].items():
+        end = rows[-1]
+        ending = f"{end['kl']:.2f} | {end['score']:.2f} | {100 * end['share']:.0f}%"
+        near = [row for row in rows if 0.5 <= row["kl"] <= KL_LIMIT]
+        if not near:
+            lines.append(f"| {name} | - | - | - | {ending} |")
+            continue
+        best = max(near, key=lambda row: row["share"])
+        interval = f"{100 * best['share_low']:.0f} to {100 * best['share_high']:.0f}"
+        lines.append(
+            f"| {name} | {100 * best['share']:.0f}% ({interval}) | {best['kl']:.2f} | "
+            f"{best['score']:.2f} | {ending} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run everything that is missing and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--base", type=Path, default=Path("runs/frontier-base"))
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/frontier"))
+    parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS))
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    setup = ReviewSetup(options.base, options.threads)
+    scores = reference_scores(setup)
+    frontier = estimate_frontier(scores)
+    best_of = []
+    for n in BEST_OF:
+        score, kl = float(best_of_n_scores(scores, n).mean()), best_of_kl(n)
+        best_of.append({"n": n, "score": score, "kl": kl, "share": frontier.share(score, kl)})
+    results: dict[str, Any] = {
+        "reference": {"score": float(scores.mean()), "std": float(scores.std())},
+        "frontier": {"kl": frontier.kl.tolist(), "score": frontier.score.tolist()},
+        "sound_up_to": frontier.sound_up_to,
+        "best_of_n": best_of,
+        "runs": {},
+    }
+    for name in options.runs:
+        results["runs"][name] = shares(finish(name, setup, options.output_dir), scores)
+    (options.output_dir / "results.json").write_text(json.dumps(results, indent=1))
+    draw(results, frontier, options.output_dir / "frontier.png")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

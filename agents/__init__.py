@@ -1,4 +1,4 @@
-"""The agents: PPO, online DPO, and the door for any other. Import them as `textrl.agents`."""
+"""Our agents and the door for any other. Import them as `textrl.agents`."""
 
 if __name__ == "agents":
     raise ModuleNotFoundError("import textrl.agents, not agents: this folder is mapped into textrl")

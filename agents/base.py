@@ -1,7 +1,7 @@
 """What every agent is to the command line and the benchmarks: Stable-Baselines3's verbs.
 
 Here: the protocol, the registry, and `TextEnv`, all that our agents ask of a vector environment.
-Next to read: `collect.py` (episodes), `ppo.py`.
+Next to read: `text_agent.py` (what our agents share), `collect.py` (episodes), then `ppo.py`.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from gymnasium.vector import SyncVectorEnv, VectorEnv
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.errors import UserError, did_you_mean
-from textrl.rewards import RewardModel, Scorer
+from textrl.rewards import RewardModel
 
 Observation = dict[str, np.ndarray]
 AnyVectorEnv = VectorEnv[Any, Any, Any]
@@ -79,7 +79,6 @@ class TextEnv:
         self.tokenizer: PreTrainedTokenizerBase = self._get("tokenizer")
         self.reference: PreTrainedModel = self._get("reference")
         self.reward_model: RewardModel | None = self._get("reward_model")
-        self.scorer: Scorer = self._get("scorer")
         self.temperature = float(self._get("temperature"))
         self.max_completion_tokens = int(self._get("max_completion_tokens"))
         self.max_prompt_tokens = int(self._get("max_prompt_tokens"))
@@ -99,6 +98,24 @@ class TextEnv:
         else:
             assert isinstance(base, SyncVectorEnv)
             base.set_attr("kl_coef", [value] * self.num_envs)
+
+    def score_tokens(self, prompts: list[list[int]], completions: list[list[int]]) -> np.ndarray:
+        """Return what episodes of these token ids would score, float64 [N], taking no step."""
+        found: np.ndarray = self._get("score_tokens")(prompts, completions)
+        return found
+
+    def check_groups(self, agent: str) -> None:
+        """Raise UserError unless several rows share each prompt."""
+        if self.group_size < 2:
+            raise UserError(
+                f"{agent} compares several samples of one prompt, but the environment's group_size "
+                f"is {self.group_size}; make it with group_size=4 (and num_envs a multiple of it)"
+            )
+        if isinstance(self.venv.unwrapped, SyncVectorEnv):
+            raise UserError(
+                f"{agent} compares several samples of one prompt, but the rows of a SyncVectorEnv "
+                f'have prompts of their own; use gym.make_vec("TextRLHF-v0", ...) as it comes'
+            )
 
     def check(self, policy: PreTrainedModel, episodes_per_iteration: int) -> None:
         """Raise UserError unless the policy can be trained here with these many episodes."""

@@ -3,8 +3,10 @@
 Its KL to the policy is at most log n - (n - 1) / n nats a sequence (2401.01879).
 """
 
+import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -13,17 +15,19 @@ from transformers import PreTrainedModel
 
 from textrl.agents.base import AnyVectorEnv, Observation, TextEnv
 from textrl.agents.collect import prompts_of
-from textrl.checkpoint import save_model
+from textrl.checkpoint import save_model, write_json
 from textrl.config import BestOfNConfig
+from textrl.errors import UserError
 from textrl.generation import sample
-from textrl.models import split_lm
+from textrl.models import load_causal_lm, split_lm
 
 
 class BestOfN:
     """Acts with the best of n samples of a policy, by the environment's own scorer (2009.01325).
 
-    A row's plan is made when it first shows a text that its last plan does not begin with: n
-    continuations are drawn and scored, and the best one is spelled out token by token.
+    A row's plan is made at the start of its episode, and anew where it shows a text that the plan
+    does not begin with: n continuations are drawn and scored, and the best one is spelled out token
+    by token.
     """
 
     def __init__(
@@ -69,8 +73,26 @@ class BestOfN:
         return (tokens[0] if single else tokens), None
 
     def save(self, path: str | Path) -> None:
-        """Write the policy as a plain transformers checkpoint."""
+        """Write the policy as a plain transformers checkpoint, the configuration beside it."""
         save_model(self.policy, self.env.tokenizer, path)
+        content = {"agent": "best_of_n", "config": asdict(self.config)}
+        write_json(Path(path) / "agent.json", content)
+
+    @classmethod
+    def load(cls, path: str | Path, venv: AnyVectorEnv) -> "BestOfN":
+        """Return a saved agent in an environment.
+
+        Raises:
+            UserError: the folder holds no best-of-n agent.
+        """
+        file = Path(path) / "agent.json"
+        saved: dict[str, Any] = {"agent": "no"}
+        if file.exists():
+            saved = json.loads(file.read_text())
+        if saved["agent"] != "best_of_n":
+            raise UserError(f"{path} holds {saved['agent']} agent, not best_of_n")
+        policy = load_causal_lm(path, dtype="float32", device=TextEnv(venv).reference.device)
+        return cls(policy, venv, BestOfNConfig(**saved["config"]))
 
     def _plan(
         self, rows: list[int], seen: list[list[int]], part: Observation, greedy: bool
@@ -105,14 +127,7 @@ class BestOfN:
             self._plans[row] = whole[place * n + int(best[place])]
 
     def _scores(self, texts: list[list[int]], prompt_lengths: Tensor) -> Tensor:
-        decode = self.env.tokenizer.decode
         lengths = prompt_lengths.tolist()
-        prompts = [
-            str(decode(ids[:n], skip_special_tokens=True))
-            for ids, n in zip(texts, lengths, strict=True)
-        ]
-        completions = [
-            str(decode(ids[n:], skip_special_tokens=True))
-            for ids, n in zip(texts, lengths, strict=True)
-        ]
-        return torch.as_tensor(self.env.scorer(prompts, completions, {}))
+        prompts = [ids[:n] for ids, n in zip(texts, lengths, strict=True)]
+        completions = [ids[n:] for ids, n in zip(texts, lengths, strict=True)]
+        return torch.as_tensor(self.env.score_tokens(prompts, completions))

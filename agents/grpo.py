@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from textrl.advantages import grpo_advantages
 from textrl.agents.base import AnyVectorEnv
 from textrl.agents.diagnostics import ratio_report, update_report
-from textrl.agents.policy_gradient import check_group, episode_returns, spread_over_tokens
+from textrl.agents.policy_gradient import episode_returns, spread_over_tokens
 from textrl.agents.text_agent import Numbers, TextAgent
 from textrl.config import GRPOConfig
 from textrl.losses import ppo_policy_loss
@@ -23,9 +23,9 @@ class GRPO(TextAgent):
         grpo      A_i = (R_i - mean) / std,   loss = mean over episodes of the mean over tokens
         dr_grpo   A_i =  R_i - mean,          loss = mean over episodes of sum over tokens / budget
 
-    R is the score minus kl_coef times the sampled KL, as in all agents here. The paper puts a k3
-    term in the loss instead, whose gradient is that of the other direction of the KL; so does its
-    division by std, which changes from prompt to prompt, change the weight of a KL in the loss.
+    R is the score minus kl_coef times the sampled KL, as in all agents here, so the spread that
+    grpo divides by is that of both: a group of equal scores still learns its KL (ADR 4). What is
+    logged of the ratio is a mean over tokens in a micro-batch and over episodes beyond it.
     """
 
     name = "grpo"
@@ -46,32 +46,32 @@ class GRPO(TextAgent):
             UserError: sizes that do not fit the environment, or a policy that is the reference.
         """
         super().__init__(policy, venv, config, logger=logger)
-        check_group(self.env.group_size, "GRPO")
+        self.env.check_groups("GRPO")
 
     def train_on(self, rollout: Rollout) -> Numbers:
         """Take num_epochs x minibatches of the clipped surrogate."""
-        returns, lengths = episode_returns(rollout, self.env.kl_coef), rollout.mask.sum(1)
-        scale = self.config.variant == "grpo"
-        advantages = grpo_advantages(returns, self.env.group_size, scale=scale)
-        budget = torch.full_like(lengths, self.env.max_completion_tokens)
-        per_token = advantages / (lengths if scale else budget)
-        rows = self.update(
-            rollout.lengths,
-            torch.ones(len(returns)),
-            partial(self._loss, rollout, spread_over_tokens(per_token, rollout.mask)),
+        returns, paper = episode_returns(rollout, self.env.kl_coef), self.config.variant == "grpo"
+        advantages = grpo_advantages(returns, self.env.group_size, scale=paper)
+        lengths = rollout.mask.sum(1)
+        divisors = lengths if paper else torch.full_like(lengths, self.env.max_completion_tokens)
+        rows = self.run_minibatches(
+            partial(self._loss, rollout, advantages, divisors),
+            lengths=rollout.lengths,
+            weights=torch.ones(len(returns)),
             minibatch_size=self.config.minibatch_size,
             num_epochs=self.config.num_epochs,
         )
         return update_report(rows)
 
     def _loss(
-        self, rollout: Rollout, advantages: Tensor, rows: Tensor
+        self, rollout: Rollout, advantages: Tensor, divisors: Tensor, rows: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the mean loss of some episodes, and what to log of it."""
+        """Return the mean over episodes of (sum over tokens / divisor), and what to log of it."""
         part, clip_range = rollout.rows(rows), self.config.clip_range
         logprobs = self.logprobs(part)
+        per_token = spread_over_tokens(advantages[rows] / divisors[rows], part.mask)
         token_mean = ppo_policy_loss(
-            logprobs, part.logprobs, advantages[rows], part.mask, clip_range=clip_range
+            logprobs, part.logprobs, per_token, part.mask, clip_range=clip_range
         )
-        loss = token_mean * part.mask.sum() / len(rows)  # a sum over tokens, a mean over episodes
+        loss = token_mean * part.mask.sum() / len(rows)
         return loss, {"policy_loss": loss} | ratio_report(logprobs, part, clip_range)

@@ -42,6 +42,7 @@ class OnlineDPO(TextAgent):
             UserError: sizes that do not fit the environment, or a policy that is the reference.
         """
         super().__init__(policy, venv, config, logger=logger)
+        self.env.check_groups("OnlineDPO")
         if self.env.group_size != self.config.samples_per_prompt:
             raise UserError(
                 f"OnlineDPOConfig.samples_per_prompt is {self.config.samples_per_prompt}; expected "
@@ -57,10 +58,10 @@ class OnlineDPO(TextAgent):
             step = self.env_steps + round(share * tokens)
             log(self.logger, step, {f"train/{name}": value for name, value in numbers.items()})
 
-        self.update(
-            2 * torch.maximum(rollout.lengths[best], rollout.lengths[worst]),
-            torch.ones(len(best)),
+        self.run_minibatches(
             partial(self._loss, rollout, best, worst),
+            lengths=2 * torch.maximum(rollout.lengths[best], rollout.lengths[worst]),
+            weights=torch.ones(len(best)),
             minibatch_size=self.config.minibatch_size,
             num_epochs=self.config.num_epochs,
             after_step=show,
@@ -83,7 +84,7 @@ class OnlineDPO(TextAgent):
             reference[1],
             beta=config.beta,
             loss_type=config.loss_type,
-            label_smoothing=config.label_smoothing,
+            label_smoothing=self._label_smoothing(part.scores),
             chosen_lengths=lengths[0],
             rejected_lengths=lengths[1],
             kl=rollout.sequence_kl.mean(),
@@ -93,6 +94,13 @@ class OnlineDPO(TextAgent):
         margin = reward[0] - reward[1]
         numbers = {"loss": loss, "accuracy": (margin > 0).float().mean(), "margin": margin.mean()}
         return loss, numbers
+
+    def _label_smoothing(self, scores: Tensor) -> float | Tensor:
+        """Return the chance that the worse one is preferred: assumed, or the scores' own, [B]."""
+        if self.config.labels == "hard":
+            return self.config.label_smoothing
+        best, worst = scores.nan_to_num(nan=-torch.inf).view(2, -1)  # a truncated one ranks last
+        return torch.sigmoid(worst - best)
 
 
 def best_and_worst(scores: Tensor, group_size: int) -> tuple[Tensor, Tensor]:

@@ -26,15 +26,6 @@ def episode_returns(rollout: Rollout, kl_coef: float) -> Tensor:
     return rewards.masked_fill(~rollout.mask, 0.0).sum(1)
 
 
-def check_group(group_size: int, agent: str) -> None:
-    """Raise UserError unless several rows of the environment share a prompt."""
-    if group_size < 2:
-        raise UserError(
-            f"{agent} compares several samples of one prompt, but the environment's group_size is "
-            f"{group_size}; make it with group_size=4 (and num_envs a multiple of it)"
-        )
-
-
 def spread_over_tokens(advantages: Tensor, mask: Tensor) -> Tensor:
     """Return each completion's advantage [B] on each of its tokens, [B T]."""
     return torch.where(mask, advantages.unsqueeze(1), 0.0)

@@ -6,6 +6,8 @@ One iteration:
   3. update     num_epochs x minibatches of the clipped surrogate and the clipped value loss
   4. report     what a person needs to trust the run; KL in nats a sequence, means over real tokens
 
+What all agents share (`learn`, `save`, the minibatch loop) is in `text_agent.py`.
+
 With kl_loss="exact" the sampled KL leaves the reward: the update minimises the full-vocabulary
 KL(pi || pi_ref) at each state directly, and the reward of a token carries minus the exact KL of the
 state it leads to, so that the objective is the same and the gradient's variance lower.
@@ -84,6 +86,7 @@ class PPO(TextAgent):
         """
         config = config or PPOConfig()
         env = TextEnv(venv)
+        env.check(policy, config.episodes_per_iteration)
         critic = make_critic(
             config.critic, config.critic_head, policy, env.tokenizer, env.reward_model
         )
@@ -139,10 +142,10 @@ class PPO(TextAgent):
         targets, scale = self._targets(rollout, kl_coef, states)
         exact = None if states is None else ExactKL(reference_states=states, weight=kl_coef / scale)
         limit = config.target_kl
-        rows = self.update(
-            rollout.lengths,
-            rollout.mask.sum(1),
+        rows = self.run_minibatches(
             partial(self._loss, rollout, targets, exact),
+            lengths=rollout.lengths,
+            weights=rollout.mask.sum(1),
             minibatch_size=config.minibatch_size,
             num_epochs=config.num_epochs,
             more_losses=self._ptx_losses,

@@ -31,10 +31,10 @@ class Reinforce(TextAgent):
         """Take one step on all episodes together."""
         returns = episode_returns(rollout, self.env.kl_coef)
         advantages = rloo_advantages(returns, group_size=len(returns))
-        rows = self.update(
-            rollout.lengths,
-            rollout.mask.sum(1),
+        rows = self.run_minibatches(
             partial(self._loss, rollout, spread_over_tokens(advantages, rollout.mask)),
+            lengths=rollout.lengths,
+            weights=rollout.mask.sum(1),
             minibatch_size=len(returns),
         )
         return update_report(rows)

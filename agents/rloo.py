@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from textrl.advantages import rloo_advantages
 from textrl.agents.base import AnyVectorEnv
 from textrl.agents.diagnostics import ratio_report, update_report
-from textrl.agents.policy_gradient import check_group, episode_returns, spread_over_tokens
+from textrl.agents.policy_gradient import episode_returns, spread_over_tokens
 from textrl.agents.text_agent import Numbers, TextAgent
 from textrl.config import RLOOConfig
 from textrl.losses import ppo_policy_loss
@@ -20,7 +20,8 @@ class RLOO(TextAgent):
     """REINFORCE leave-one-out (2402.14740, section 2.2), with PPO's clipped ratio.
 
     A completion's advantage is its return minus the mean return of its group's others. With one
-    epoch and one minibatch the ratio is 1 and this is the paper's estimator.
+    epoch and one minibatch the ratio is 1 and the gradient is the paper's over the mean length of a
+    completion: the loss is a mean over tokens, as in PPO, where the paper's is one over episodes.
     """
 
     name = "rloo"
@@ -41,16 +42,16 @@ class RLOO(TextAgent):
             UserError: sizes that do not fit the environment, or a policy that is the reference.
         """
         super().__init__(policy, venv, config, logger=logger)
-        check_group(self.env.group_size, "RLOO")
+        self.env.check_groups("RLOO")
 
     def train_on(self, rollout: Rollout) -> Numbers:
         """Take num_epochs x minibatches of the clipped surrogate."""
         returns = episode_returns(rollout, self.env.kl_coef)
         advantages = rloo_advantages(returns, self.env.group_size)
-        rows = self.update(
-            rollout.lengths,
-            rollout.mask.sum(1),
+        rows = self.run_minibatches(
             partial(self._loss, rollout, spread_over_tokens(advantages, rollout.mask)),
+            lengths=rollout.lengths,
+            weights=rollout.mask.sum(1),
             minibatch_size=self.config.minibatch_size,
             num_epochs=self.config.num_epochs,
         )

@@ -117,6 +117,7 @@ class TextAgent(ABC):
         report = rollout_report(rollout)
         episodes = {name: report[name] for name in ("rollout/score", "rollout/kl")}
         self._show = lambda share: show(self.env_steps + round(share * tokens), episodes)
+        learning_rate = self._updater.follow_schedule()
         numbers = self.train_on(rollout)
         self.iteration += 1
         self.env_steps += tokens
@@ -126,6 +127,7 @@ class TextAgent(ABC):
             | numbers
             | {
                 "rollout/kl_coef": kl_coef,
+                "train/learning_rate": learning_rate,
                 "time/collect_seconds": collected - began,
                 "time/update_seconds": time.monotonic() - collected,
                 "time/tokens_per_second": tokens / (time.monotonic() - began),
@@ -142,12 +144,12 @@ class TextAgent(ABC):
         """Return one finished episode of every row of the environment."""
         return collect(self.lm, self.env, self._generator)
 
-    def update(
+    def run_minibatches(
         self,
-        lengths: Tensor,
-        weights: Tensor,
         loss: MinibatchLoss,
         *,
+        lengths: Tensor,
+        weights: Tensor,
         minibatch_size: int,
         num_epochs: int = 1,
         more_losses: Callable[[int], Iterable[Tensor]] = lambda size: (),
@@ -157,9 +159,9 @@ class TextAgent(ABC):
         """Take the optimiser steps of an iteration; return each one's numbers.
 
         Args:
-            lengths: tokens of each item (episode or pair), Int64 [N].
+            loss: of a micro-batch of items (episodes or pairs).
+            lengths: tokens of each item, Int64 [N].
             weights: what each item adds to the divisor of a step's loss: its tokens, or 1; [N].
-            loss: of a micro-batch of items.
             minibatch_size: items in a step.
             num_epochs: passes over the items.
             more_losses: whole losses to add to the step of a minibatch of this size.
@@ -167,6 +169,8 @@ class TextAgent(ABC):
             after_step: gets each step's numbers and the share of the steps that is done.
         """
         rows: list[Numbers] = []
+        if len(lengths) == 0:
+            return rows
         steps = num_epochs * -(-len(lengths) // minibatch_size)
         for _ in range(num_epochs):
             order = torch.randperm(len(lengths), generator=self._generator)
@@ -212,13 +216,16 @@ class TextAgent(ABC):
             "kl_coef": self.env.kl_coef,
             **self._updater.state(),
         }
-        if hasattr(self.env.venv, "prompt_state"):
-            state["prompts"] = json.dumps(self.env.venv.prompt_state())
+        if hasattr(self.env.venv.unwrapped, "prompt_state"):
+            state["prompts"] = json.dumps(self.env.venv.unwrapped.prompt_state())
         save_state(folder, state)
 
     @classmethod
     def load(cls, path: str | Path, venv: AnyVectorEnv, *, logger: Logger | None = None) -> Self:
         """Return a saved agent in an environment; learning goes on bit for bit.
+
+        Except where the state could not be saved: a LoRA policy starts its optimiser afresh, and a
+        SyncVectorEnv its prompts.
 
         Raises:
             UserError: the folder holds no agent of this kind.
@@ -252,8 +259,8 @@ class TextAgent(ABC):
         self.iteration, self.env_steps = state["counters"]
         self._generator.set_state(state["generator"])
         self._updater.load(state)
-        if "prompts" in state and hasattr(self.env.venv, "load_prompt_state"):
-            self.env.venv.load_prompt_state(json.loads(state["prompts"]))
+        if "prompts" in state and hasattr(self.env.venv.unwrapped, "load_prompt_state"):
+            self.env.venv.unwrapped.load_prompt_state(json.loads(state["prompts"]))
         return state
 
     def _step(
@@ -269,7 +276,7 @@ class TextAgent(ABC):
 
         def losses() -> Iterable[Tensor]:
             for batch in token_batches(lengths.tolist(), self.config.micro_batch_tokens):
-                share = float(weights[batch].sum() / weights.sum())
+                share = weights[batch].sum().item() / weights.sum().item()
                 value, numbers = loss(chosen[batch])
                 for name, number in numbers.items():
                     sums[name] = sums.get(name, 0.0) + share * number.item()

@@ -46,17 +46,21 @@ from textrl.types import Sequence
 
 ROWS = 512
 """Episodes of an iteration."""
-TOKENS = 90_000
-"""What every online agent may sample."""
-LR, MB, EP = 4e-3, 128, 2
-PAIRS = 20_000
-"""What every offline one may read, three times."""
-RATERS = 16
-"""Bradley-Terry draws for each pair (the reviews have 15 to 29); "one label" agents get one."""
+LEARNING_RATE = 4e-3
+"""Of every online agent, falling to 0."""
+PAIRS = 40_000
+"""What every offline agent may read, three times."""
+RATERS = 64
+"""Bradley-Terry draws for each pair; the "one label" agents get one."""
 FLIPPED = 0.2
 """Share of the labels turned round for the losses that are made for that."""
-CURVE_EVERY = 4
+CURVE_EVERY = 8
 """Iterations between exact evaluations during training."""
+
+
+def token_budget(kl_coef: float) -> int:
+    """Return what an online agent may sample: the gentler the tilt, the smaller the signal."""
+    return 45_000 if kl_coef <= 0.25 else 90_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +106,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
 def learn(agent: TextAgent, cell: Cell, curve: list[list[float]]) -> PreTrainedModel:
     """Train for the token budget; note tokens, score and KL on the way."""
     enumerated = enumeration(cell.task)
-    while agent.env_steps < TOKENS:
+    while agent.env_steps < token_budget(cell.kl_coef):
         agent.iterate()
         if agent.iteration % CURVE_EVERY == 0:
             value = enumerated.value(enumerated.logprobs(agent.policy))
@@ -113,12 +117,13 @@ def learn(agent: TextAgent, cell: Cell, curve: list[list[float]]) -> PreTrainedM
 def ppo(cell: Cell, curve: list[list[float]], *, critic: str = "value_head") -> PreTrainedModel:
     """PPO with one of its three critics."""
     config = PPOConfig(
-        learning_rate=LR,
-        decay_timesteps=TOKENS,
+        learning_rate=LEARNING_RATE,
+        decay_timesteps=token_budget(cell.kl_coef),
         episodes_per_iteration=ROWS,
-        minibatch_size=MB,
-        num_epochs=EP,
+        minibatch_size=ROWS // 4,
+        num_epochs=2,
         gae_lambda=0.95,
+        target_kl=0.05,
         vf_coef=0.1,
         clip_range_vf=None,
         critic=critic,  # type: ignore[arg-type]  # one of the three, from the table below
@@ -132,11 +137,11 @@ def ppo(cell: Cell, curve: list[list[float]], *, critic: str = "value_head") -> 
 def rloo(cell: Cell, curve: list[list[float]]) -> PreTrainedModel:
     """REINFORCE leave-one-out."""
     config = RLOOConfig(
-        learning_rate=LR,
-        decay_timesteps=TOKENS,
+        learning_rate=LEARNING_RATE,
+        decay_timesteps=token_budget(cell.kl_coef),
         episodes_per_iteration=ROWS,
-        minibatch_size=MB,
-        num_epochs=EP,
+        minibatch_size=ROWS // 4,
+        num_epochs=2,
         seed=cell.seed,
     )
     venv = make_venv(cell.task, kl_coef=cell.kl_coef, num_envs=ROWS, group_size=16)
@@ -146,11 +151,11 @@ def rloo(cell: Cell, curve: list[list[float]]) -> PreTrainedModel:
 def grpo(cell: Cell, curve: list[list[float]], *, variant: str = "grpo") -> PreTrainedModel:
     """GRPO or Dr.GRPO."""
     config = GRPOConfig(
-        learning_rate=LR,
-        decay_timesteps=TOKENS,
+        learning_rate=LEARNING_RATE,
+        decay_timesteps=token_budget(cell.kl_coef),
         episodes_per_iteration=ROWS,
-        minibatch_size=MB,
-        num_epochs=EP,
+        minibatch_size=ROWS // 4,
+        num_epochs=2,
         variant=variant,  # type: ignore[arg-type]  # one of the two, from the table below
         seed=cell.seed,
     )
@@ -162,19 +167,23 @@ def reinforce(cell: Cell, curve: list[list[float]]) -> PreTrainedModel:
     """REINFORCE: one step an iteration, so iterations are smaller."""
     rows = ROWS // 4
     config = ReinforceConfig(
-        learning_rate=LR, decay_timesteps=TOKENS, episodes_per_iteration=rows, seed=cell.seed
+        learning_rate=LEARNING_RATE,
+        decay_timesteps=token_budget(cell.kl_coef),
+        episodes_per_iteration=rows,
+        seed=cell.seed,
     )
     venv = make_venv(cell.task, kl_coef=cell.kl_coef, num_envs=rows)
     return learn(Reinforce(new_policy(), venv, config), cell, curve)
 
 
 def online_dpo(cell: Cell, curve: list[list[float]]) -> PreTrainedModel:
-    """Best against worst of two samples by score: sharper than Bradley-Terry labels."""
+    """Online DPO on pairs of samples, with the Bradley-Terry probability of their scores."""
     config = OnlineDPOConfig(
         learning_rate=2e-3,
-        decay_timesteps=TOKENS,
+        decay_timesteps=token_budget(cell.kl_coef),
         episodes_per_iteration=ROWS,
         samples_per_prompt=2,
+        labels="soft",
         minibatch_size=64,
         beta=cell.kl_coef,
         seed=cell.seed,
@@ -194,7 +203,7 @@ def dpo(
 ) -> PreTrainedModel:
     """DPO or a sibling on Bradley-Terry labels, a share of them flipped."""
     config = DPOConfig(
-        learning_rate=3e-3,
+        learning_rate=6e-3 if raters > 1 else 3e-3,
         minibatch_size=100,
         num_epochs=3,
         beta=beta or cell.kl_coef,
@@ -225,9 +234,16 @@ def ipo(cell: Cell, curve: list[list[float]]) -> PreTrainedModel:
 
 
 @functools.cache
+def prompt_ids(prompt: str) -> list[int]:
+    """Return the tokens of a prompt."""
+    ids: list[int] = tokenizer()(prompt).input_ids
+    return ids
+
+
+@functools.cache
 def encoded(prompt: str, index: int) -> Sequence:
     """Return a prompt and the tokens of a completion, of which the completion counts."""
-    ids = tokenizer()(prompt).input_ids
+    ids = prompt_ids(prompt)
     completion = enumeration("dense").completions[index]  # the same in all tasks
     counts = [False] * len(ids) + [True] * len(completion)
     return Sequence(ids=ids + completion, counts=counts)

@@ -32,7 +32,12 @@ class Frontier:
         return float(np.interp(max(kl, 0.0), self.kl, self.score))
 
     def share(self, score: float, kl: float) -> float:
-        """Return which part of the possible gain over the reference a policy has, at its KL."""
+        """Return which part of the possible gain over the reference a policy has, at its KL.
+
+        NaN at a KL below 0.5 nats, where both gains drown in noise.
+        """
+        if kl < 0.5:
+            return math.nan
         start = float(self.score[0])
         return (score - start) / max(self.score_at(kl) - start, 1e-9)
 

@@ -35,19 +35,21 @@ BARS: dict[str, dict[float, float]] = {
 """The regret that no seed may exceed, by agent and kl_coef."""
 COLLAPSED = 0.5
 """Regret that no seed of an agent with a bar may exceed at any kl_coef."""
-SPARSE_GRID = {
+GRIDS = {
     "dr_grpo": (0.1, 0.5),
     "reinforce": (0.1, 0.5),
     "online_dpo": (0.1, 0.5),
-    "ipo": (0.25, 1.0),
-    "dpo_one_label": (0.25, 1.0),
-    "dpo_flipped": (0.25, 1.0),
-    "cdpo_flipped": (0.25, 1.0),
-    "robust_flipped": (0.25, 1.0),
+    "ipo": (0.5,),
+    "dpo_one_label": (0.5,),
+    "dpo_flipped": (0.5,),
+    "cdpo_flipped": (0.5,),
+    "robust_flipped": (0.5,),
+    "grpo": (0.1, 0.25, 0.5, 1.0),
+    "dpo": (0.1, 0.25, 0.5, 1.0),
 }
-"""Agents without a bar run at two values of kl_coef."""
+"""Agents that do not run at every kl_coef; where there is a bar, at every one that it names."""
 BEST_OF = tuple(f"best_of_{n}" for n in (2, 4, 8, 16, 32, 64))
-QUICK_KL_COEFS = {"dpo": (0.25,)} | dict.fromkeys(SPARSE_GRID, (0.25,))
+QUICK_GRIDS = {agent: grid[-1:] for agent, grid in GRIDS.items()} | {"grpo": (0.1,), "dpo": (0.25,)}
 
 
 def cells_of(options: argparse.Namespace) -> list[Any]:
@@ -56,9 +58,9 @@ def cells_of(options: argparse.Namespace) -> list[Any]:
 
     found = []
     for agent in options.agents:
-        grid = SPARSE_GRID.get(agent, KL_COEFS)
+        grid = GRIDS.get(agent, KL_COEFS)
         if options.quick:
-            grid = QUICK_KL_COEFS.get(agent, (0.1,))
+            grid = QUICK_GRIDS.get(agent, (0.1,))
         if agent.startswith("best_of_"):
             grid = (0.25,)  # it has no kl_coef; the regret is given at this one
         seeds = 1 if agent.startswith("best_of_") else options.seeds
@@ -165,7 +167,7 @@ def table(entries: list[dict[str, Any]]) -> str:
 
 def main() -> int:
     """Run the suite; return the exit status."""
-    everyone = (*ONLINE, "dpo", *SPARSE_GRID, *BEST_OF)
+    everyone = tuple(dict.fromkeys((*ONLINE, "dpo", *GRIDS, *BEST_OF)))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer cells, the same training")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/optimum"))

@@ -16,6 +16,8 @@ MARKS = "osD^v<>PX*dph"
 def draw_regret(entries: list[dict[str, Any]], path: Path) -> None:
     """Draw each seed's regret, a panel a task and kl_coef, agents side by side."""
     entries = [e for e in entries if not e["agent"].startswith("best_of_")]
+    if not entries:
+        return
     agents = list(dict.fromkeys(e["agent"] for e in entries))
     tasks = [t for t in TASKS if any(e["task"] == t for e in entries)]
     kl_coefs = sorted({e["kl_coef"] for e in entries})

@@ -3,7 +3,7 @@
 Nine tokens (pad, bos, eos, letters a to f), four prompts, at most four tokens: 4,681 completions
 of each prompt. The reference is a two-layer Llama after SFT on strings of a Markov chain, so its
 probabilities span orders of magnitude and it ends its texts itself. Scores are standardised on the
-reference (mean 0, standard deviation 1), as the library's reward models are.
+reference to mean 0 and one spread.
 """
 
 import functools
@@ -47,7 +47,7 @@ def dense(prompt: str, completion: str) -> float:
 
 
 def sparse(prompt: str, completion: str) -> float:
-    """Return 1 for a completion with one of four rare strings in it, else 0."""
+    """Return 1 for a completion with a rare string in it, else 0."""
     return float(any(string in completion for string in RARE))
 
 
@@ -65,7 +65,11 @@ TASKS = {
     task.name: task
     for task in (
         Task(name="dense", score=dense, what="each letter has a worth"),
-        Task(name="sparse", score=sparse, what="1 for one of four strings that each stand in 1 to 3 of 100 texts, else 0"),
+        Task(
+            name="sparse",
+            score=sparse,
+            what="1 for a string that stands in 3 of 100 texts, else 0",
+        ),
         Task(name="length", score=length, what="two letters, then EOS"),
         Task(
             name="prompt",

@@ -1,9 +1,10 @@
 """What the single and the vector environment say of their task, for agents and wrappers."""
 
+import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.envs.core import TextCore
-from textrl.rewards import RewardModel, Scorer
+from textrl.rewards import RewardModel
 
 
 class TaskAttributes:
@@ -35,10 +36,9 @@ class TaskAttributes:
         """The frozen reward model, None where the reward is a plain function."""
         return self.core.reward_model
 
-    @property
-    def scorer(self) -> Scorer:
-        """What scores finished texts: (prompts, completions, columns) -> float64 [B]."""
-        return self.core.scorer
+    def score_tokens(self, prompts: list[list[int]], completions: list[list[int]]) -> np.ndarray:
+        """Return what episodes of these token ids would score, float64 [N], taking no step."""
+        return self.core.score_tokens(prompts, completions)
 
     @property
     def eos_token_id(self) -> int:

@@ -7,6 +7,7 @@ spaces, seeding and autoreset. The MDP is in the docstring of `text_rlhf.TextRLH
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -146,9 +147,39 @@ class TextCore:
 
     def completion_text(self, row: int) -> str:
         """Return the text generated so far in a row, without special tokens."""
-        ids = self.input_ids[row, self.prompt_lengths[row] : self.lengths[row]]
+        return self._decode(self.input_ids[row, self.prompt_lengths[row] : self.lengths[row]])
+
+    def score_tokens(self, prompts: list[list[int]], completions: list[list[int]]) -> np.ndarray:
+        """Return what the task's episodes of these token ids would score, float64 [N].
+
+        A prompt of the set brings its text and columns; any other is decoded and has none.
+        """
+        known = {tuple(ids): index for index, ids in enumerate(self.prompts.ids)}
+        indices = [known.get(tuple(ids)) for ids in prompts]
+        texts = [
+            self._decode(np.array(ids)) if index is None else self.prompts.texts[index]
+            for ids, index in zip(prompts, indices, strict=True)
+        ]
+        scores = self.scorer(
+            texts, [self._decode(np.array(ids)) for ids in completions], self._columns(indices)
+        )
+        cut = [
+            len(ids) == self.config.max_completion_tokens and ids[-1] != self.eos_token_id
+            for ids in completions
+        ]
+        return scores - self.config.missing_eos_penalty * np.array(cut)
+
+    def _decode(self, ids: np.ndarray) -> str:
+        """Return the text of token ids without special tokens and ids beyond the tokenizer."""
         known = ids[ids < len(self.tokenizer)].tolist()
         return str(self.tokenizer.decode(known, skip_special_tokens=True))
+
+    def _columns(self, indices: list[int | None]) -> dict[str, list[Any]]:
+        """Return the data set's other columns for these prompts, None where there is none."""
+        return {
+            name: [None if index is None else values[index] for index in indices]
+            for name, values in self.prompts.columns.items()
+        }
 
     def _current_states(self, active: np.ndarray) -> torch.Tensor:
         """Return the reference's states that predict each active row's next token, [B H]."""
@@ -246,11 +277,7 @@ class TextCore:
     def _score(self, rows: np.ndarray, completion: np.ndarray) -> np.ndarray:
         if len(rows) == 0:
             return np.zeros(0)
-        indices = [self.prompt_indices[row] for row in rows]
-        columns = {
-            name: [None if index is None else values[index] for index in indices]
-            for name, values in self.prompts.columns.items()
-        }
+        columns = self._columns([self.prompt_indices[row] for row in rows])
         prompts = [self.prompt_texts[row] for row in rows]
         return self.scorer(prompts, [completion[row] for row in rows], columns)
 

@@ -1,7 +1,7 @@
 """Run folders: refused if they exist, saved as plain transformers checkpoints, resumable.
 
 run/                  config.yaml, the model (safetensors, tokenizer, generation config)
-run/trainer_state/    what --resume needs; a finished trainer deletes it, PPO keeps it
+run/trainer_state/    what --resume needs; a finished trainer deletes it, an agent keeps it
 """
 
 import copy

@@ -6,7 +6,7 @@ under each field is its help there.
 
 import math
 from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from typing import Literal, get_args, get_origin
 
 from textrl.errors import UserError, did_you_mean
 
@@ -30,8 +30,12 @@ def _check_preference(config: object) -> None:
     """Check what dpo_loss would refuse later."""
     smoothing, kind = config.__dict__["label_smoothing"], config.__dict__["loss_type"]
     require(config, "label_smoothing", 0 <= smoothing < 0.5, "a share in [0, 0.5)")
+    require(config, "loss_type", isinstance(kind, str | dict), "a name, or {name: weight, ...}")
     names = [kind] if isinstance(kind, str) else list(kind)
     require(config, "loss_type", bool(names), "a loss or a mix of at least one")
+    weights = [] if isinstance(kind, str) else list(kind.values())
+    numbers = all(isinstance(w, int | float) and math.isfinite(w) and w > 0 for w in weights)
+    require(config, "loss_type", numbers, "positive weights")
     known = get_args(PreferenceLossName)
     for name in names:
         require(config, "loss_type", name in known, f"known losses{did_you_mean(name, known)}")
@@ -43,6 +47,12 @@ def check_common(config: object) -> None:
     """Check the fields that several configurations share, by what their names promise."""
     for field in fields(config):  # type: ignore[arg-type]  # any of the dataclasses here
         value = config.__dict__[field.name]
+        if get_origin(field.type) is Literal:
+            known = get_args(field.type)
+            hint = did_you_mean(str(value), [str(name) for name in known])
+            require(config, field.name, value in known, f"one of {list(known)}{hint}")
+        if field.type is int:
+            require(config, field.name, isinstance(value, int), "a whole number")
         if isinstance(value, float):
             require(config, field.name, math.isfinite(value), "a finite number")
         if field.name in _POSITIVE and value is not None:
@@ -143,7 +153,8 @@ class DPOConfig(TrainingConfig):
     """Direct preference optimisation on a fixed set of pairs."""
 
     beta: float = 0.1
-    """Strength of the pull to the reference."""
+    """Strength of the pull to the reference; simpo's scale of the margin (2 in its paper), orpo's
+    weight of the odds ratio."""
     loss_type: PreferenceLossName | dict[str, float] = "sigmoid"
     """A key of textrl.losses.PREFERENCE_LOSSES, or a mix: {sigmoid: 1.0, sft: 0.2}."""
     label_smoothing: float = 0.0
@@ -195,6 +206,12 @@ class ClippedConfig(AgentConfig):
 class ReinforceConfig(AgentConfig):
     """REINFORCE: each iteration is one update, strictly on-policy."""
 
+    def __post_init__(self) -> None:
+        """Raise UserError for a value out of range."""
+        super().__post_init__()
+        enough = self.episodes_per_iteration >= 2
+        require(self, "episodes_per_iteration", enough, "at least 2, each other's baseline")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RLOOConfig(ClippedConfig):
@@ -229,12 +246,16 @@ class OnlineDPOConfig(AgentConfig):
 
     samples_per_prompt: int = 4
     """Samples of one prompt that are ranked: the environment's group_size."""
+    labels: Literal["hard", "soft"] = "hard"
+    """hard: the best beats the worst for certain; soft: with the Bradley-Terry probability of their
+    scores, so that the optimum is that of kl_coef = beta (losses sigmoid and cdpo)."""
     minibatch_size: int = 32
     """Pairs in one update."""
     num_epochs: int = 1
     """Passes over the pairs of an iteration."""
     beta: float = 0.1
-    """Strength of the pull to the reference."""
+    """Strength of the pull to the reference; simpo's scale of the margin (2 in its paper), orpo's
+    weight of the odds ratio."""
     loss_type: PreferenceLossName | dict[str, float] = "sigmoid"
     """A key of textrl.losses.PREFERENCE_LOSSES, or a mix: {sigmoid: 1.0, sft: 0.2}."""
     label_smoothing: float = 0.0
@@ -249,6 +270,9 @@ class OnlineDPOConfig(AgentConfig):
         require(self, "samples_per_prompt", self.samples_per_prompt >= 2, "at least 2 to compare")
         fits = self.episodes_per_iteration % self.samples_per_prompt == 0
         require(self, "episodes_per_iteration", fits, "a multiple of samples_per_prompt")
+        takes_soft = self.loss_type in ("sigmoid", "cdpo") and not self.label_smoothing
+        soft_fits = self.labels == "hard" or takes_soft
+        require(self, "labels", soft_fits, "hard, unless the loss is sigmoid without smoothing")
 
 
 @dataclass(frozen=True, kw_only=True)

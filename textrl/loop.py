@@ -3,7 +3,8 @@
 `Updater` does one optimiser step from several micro-batches, exactly: each micro-batch's loss is a
 sum, divided by the count of the whole step over all processes, so that neither the micro-batch
 size nor the number of processes changes the result. `fit` runs it over a fixed data set, resumable
-bit for bit. SFT, reward and DPO trainers pass a loss; PPO has its own loop and shares `Updater`.
+bit for bit. SFT, reward and DPO trainers pass a loss; the agents have a loop of their own and share
+`Updater`.
 """
 
 import atexit
@@ -153,6 +154,13 @@ class Updater:
                 )
         self.scheduler.step()
         return norm
+
+    def follow_schedule(self) -> float:
+        """Set the learning rates to the schedule's present factor; return the first one."""
+        factor = self.scheduler.lr_lambdas[0](self.scheduler.last_epoch)
+        for group, base in zip(self.optimizer.param_groups, self.scheduler.base_lrs, strict=True):
+            group["lr"] = base * factor
+        return float(self.optimizer.param_groups[0]["lr"])
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from textrl.config import SMOOTHED_LOSSES
 from textrl.errors import did_you_mean
 from textrl.masking import check_shapes, full_precision
 
@@ -125,7 +126,6 @@ PREFERENCE_LOSSES: dict[str, PreferenceLoss] = {
     "apo_zero": _apo_zero,
     "sft": _sft,
 }
-_SMOOTHED = ("sigmoid", "cdpo", "robust")
 
 
 def dpo_loss(
@@ -224,5 +224,5 @@ def _check_settings(mix: Mapping[str, float], beta: float, label_smoothing: floa
         return
     if not 0 <= label_smoothing < 0.5:
         raise ValueError(f"label_smoothing must be in [0, 0.5), got {label_smoothing}")
-    if label_smoothing and not any(name in _SMOOTHED for name in mix):
+    if label_smoothing and not any(name in SMOOTHED_LOSSES for name in mix):
         raise ValueError(f"label_smoothing has no meaning for loss_type {list(mix)}; set it to 0")

@@ -73,6 +73,16 @@ def test_mistakes_are_explained() -> None:
         OnlineDPOConfig(samples_per_prompt=3, episodes_per_iteration=256)
 
 
+def test_soft_labels_are_the_bradley_terry_probability_of_the_scores() -> None:
+    agent = make(labels="soft", beta=0.5)
+    # sigmoid(-1) and sigmoid(0): the chance that the worse one is preferred
+    found = agent._label_smoothing(torch.tensor([2.0, 3.0, 1.0, 3.0]))
+    assert found.tolist() == pytest.approx([0.268941, 0.5], abs=1e-5)
+    assert make()._label_smoothing(torch.zeros(4)) == 0.0
+    with pytest.raises(UserError, match="OnlineDPOConfig.labels is 'soft'"):
+        OnlineDPOConfig(labels="soft", loss_type="ipo")
+
+
 def test_registry() -> None:
     class Mine:
         def __init__(self, policy, venv) -> None:

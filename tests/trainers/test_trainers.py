@@ -13,7 +13,7 @@ from textrl.loop import Updater, epoch_minibatches, token_batches, warmup_cosine
 from textrl.losses import dpo_loss, ranking_loss
 from textrl.rewards import RewardModel
 from textrl.trainers import DPOTrainer, RewardTrainer, SFTTrainer, reward_model_from
-from textrl.trainers.dpo import sequence_logprobs
+from textrl.trainers.dpo import label_smoothing, sequence_logprobs
 
 TEXTS = [{"text": text} for text in ("abc", "bcdefg", "cd", "defghijk", "efg", "fg", "ghij", "ab")]
 PAIRS = [
@@ -239,6 +239,29 @@ def test_a_mix_of_losses_trains_and_encoded_pairs_are_taken_as_they_are() -> Non
         DPOConfig(loss_type={"sigmoyd": 1.0})
     with pytest.raises(UserError, match="label_smoothing"):
         DPOConfig(loss_type="simpo", label_smoothing=0.1)
+    for bad in ({"sigmoid": float("nan")}, {"sigmoid": -1.0}, {"sigmoid": "x"}, ["sigmoid"], {}):
+        with pytest.raises(UserError, match="loss_type"):
+            DPOConfig(loss_type=bad)
+
+
+def test_labels_are_as_soft_as_the_raters() -> None:
+    rows = [PAIRS[0] | {"certainty": 0.75}, PAIRS[1]]
+    trainer = DPOTrainer(tiny_model(), tiny_tokenizer(), rows, DPOConfig(), shown=False)
+    assert [p.certainty for p in trainer.train_pairs] == [0.75, 1.0]
+    smoothing = label_smoothing(trainer.train_pairs, DPOConfig(), torch.device("cpu"))
+    assert smoothing.tolist() == [0.25, 0.0]
+    both = label_smoothing(trainer.train_pairs, DPOConfig(label_smoothing=0.1), torch.device("cpu"))
+    assert both.tolist() == pytest.approx([0.75 * 0.1 + 0.25 * 0.9, 0.1])
+    with pytest.raises(UserError, match="drop the column certainty"):
+        DPOTrainer(
+            tiny_model(), tiny_tokenizer(), rows, DPOConfig(loss_type="robust"), shown=False
+        ).train()
+    with pytest.raises(UserError, match="certainty is 2; expected a share"):
+        DPOTrainer(tiny_model(), tiny_tokenizer(), [PAIRS[0] | {"certainty": 2}], shown=False)
+    with pytest.raises(UserError, match="several prompts"):
+        DPOTrainer(
+            tiny_model(), tiny_tokenizer(), PAIRS[:1], DPOConfig(loss_type="kto"), shown=False
+        )
 
 
 def test_dpo_bad_data_names_the_place(tmp_path) -> None:

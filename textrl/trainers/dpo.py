@@ -51,12 +51,24 @@ def pair_logprobs(lm: SplitLM, pairs: list[Pair]) -> Tensor:
     return sequence_logprobs(lm, sequences).view(2, len(pairs))
 
 
-def mismatched(pairs: list[Pair]) -> list[Sequence]:
-    """Return each pair's prompt with the chosen completion of the next pair."""
+def mismatched(pairs: list[Pair], max_length: int) -> list[Sequence]:
+    """Return each pair's prompt with the chosen completion of the next pair of another prompt.
+
+    Raises:
+        UserError: there is one prompt only.
+    """
     result = []
-    for pair, other in zip(pairs, pairs[1:] + pairs[:1], strict=True):
-        start, begin = pair.chosen.counts.index(True), other.chosen.counts.index(True)
-        ids = pair.chosen.ids[:start] + other.chosen.ids[begin:]
+    for index, pair in enumerate(pairs):
+        start = pair.chosen.counts.index(True)
+        prompt = pair.chosen.ids[:start]
+        for step in range(1, len(pairs)):
+            other = pairs[(index + step) % len(pairs)]
+            begin = other.chosen.counts.index(True)
+            if other.chosen.ids[:begin] != prompt:
+                break
+        else:
+            raise UserError("kto estimates the KL with other prompts' texts; give several prompts")
+        ids = (prompt + other.chosen.ids[begin:])[:max_length]
         result.append(Sequence(ids=ids, counts=[i >= start for i in range(len(ids))]))
     return result
 
@@ -96,7 +108,7 @@ def dpo_loss_sum(
         reference[1],
         beta=config.beta,
         loss_type=config.loss_type,
-        label_smoothing=_label_smoothing(pairs, config, lm.device),
+        label_smoothing=label_smoothing(pairs, config, lm.device),
         chosen_lengths=torch.tensor([p.chosen.num_counted for p in pairs], device=lm.device),
         rejected_lengths=torch.tensor([p.rejected.num_counted for p in pairs], device=lm.device),
         kl=kl,
@@ -114,11 +126,13 @@ def dpo_loss_sum(
     )
 
 
-def _label_smoothing(pairs: list[Pair], config: DPOConfig, device: torch.device) -> float | Tensor:
+def label_smoothing(pairs: list[Pair], config: DPOConfig, device: torch.device) -> float | Tensor:
     """Return the assumed share of flipped labels, one a pair where raters disagreed."""
     flipped = config.label_smoothing
-    if "robust" in config.loss_type or all(p.certainty == 1.0 for p in pairs):
+    if all(p.certainty == 1.0 for p in pairs):
         return flipped
+    if "robust" in config.loss_type:
+        raise UserError("robust takes all labels for equally certain; drop the column certainty")
     certainty = torch.tensor([p.certainty for p in pairs], device=device)
     return certainty * flipped + (1 - certainty) * (1 - flipped)
 
@@ -173,7 +187,9 @@ class DPOTrainer:
             self.train_pairs, self.heldout_pairs = self._encode(train), self._encode(heldout)
         tokens = self.config.micro_batch_tokens
         self._kl = torch.zeros((), device=self._lm.device)
-        self._strangers = mismatched(self.train_pairs) if self._needs_kl else []
+        self._strangers = (
+            mismatched(self.train_pairs, self.config.max_length) if self._needs_kl else []
+        )
         self._reference_of_strangers = all_logprobs(self._lm, self._strangers, tokens)
         self._reference = reference_logprobs(self._lm, self.train_pairs, tokens)
         self._heldout_reference = reference_logprobs(self._lm, self.heldout_pairs, tokens)

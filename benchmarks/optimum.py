@@ -1,16 +1,17 @@
 """The exact-optimum suite: how far each agent is from the best policy there is.
 
-    python benchmarks/optimum.py              the whole: 10 seeds, 5 values of kl_coef, 4 tasks
-    python benchmarks/optimum.py --quick      2 seeds, 2 values, in under 10 minutes on 2 cores
+    python benchmarks/optimum.py              the whole: 10 seeds, 4 tasks, up to 5 values of kl_coef
+    python benchmarks/optimum.py --quick      2 seeds, 1 value an agent: about 10 minutes on 2 cores
 
 Each cell (agent, task, kl_coef, seed) trains a policy and values it by enumeration (`exact.py`).
-Finished cells are kept in OUTPUT/cells.jsonl and not run again. At the end: results.json,
-regret.png, frontier.png, a table, and status 1 where a cell failed, lies above the exact frontier
-or misses its bar.
+Finished cells are kept in OUTPUT/cells.jsonl and not run again, unless the tasks or the settings in
+the code have changed. At the end: results.json, regret.png, frontier.png, a table, and status 1
+where a cell failed, lies above the exact frontier or misses its bar.
 """
 
 import argparse
 import concurrent.futures
+import hashlib
 import json
 import multiprocessing
 import os
@@ -71,6 +72,12 @@ def cells_of(options: argparse.Namespace) -> list[Any]:
     return found
 
 
+def settings_digest() -> str:
+    """Return a digest of the code that decides what a cell means."""
+    sources = [Path(__file__).parent / f"{name}.py" for name in ("cells", "small_tasks", "exact")]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
+
+
 def attempt(cell: Any) -> dict[str, Any]:
     """Run a cell in a worker; a failure is a row like any other."""
     from cells import run_cell
@@ -85,7 +92,8 @@ def run_all(cells: list[Any], path: Path, workers: int) -> list[dict[str, Any]]:
     """Run the cells that the file lacks, in several processes; return all their rows."""
     wanted = {cell.key for cell in cells}
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    done = {row["key"]: row for row in rows if "error" not in row}
+    digest = settings_digest()
+    done = {r["key"]: r for r in rows if "error" not in r and r["settings"] == digest}
     todo = [cell for cell in cells if cell.key not in done]
     began = last = time.monotonic()
     context = multiprocessing.get_context("spawn")
@@ -95,7 +103,7 @@ def run_all(cells: list[Any], path: Path, workers: int) -> list[dict[str, Any]]:
     ):
         futures = [pool.submit(attempt, cell) for cell in todo]
         for count, future in enumerate(concurrent.futures.as_completed(futures), start=1):
-            row = future.result()
+            row = future.result() | {"settings": digest}
             done[row["key"]] = row
             file.write(json.dumps(row) + "\n")
             file.flush()

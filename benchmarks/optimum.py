@@ -1,6 +1,6 @@
 """The exact-optimum suite: how far each agent is from the best policy there is.
 
-    python benchmarks/optimum.py              the whole: 10 seeds, 4 tasks, up to 5 values of kl_coef
+    python benchmarks/optimum.py              the whole: 10 seeds, 4 tasks, up to 5 kl_coefs
     python benchmarks/optimum.py --quick      2 seeds, 1 value an agent: about 10 minutes on 2 cores
 
 Each cell (agent, task, kl_coef, seed) trains a policy and values it by enumeration (`exact.py`).

@@ -51,7 +51,7 @@ LEARNING_RATE = 4e-3
 PPO_LEARNING_RATE = 3e-3
 """Of PPO: with a head on the policy's trunk 4e-3 lost one seed in ten, once at the optimum."""
 PAIRS = 40_000
-"""What every offline agent may read, three times."""
+"""What every offline agent may read, four times."""
 RATERS = 64
 """Bradley-Terry draws for each pair; the "one label" agents get one."""
 FLIPPED = 0.2
@@ -207,8 +207,8 @@ def dpo(
     """DPO or a sibling on Bradley-Terry labels, a share of them flipped."""
     config = DPOConfig(
         learning_rate=6e-3 if raters > 1 else 3e-3,
-        minibatch_size=100,
-        num_epochs=3,
+        minibatch_size=200,
+        num_epochs=4,
         beta=beta or cell.kl_coef,
         loss_type=loss_type,  # type: ignore[arg-type]  # from the table below
         label_smoothing=flipped if loss_type != "sigmoid" else 0.0,

@@ -191,27 +191,13 @@ def ranked_pairs(setup: ReviewSetup) -> list[dict[str, str]]:
     return rows
 
 
-def reference_scores(setup: ReviewSetup) -> np.ndarray:
-    """Return the scores of the SFT model's samples on the held-out prompts, [P N]."""
-    path = setup.job.folder / f"reference_scores_{len(setup.prompts)}_{REFERENCE_SAMPLES}.npy"
-    if not path.exists():
-        parts, step = [], 64
-        for seed in range(REFERENCE_SAMPLES // step):
-            found = setup.samples(setup.reference, setup.prompts, step, seed=1000 + seed)
-            parts.append(np.array(found.scores).reshape(-1, step))
-            print(f"  reference samples {(seed + 1) * step}/{REFERENCE_SAMPLES}", flush=True)
-        np.save(path, np.concatenate(parts, axis=1))
-    result: np.ndarray = np.load(path)
-    return result
-
-
 def finish(name: str, setup: ReviewSetup, folder: Path) -> list[Point]:
     """Run one method unless its results lie there already; return its measurements."""
     path = folder / f"{name}.json"
     if not path.exists():
         began, points = time.monotonic(), list[Point]()
         policy = RUNS[name](setup, points)
-        points.append(setup.measure(policy, points[-1].step + 1 if points else 0, repeats=16))
+        points.append(setup.measure(policy, points[-1].step if points else 0, repeats=16))
         content = {"points": [asdict(p) for p in points], "seconds": time.monotonic() - began}
         path.write_text(json.dumps(content))
         print(f"{name}: {content['seconds']:.0f} s", flush=True)
@@ -313,7 +299,7 @@ def main() -> None:
     options = parser.parse_args()
     options.output_dir.mkdir(parents=True, exist_ok=True)
     setup = ReviewSetup(options.base, options.threads)
-    scores = reference_scores(setup)
+    _, scores = setup.reference_samples(REFERENCE_SAMPLES)
     frontier = estimate_frontier(scores)
     best_of = []
     for n in BEST_OF:

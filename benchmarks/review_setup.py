@@ -1,5 +1,6 @@
 """The review task of the demo for the benchmarks: SFT model, reward model, held-out prompts."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from textrl.reviews import load_reviews, split_reviews
 from textrl.rewards import RewardModel
 
 HELDOUT_PROMPTS = 64
+PART = 64
+"""Samples of every held-out prompt that are drawn and kept at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +79,26 @@ class ReviewSetup:
             max_new_tokens=self.job.preset.max_completion_tokens,
             seed=seed,
         )
+
+    def reference_samples(self, count: int) -> tuple[list[list[str]], np.ndarray]:
+        """Return texts and scores of so many SFT samples of every held-out prompt, [P N].
+
+        They are drawn in parts that are kept in the folder, so that a killed run goes on.
+        """
+        texts: list[list[str]] = [[] for _ in self.prompts]
+        scores = []
+        for part in range(-(-count // PART)):
+            path = self.job.folder / f"reference_samples_{len(self.prompts)}_{PART}_{part}.json"
+            if not path.exists():
+                found = self.samples(self.reference, self.prompts, PART, seed=1000 + part)
+                content = {"completions": found.completions, "scores": found.scores}
+                path.write_text(json.dumps(content))
+                print(f"  reference samples {(part + 1) * PART}/{count}", flush=True)
+            rows = json.loads(path.read_text())
+            for index in range(len(self.prompts)):
+                texts[index] += rows["completions"][index * PART : (index + 1) * PART]
+            scores.append(np.array(rows["scores"]).reshape(-1, PART))
+        return texts, np.concatenate(scores, axis=1)[:, :count]
 
     def measure(self, policy: PreTrainedModel, step: int, repeats: int = 4) -> Point:
         """Return a policy's score and KL on every held-out prompt."""

@@ -256,3 +256,52 @@ def sample(
         entropies=entropies[:, :longest],
         observed=observed[:, :longest],
     )
+
+
+class GrowingTexts:
+    """The states after texts that grow by a token a call, from one KV cache.
+
+    A row whose text is not its last one plus one token is read anew; all are after a weight update.
+    """
+
+    def __init__(self, lm: SplitLM) -> None:
+        """Start with nothing read."""
+        self.lm = lm
+        self._decoder: Decoder | None = None
+        self._ids = torch.zeros(0, 0, dtype=torch.long)
+        self._lengths = torch.zeros(0, dtype=torch.long)
+        self._states = torch.zeros(0, 0)
+        self._version = -1
+
+    @torch.no_grad()
+    def states(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Return the state after each text, [B H].
+
+        Args:
+            ids: right-padded with one number. Shape [B L].
+            lengths: >= 1. Shape [B].
+        """
+        version = sum(parameter._version for parameter in self.lm.model.parameters())
+        fresh = self._decoder is None or ids.shape != self._ids.shape or version != self._version
+        if fresh:
+            self._decoder = Decoder(self.lm, len(ids), ids.shape[1])
+            self._ids, self._lengths = torch.zeros_like(ids), torch.zeros_like(lengths)
+            self._states = torch.zeros(0, 0)
+        decoder = self._decoder
+        assert decoder is not None
+        before = torch.arange(ids.shape[1], device=ids.device) < self._lengths.unsqueeze(1)
+        begins = ((ids == self._ids) | ~before).all(1) & (self._lengths > 0)
+        same, grown = begins & (lengths == self._lengths), begins & (lengths == self._lengths + 1)
+        if not same.all():
+            stepped = bool(grown.any())
+            if stepped:
+                last = ids.gather(1, lengths.unsqueeze(1) - 1).squeeze(1)
+                self._states = decoder.step(last)
+            stale = (~grown if stepped else ~same).nonzero().squeeze(1)
+            if len(stale):
+                read = decoder.prefill(stale, ids[stale], lengths[stale])
+                if not len(self._states):
+                    self._states = read.new_zeros(len(ids), read.shape[1])
+                self._states[stale] = read
+        self._ids, self._lengths, self._version = ids.clone(), lengths.clone(), version
+        return self._states

@@ -1,0 +1,243 @@
+"""A causal language model as the policy of SB3's on-policy agents, at a language model's speed.
+
+    model = PPO(CausalLMPolicy, TextVecEnv(venv), policy_kwargs={"model": lm}, gamma=1.0,
+                rollout_buffer_class=EpisodeRolloutBuffer, learning_rate=1e-4)
+    model.learn(100_000, callback=SubtractPolicyKL())
+
+SB3's classes stay as they are. Rollouts read each token once (a KV cache per row); updates read
+each episode once (`EpisodeRolloutBuffer` hands out whole episodes, and `evaluate_actions` takes the
+states of all their positions from one pass); `SubtractPolicyKL` pays the agent's half of the KL.
+"""
+
+import copy
+import itertools
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.buffers import DictRolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.distributions import CategoricalDistribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, Schedule
+from stable_baselines3.common.vec_env import VecNormalize
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from textrl.envs.sb3_vec_env import TextVecEnv
+from textrl.errors import UserError
+from textrl.generation import GrowingTexts
+from textrl.models import load_causal_lm, split_lm
+
+Observations = Tensor | dict[str, Tensor]
+
+
+class CausalLMPolicy(ActorCriticPolicy):
+    """Actor and critic on one language model: its head is the actor, a zero linear head the critic.
+
+    Nothing is re-initialised, dropout is off, and the optimiser sees the model and the value head.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        model: PreTrainedModel | str | Path,
+        temperature: float = 1.0,
+        use_sde: bool = False,
+        optimizer_class: type[torch.optim.Optimizer] = torch.optim.AdamW,
+        optimizer_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        """Take a language model; SB3 gives the first three arguments and use_sde.
+
+        Args:
+            observation_space: of TextRLHF-v0.
+            action_space: of TextRLHF-v0.
+            lr_schedule: SB3's.
+            model: trained in a copy; or the name of a checkpoint.
+            temperature: the environment's.
+            use_sde: False; SB3 itself refuses it for tokens.
+            optimizer_class: made on the model and the value head.
+            optimizer_kwargs: of the optimiser.
+
+        Raises:
+            UserError: spaces of another environment.
+        """
+        if (
+            not isinstance(observation_space, spaces.Dict)
+            or "input_ids" not in observation_space.spaces
+        ):
+            raise UserError(f"CausalLMPolicy reads TextRLHF-v0, not {observation_space}")
+        loaded = load_causal_lm(model) if isinstance(model, str | Path) else copy.deepcopy(model)
+        object.__setattr__(self, "_model", loaded)  # torch takes modules only after __init__
+        self._temperature = temperature
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            ortho_init=False,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs or {"weight_decay": 0.0},
+        )
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        """Make the value head and the optimiser; called by SB3's constructor."""
+        model: PreTrainedModel = self.__dict__.pop("_model")
+        self.model = model.requires_grad_(True).float().eval()
+        self.value_head = nn.Linear(int(model.config.get_text_config().hidden_size), 1)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+        self._lm = split_lm(self.model)
+        self._growing = GrowingTexts(self._lm)
+        trained = [*self.model.parameters(), *self.value_head.parameters()]
+        options = self.optimizer_kwargs | {"lr": lr_schedule(1)}
+        self.optimizer = self.optimizer_class(trained, **options)
+
+    def forward(
+        self, obs: Observations, deterministic: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return actions [B], values [B 1] and log-probs [B] while collecting."""
+        states = self._states(obs)
+        distribution = self._distribution(states)
+        actions = distribution.get_actions(deterministic=deterministic)
+        return actions, self._values(states), distribution.log_prob(actions)
+
+    def evaluate_actions(self, obs: Observations, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return values [N 1], log-probs [N] and entropies [N], with gradient."""
+        states = self._states(obs)
+        distribution = self._distribution(states)
+        entropy = distribution.entropy()
+        assert entropy is not None
+        return self._values(states), distribution.log_prob(actions), entropy
+
+    def get_distribution(self, obs: Observations) -> CategoricalDistribution:
+        """Return the distribution of the next token."""
+        return self._distribution(self._states(obs))
+
+    def predict_values(self, obs: Observations) -> Tensor:
+        """Return values, [B 1]."""
+        return self._values(self._states(obs))
+
+    def set_training_mode(self, mode: bool) -> None:
+        """Keep eval mode: dropout would make the ratio of the first update differ from 1."""
+        self.training = mode
+
+    def _states(self, obs: Observations) -> Tensor:
+        """Return the state after each observation: cached without gradient, one pass with it."""
+        assert isinstance(obs, dict)
+        ids = obs["input_ids"].long()
+        if "position" in obs:  # whole episodes, from EpisodeRolloutBuffer
+            hidden = self._lm.hidden(ids[:, : int(obs["position"].max()) + 1])
+            return hidden[obs["episode"].long(), obs["position"].long()]
+        lengths = obs["attention_mask"].sum(1).long()
+        if not torch.is_grad_enabled():
+            return self._growing.states(ids, lengths)
+        hidden = self._lm.hidden(ids[:, : int(lengths.max())])
+        return hidden[torch.arange(len(ids), device=ids.device), lengths - 1]
+
+    def _distribution(self, states: Tensor) -> CategoricalDistribution:
+        assert isinstance(self.action_space, spaces.Discrete)
+        logits = self._lm.head(states).float() / self._temperature
+        return CategoricalDistribution(int(self.action_space.n)).proba_distribution(logits)
+
+    def _values(self, states: Tensor) -> Tensor:
+        values = self.value_head(states.float())
+        assert isinstance(values, Tensor)
+        return values
+
+
+class EpisodeRolloutBuffer(DictRolloutBuffer):
+    """Hands out whole episodes: their text once, and for each step its position in it.
+
+    An observation is a prefix of the next one, so the last observation of an episode (or of its
+    part in this rollout) holds all of them. A minibatch has at least batch_size steps but for the
+    last.
+    """
+
+    def get(  # type: ignore[override]  # SB3s own dict buffer does the same
+        self, batch_size: int | None = None
+    ) -> Generator[DictRolloutBufferSamples, None, None]:
+        """Yield shuffled minibatches of whole episodes."""
+        assert self.full, "the buffer must be full before it is read"
+        segments = self._segments()
+        wanted = batch_size or self.buffer_size * self.n_envs
+        batch: list[tuple[int, int, int]] = []
+        count = 0
+        for index in np.random.permutation(len(segments)):  # noqa: NPY002  # SB3's own generator
+            batch.append(segments[index])
+            count += segments[index][2] - segments[index][1]
+            if count >= wanted:
+                yield self._samples(batch)
+                batch, count = [], 0
+        if batch:
+            yield self._samples(batch)
+
+    def _segments(self) -> list[tuple[int, int, int]]:
+        """Return (row, first step, step after the last) of each part of an episode."""
+        starts = self.episode_starts.astype(bool).copy()
+        starts[0] = True
+        found = []
+        for row in range(self.n_envs):
+            edges = [*starts[:, row].nonzero()[0].tolist(), self.buffer_size]
+            found += [(row, a, b) for a, b in itertools.pairwise(edges)]
+        return found
+
+    def _samples(self, segments: list[tuple[int, int, int]]) -> DictRolloutBufferSamples:
+        rows = np.concatenate([np.full(end - start, row) for row, start, end in segments])
+        steps = np.concatenate([np.arange(start, end) for _, start, end in segments])
+        episode = np.concatenate(
+            [np.full(end - start, i) for i, (_, start, end) in enumerate(segments)]
+        )
+        last = np.array([end - 1 for _, _, end in segments])
+        owners = np.array([row for row, _, _ in segments])
+        lengths = self.observations["attention_mask"].sum(-1)
+        observations = {
+            "input_ids": self.to_torch(self.observations["input_ids"][last, owners]),
+            "episode": self.to_torch(episode),
+            "position": self.to_torch(lengths[steps, rows].astype(np.int64) - 1),
+        }
+
+        def column(array: np.ndarray) -> Tensor:
+            return self.to_torch(array[steps, rows].reshape(len(steps)))
+
+        return DictRolloutBufferSamples(
+            observations=observations,
+            actions=column(self.actions).unsqueeze(1),
+            old_values=column(self.values),
+            old_log_prob=column(self.log_probs),
+            advantages=column(self.advantages),
+            returns=column(self.returns),
+        )
+
+
+class SubtractPolicyKL(BaseCallback):
+    """Pays the agent's half of the KL: every reward loses kl_coef * log pi before it is stored."""
+
+    def _on_training_start(self) -> None:
+        """Look whether the agent and its environment can work.
+
+        Raises:
+            UserError: gamma is not 1, observations are normalised, or the rows have cores of their
+                own.
+        """
+        if self.model.gamma != 1.0:  # type: ignore[attr-defined]  # every on-policy agent's
+            raise UserError("the RLHF objective has no discount; make the agent with gamma=1.0")
+        env: Any = self.training_env
+        while not isinstance(env, TextVecEnv):
+            if isinstance(env, VecNormalize) and env.norm_obs:
+                raise UserError("token ids cannot be normalised; use VecNormalize(norm_obs=False)")
+            if not hasattr(env, "venv"):
+                raise UserError(
+                    f"{type(env).__name__} holds a model for every row; use "
+                    f'TextVecEnv(gym.make_vec("TextRLHF-v0", ..., autoreset_mode="SameStep"))'
+                )
+            env = env.venv
+
+    def _on_step(self) -> bool:
+        kl_coef = float(self.training_env.get_attr("kl_coef")[0])
+        self.locals["rewards"] -= kl_coef * self.locals["log_probs"].cpu().numpy()
+        return True

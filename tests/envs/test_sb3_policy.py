@@ -1,0 +1,158 @@
+"""A language model as SB3's policy: cached = naive, episodes = single steps, and it learns."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.vec_env import VecNormalize
+
+import textrl  # noqa: F401  # registers TextRLHF-v0
+from textrl.envs import tiny_model
+from textrl.envs.sb3 import CausalLMPolicy, EpisodeRolloutBuffer, SubtractPolicyKL, TextVecEnv
+from textrl.errors import UserError
+from textrl.generation import GrowingTexts
+from textrl.models import split_lm
+
+
+def make_env(rows: int = 8, **kwargs) -> TextVecEnv:
+    settings = dict(max_completion_tokens=6, kl_coef=0.1, autoreset_mode="SameStep") | kwargs
+    return TextVecEnv(gym.make_vec("TextRLHF-v0", num_envs=rows, **settings))
+
+
+def make_agent(agent=PPO, env=None, **kwargs):
+    settings = dict(
+        n_steps=12,
+        gamma=1.0,
+        gae_lambda=0.95,
+        learning_rate=1e-3,
+        policy_kwargs={"model": tiny_model()},
+        rollout_buffer_class=EpisodeRolloutBuffer,
+        seed=0,
+        device="cpu",
+    )
+    if agent is PPO:
+        settings |= {"batch_size": 48, "n_epochs": 2}
+    return agent(CausalLMPolicy, env or make_env(), **(settings | kwargs))
+
+
+def test_growing_texts_are_read_once_and_right() -> None:
+    lm = split_lm(tiny_model())
+    growing, rng = GrowingTexts(lm), np.random.default_rng(0)
+    ids, lengths = torch.zeros(4, 12, dtype=torch.long), torch.tensor([1, 2, 3, 2])
+    ids[:, :3] = torch.as_tensor(rng.integers(3, 29, size=(4, 3)))
+    ids = torch.where(torch.arange(12) < lengths.unsqueeze(1), ids, 0)
+    for step in range(30):
+        found = growing.states(ids, lengths)
+        expected = lm.hidden(ids)[torch.arange(4), lengths - 1]
+        assert torch.allclose(found, expected, atol=1e-5), step
+        for row in range(4):
+            choice = rng.random()
+            if choice < 0.15 or lengths[row] == 12:  # a new episode
+                ids[row] = 0
+                count = int(rng.integers(1, 4))
+                lengths[row] = count
+                ids[row, :count] = torch.as_tensor(rng.integers(3, 29, size=count))
+            elif choice < 0.9:  # else the row shows the same text again
+                ids[row, lengths[row]] = int(rng.integers(3, 29))
+                lengths[row] += 1
+        if step == 15:
+            with torch.no_grad():
+                lm.model.model.layers[0].mlp.down_proj.weight.mul_(2.0)
+
+
+def test_whole_episodes_evaluate_to_the_same_numbers() -> None:
+    agent = make_agent()
+    agent.learn(96, callback=SubtractPolicyKL())
+    buffer = agent.rollout_buffer
+    samples = list(buffer.get(40))
+    assert sum(len(s.actions) for s in samples) == 96
+    assert all(len(s.actions) >= 40 for s in samples[:-1])
+    cells = buffer._segments()
+    assert sum(end - start for _, start, end in cells) == 96
+    policy = agent.policy
+    for sample in samples:
+        episode, position = sample.observations["episode"], sample.observations["position"]
+        ids = sample.observations["input_ids"][episode.long()]
+        mask = torch.arange(ids.shape[1]) <= position.unsqueeze(1)
+        naive = {"input_ids": ids.masked_fill(~mask, 0), "attention_mask": mask.float()}
+        actions = sample.actions.long().flatten()
+        for one, other in zip(
+            policy.evaluate_actions(sample.observations, actions),
+            policy.evaluate_actions(naive, actions),
+            strict=True,
+        ):
+            assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_the_first_ratio_is_1_and_rewards_hold_both_halves() -> None:
+    env = make_env(kl_coef=0.5)
+    agent = make_agent(env=env, n_epochs=1, learning_rate=0.0)
+    agent.learn(96, callback=SubtractPolicyKL())
+    buffer = agent.rollout_buffer
+    for sample in buffer.get(None):
+        _, logprobs, _ = agent.policy.evaluate_actions(
+            sample.observations, sample.actions.long().flatten()
+        )
+        assert torch.allclose(logprobs, sample.old_log_prob, atol=1e-5)
+    # the policy is the reference: both halves cancel and the scores alone are left
+    assert buffer.rewards.min() > -1e-4
+    assert (np.abs(buffer.rewards) > 1e-4).sum() < 40
+
+
+def gain(agent, learning_rate: float) -> float:
+    """Return how much the mean score of the last 200 episodes is above that of the first 200."""
+    options = {"n_epochs": 4} if agent is PPO else {"n_steps": 6}
+    scores = []
+
+    class Watch(SubtractPolicyKL):
+        def _on_step(self) -> bool:
+            scores.extend(i["score"] for i in self.locals["infos"] if "score" in i)
+            return super()._on_step()
+
+    found = make_agent(agent, make_env(32, kl_coef=0.0), learning_rate=learning_rate, **options)
+    found.learn(16_000, callback=Watch())
+    return float(np.mean(scores[-200:]) - np.mean(scores[:200]))
+
+
+@pytest.mark.parametrize("agent", [PPO, A2C])
+def test_it_learns_the_built_in_task(agent) -> None:
+    assert gain(agent, 5e-3) > 0.07
+
+
+def test_without_learning_there_is_no_gain() -> None:
+    assert gain(A2C, 0.0) < 0.05
+
+
+def test_save_and_load_predict_the_same(tmp_path) -> None:
+    env = make_env()
+    agent = make_agent(env=env)
+    agent.learn(96, callback=SubtractPolicyKL())
+    agent.save(tmp_path / "agent")
+    loaded = PPO.load(tmp_path / "agent", env=env, device="cpu")
+    observation = env.reset()
+    one, _ = agent.predict(observation, deterministic=True)
+    other, _ = loaded.predict(observation, deterministic=True)
+    assert (one == other).all()
+
+
+def test_nothing_is_reinitialised_and_dropout_is_off() -> None:
+    model = tiny_model()
+    model.config.attention_dropout = 0.5
+    policy = make_agent(policy_kwargs={"model": model}).policy
+    for one, other in zip(policy.model.parameters(), model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    policy.set_training_mode(True)
+    assert not any(module.training for module in policy.model.modules())
+    assert float(policy.value_head.weight.detach().abs().sum()) == 0.0
+
+
+def test_mistakes_are_explained() -> None:
+    with pytest.raises(UserError, match="gamma=1.0"):
+        make_agent(gamma=0.99).learn(1, callback=SubtractPolicyKL())
+    normalised = VecNormalize(make_env(), norm_obs_keys=["prompt_length"])
+    with pytest.raises(UserError, match="token ids cannot be normalised"):
+        make_agent(env=normalised).learn(1, callback=SubtractPolicyKL())
+    single = gym.make("TextRLHF-v0", max_completion_tokens=4)
+    with pytest.raises(UserError, match="DummyVecEnv holds a model for every row"):
+        make_agent(env=single, n_steps=48).learn(1, callback=SubtractPolicyKL())

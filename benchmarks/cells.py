@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import stable_baselines3
 import torch
 from small_tasks import (
     PROMPTS,
@@ -22,6 +23,7 @@ from small_tasks import (
     reference,
     tokenizer,
 )
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from transformers import PreTrainedModel
 
 from textrl.agents import (
@@ -38,6 +40,7 @@ from textrl.agents import (
 )
 from textrl.agents.text_agent import TextAgent
 from textrl.config import DPOConfig, RewardConfig
+from textrl.envs.sb3 import CausalLMPolicy, EpisodeRolloutBuffer, SubtractPolicyKL, TextVecEnv
 from textrl.evaluation import best_of_kl
 from textrl.rewards import RewardModel
 from textrl.trainers import DPOTrainer, RewardTrainer, reward_model_from
@@ -195,6 +198,33 @@ def online_dpo(cell: Cell, curve: list[list[float]]) -> PreTrainedModel:
     return learn(OnlineDPO(new_policy(), venv, config), cell, curve)
 
 
+def sb3(cell: Cell, curve: list[list[float]], *, agent: type[OnPolicyAlgorithm]) -> PreTrainedModel:
+    """Stable-Baselines3's own PPO or A2C, through its vector environment."""
+    rows, options = 128, {}
+    if agent is stable_baselines3.PPO:
+        options = {"n_steps": 16, "batch_size": 512, "n_epochs": 2, "target_kl": 0.02}
+    else:
+        options = {"n_steps": 4}
+    venv = make_venv(cell.task, kl_coef=cell.kl_coef, num_envs=rows, autoreset_mode="SameStep")
+    trained = agent(
+        CausalLMPolicy,
+        TextVecEnv(venv),
+        learning_rate=lambda left: left * PPO_LEARNING_RATE,
+        gamma=1.0,
+        gae_lambda=1.0,
+        vf_coef=0.5,
+        max_grad_norm=1.0,
+        rollout_buffer_class=EpisodeRolloutBuffer,
+        policy_kwargs={"model": new_policy()},
+        seed=cell.seed,
+        device="cpu",
+        **options,
+    )
+    trained.learn(token_budget(cell.kl_coef), callback=SubtractPolicyKL())
+    assert isinstance(trained.policy, CausalLMPolicy)
+    return trained.policy.model
+
+
 def dpo(
     cell: Cell,
     curve: list[list[float]],
@@ -306,6 +336,8 @@ AGENTS: dict[str, Callable[[Cell, list[list[float]]], PreTrainedModel]] = {
     "dr_grpo": functools.partial(grpo, variant="dr_grpo"),
     "reinforce": reinforce,
     "online_dpo": online_dpo,
+    "sb3_ppo": functools.partial(sb3, agent=stable_baselines3.PPO),
+    "sb3_a2c": functools.partial(sb3, agent=stable_baselines3.A2C),
     "dpo": dpo,
     "dpo_one_label": functools.partial(dpo, raters=1),
     "dpo_flipped": functools.partial(dpo, raters=1, flipped=FLIPPED),

@@ -32,11 +32,14 @@ BARS: dict[str, dict[float, float]] = {
     **{a: {0.05: 0.10, 0.1: 0.05, 0.25: 0.05, 0.5: 0.05, 1.0: 0.05} for a in ONLINE[:4]},
     "grpo": {0.1: 0.10, 0.25: 0.10, 0.5: 0.10, 1.0: 0.10},
     "dpo": {0.25: 0.05, 0.5: 0.05, 1.0: 0.05},
+    "sb3_ppo": {0.1: 0.15, 0.5: 0.15},
 }
 """The regret that no seed may exceed, by agent and kl_coef."""
 COLLAPSED = 0.5
 """Regret that no seed of an agent with a bar may exceed at any kl_coef."""
 GRIDS = {
+    "sb3_ppo": (0.1, 0.5),
+    "sb3_a2c": (0.1, 0.5),
     "dr_grpo": (0.1, 0.5),
     "reinforce": (0.1, 0.5),
     "online_dpo": (0.1, 0.5),
@@ -50,7 +53,11 @@ GRIDS = {
 }
 """Agents that do not run at every kl_coef; where there is a bar, at every one that it names."""
 BEST_OF = tuple(f"best_of_{n}" for n in (2, 4, 8, 16, 32, 64))
-QUICK_GRIDS = {agent: grid[-1:] for agent, grid in GRIDS.items()} | {"grpo": (0.1,), "dpo": (0.25,)}
+QUICK_GRIDS = {agent: grid[-1:] for agent, grid in GRIDS.items()} | {
+    "grpo": (0.1,),
+    "dpo": (0.25,),
+    "sb3_ppo": (0.1,),
+}
 
 
 def cells_of(options: argparse.Namespace) -> list[Any]:

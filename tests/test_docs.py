@@ -5,6 +5,8 @@ import importlib
 import importlib.util
 import pkgutil
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import gymnasium as gym
@@ -52,6 +54,16 @@ def test_example_learns() -> None:
     spec.loader.exec_module(example)
     before, after = example.main()
     assert after > before + 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep", "Disabled"])
+def test_the_single_file_ppo_learns_in_every_autoreset_mode(mode: str) -> None:
+    command = [sys.executable, "examples/cleanrl_ppo.py", "--autoreset_mode", mode]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    before, after = re.findall(r"\d\.\d+", done.stdout)
+    assert float(after) > float(before) + 0.1
 
 
 def test_every_logged_number_is_explained(tmp_path: Path, checkpoint: str) -> None:

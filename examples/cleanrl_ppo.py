@@ -3,8 +3,8 @@
     python examples/cleanrl_ppo.py --autoreset_mode NextStep
 
 No agent of textrl is used: Gymnasium's vector interface, a transformers model, a value head.
-Where the three autoreset modes differ is marked MODE below. (With NextStep a rollout of 16 steps cuts
-episodes of 8 tokens and their resets in the middle, so it leans on the critic and learns slower.)
+Where the three autoreset modes differ is marked MODE below. With NextStep a rollout of 16 steps
+cuts episodes of 8 tokens and a reset in the middle, so it leans on the critic and learns slower.
 """
 
 import argparse

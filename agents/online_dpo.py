@@ -27,6 +27,7 @@ class OnlineDPO(TextAgent):
     name = "online_dpo"
     config_class = OnlineDPOConfig
     config: OnlineDPOConfig
+    compares_samples = True
 
     def __init__(
         self,
@@ -42,7 +43,6 @@ class OnlineDPO(TextAgent):
             UserError: sizes that do not fit the environment, or a policy that is the reference.
         """
         super().__init__(policy, venv, config, logger=logger)
-        self.env.check_groups("OnlineDPO")
         if self.env.group_size != self.config.samples_per_prompt:
             raise UserError(
                 f"OnlineDPOConfig.samples_per_prompt is {self.config.samples_per_prompt}; expected "

@@ -2,12 +2,9 @@
 
 from functools import partial
 
-from stable_baselines3.common.logger import Logger
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from textrl.advantages import rloo_advantages
-from textrl.agents.base import AnyVectorEnv
 from textrl.agents.diagnostics import ratio_report, update_report
 from textrl.agents.policy_gradient import episode_returns, spread_over_tokens
 from textrl.agents.text_agent import Numbers, TextAgent
@@ -27,22 +24,7 @@ class RLOO(TextAgent):
     name = "rloo"
     config_class = RLOOConfig
     config: RLOOConfig
-
-    def __init__(
-        self,
-        policy: PreTrainedModel,
-        venv: AnyVectorEnv,
-        config: RLOOConfig | None = None,
-        *,
-        logger: Logger | None = None,
-    ) -> None:
-        """Make the optimiser; the environment needs group_size >= 2.
-
-        Raises:
-            UserError: sizes that do not fit the environment, or a policy that is the reference.
-        """
-        super().__init__(policy, venv, config, logger=logger)
-        self.env.check_groups("RLOO")
+    compares_samples = True
 
     def train_on(self, rollout: Rollout) -> Numbers:
         """Take num_epochs x minibatches of the clipped surrogate."""

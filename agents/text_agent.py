@@ -45,6 +45,8 @@ class TextAgent(ABC):
     """In the registry and in agent.json."""
     config_class: ClassVar[type[AgentConfig]]
     """Its fields' defaults are the agent's."""
+    compares_samples: ClassVar[bool] = False
+    """Whether it needs several rows of the environment to share each prompt (group_size >= 2)."""
     config: AgentConfig
 
     def __init__(
@@ -66,11 +68,19 @@ class TextAgent(ABC):
             critic: a second module to train, and its learning rate.
 
         Raises:
-            UserError: sizes that do not fit the environment, or a policy that is the reference.
+            UserError: sizes that do not fit the environment, a policy that is the reference, or
+                another agent's configuration.
         """
         self.config = config or self.config_class()
+        if not isinstance(self.config, self.config_class):
+            raise UserError(
+                f"{type(self).__name__} takes {self.config_class.__name__}, got "
+                f"{type(self.config).__name__}"
+            )
         self.env = TextEnv(venv)
         self.env.check(policy, self.config.episodes_per_iteration)
+        if self.compares_samples:
+            self.env.check_groups(type(self).__name__)
         self.policy, self.lm = policy.eval(), split_lm(policy)
         self.logger = logger or Logger(folder=None, output_formats=[])
         self.iteration = self.env_steps = 0
@@ -81,7 +91,7 @@ class TextAgent(ABC):
             schedule=lambda update: self._learning_rate_factor(),
         )
         self._generator = torch.Generator().manual_seed(self.config.seed)
-        self._show: Callable[[float], None] = lambda share: None
+        self._show: Callable[[float, Numbers], None] = lambda share, step: None
         venv.reset(seed=self.config.seed)
 
     @abstractmethod
@@ -116,7 +126,12 @@ class TextAgent(ABC):
         collected, tokens = time.monotonic(), int(rollout.mask.sum())
         report = rollout_report(rollout)
         episodes = {name: report[name] for name in ("rollout/score", "rollout/kl")}
-        self._show = lambda share: show(self.env_steps + round(share * tokens), episodes)
+
+        def show_step(share: float, step: Numbers) -> None:
+            fit = {name: step[name] for name in ("loss", "accuracy") if name in step}
+            show(self.env_steps + round(share * tokens), episodes | fit)
+
+        self._show = show_step
         learning_rate = self._updater.follow_schedule()
         numbers = self.train_on(rollout)
         self.iteration += 1
@@ -178,7 +193,7 @@ class TextAgent(ABC):
                 extra = more_losses(len(chosen))
                 rows.append(self._step(chosen, lengths[chosen], weights[chosen], loss, extra))
                 after_step(rows[-1], len(rows) / steps)
-                self._show(len(rows) / steps)
+                self._show(len(rows) / steps, rows[-1])
                 if stop(rows[-1]):
                     return rows
         return rows

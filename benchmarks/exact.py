@@ -131,7 +131,9 @@ class Enumeration:
         after every shorter prefix too.
         """
         depth, width = self.max_tokens - 1, len(self._going)
-        deepest = torch.cartesian_prod(*[self._going] * depth).view(width**depth, depth)
+        deepest = torch.zeros(1, 0, dtype=torch.long)
+        if depth:
+            deepest = torch.cartesian_prod(*[self._going] * depth).view(-1, depth)
         ids = torch.cat([prompt.expand(len(deepest), -1), deepest], dim=1)
         logits = torch.cat(
             [policy(input_ids=part).logits[:, len(prompt) - 1 :] for part in ids.split(2048)]

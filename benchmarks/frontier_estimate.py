@@ -63,16 +63,22 @@ def estimate_frontier(scores: np.ndarray) -> Frontier:
     return Frontier(kl=np.array(kls), score=np.array(means), sound_up_to=sound)
 
 
-def best_of_n_scores(scores: np.ndarray, n: int) -> np.ndarray:
-    """Return the expected best of n of each prompt's samples without replacement, [P].
+def best_of_n_chances(total: int, n: int) -> np.ndarray:
+    """Return the probability that each of N samples, worst first, is the best of n of them, [N].
 
     The i-th smallest of N samples is the best of n with probability C(i-1, n-1) / C(N, n).
+
+    >>> best_of_n_chances(3, 2).round(4).tolist()  # of 3 pairs the middle one wins 1, the best 2
+    [0.0, 0.3333, 0.6667]
+    """
+    return np.array([math.comb(i, n - 1) / math.comb(total, n) for i in range(total)])
+
+
+def best_of_n_scores(scores: np.ndarray, n: int) -> np.ndarray:
+    """Return the expected best of n of each prompt's samples without replacement, [P].
 
     >>> best_of_n_scores(np.array([[1.0, 2.0, 3.0]]), 2).round(4).tolist()  # (2 + 3 + 3) / 3
     [2.6667]
     """
-    ordered = np.sort(scores, axis=1)
-    total = ordered.shape[1]
-    chances = [math.comb(i, n - 1) / math.comb(total, n) for i in range(total)]
-    result: np.ndarray = ordered @ np.array(chances)
+    result: np.ndarray = np.sort(scores, axis=1) @ best_of_n_chances(scores.shape[1], n)
     return result

@@ -61,7 +61,7 @@ QUICK_GRIDS = {agent: grid[-1:] for agent, grid in GRIDS.items()} | {
 
 
 def cells_of(options: argparse.Namespace) -> list[Any]:
-    """Return the cells to run, cheap and shared ones first."""
+    """Return the cells to run, an agent after the other."""
     from cells import Cell
 
     found = []
@@ -91,7 +91,7 @@ def attempt(cell: Any) -> dict[str, Any]:
 
     try:
         return run_cell(cell)
-    except Exception:
+    except Exception:  # whatever it is, it is reported and the other cells go on
         return {"key": cell.key, **cell.__dict__, "error": traceback.format_exc()}
 
 
@@ -154,9 +154,7 @@ def summarize(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def table(entries: list[dict[str, Any]]) -> str:
     """Return a Markdown table: median regret in % and the worst seed's, by agent and kl_coef."""
-    from small_tasks import TASKS as by_name
-
-    tasks = [name for name in by_name if any(e["task"] == name for e in entries)]
+    tasks = [name for name in TASKS if any(e["task"] == name for e in entries)]
     lines = [
         "| agent | kl_coef | " + " | ".join(tasks) + " | bar |",
         "|---|---|" + "---|" * (len(tasks) + 1),

@@ -13,17 +13,16 @@ are fitted, and the turning point of each is marked. Finished parts are kept in 
 import argparse
 import json
 from dataclasses import replace
-from math import comb
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from frontier_estimate import best_of_n_chances
 from review_setup import ReviewSetup
 
 from textrl.agents import PPO
 from textrl.demo import sft_samples
 from textrl.demo_models import starting_reward_model
-from textrl.envs import TextRLHFVectorEnv
 from textrl.evaluation import best_of_kl
 from textrl.reviews import review_pairs
 from textrl.rewards import RewardModel
@@ -70,10 +69,7 @@ def heldout_accuracy(setup: ReviewSetup, model: RewardModel) -> float:
 
 
 def best_of_n(setup: ReviewSetup, model: RewardModel) -> list[dict[str, float]]:
-    """Return gold and proxy score of the best of n by the proxy, expected over all n of N samples.
-
-    The i-th smallest by the proxy is the best of n with probability C(i-1, n-1) / C(N, n).
-    """
+    """Return gold and proxy score of the best of n by the proxy, expected over all n of N."""
     texts, gold = setup.reference_samples(SAMPLES)
     proxies = np.array(
         [
@@ -86,8 +82,7 @@ def best_of_n(setup: ReviewSetup, model: RewardModel) -> list[dict[str, float]]:
     gold_by_proxy = np.take_along_axis(gold, order, 1)
     rows = []
     for n in BEST_OF:
-        total = comb(SAMPLES, n)
-        chances = np.array([comb(i, n - 1) / total for i in range(SAMPLES)])
+        chances = best_of_n_chances(SAMPLES, n)
         rows.append(
             {
                 "n": n,
@@ -101,20 +96,10 @@ def best_of_n(setup: ReviewSetup, model: RewardModel) -> list[dict[str, float]]:
 
 def climb(setup: ReviewSetup, model: RewardModel) -> list[dict[str, float]]:
     """Return gold and proxy score of PPO against the proxy, on held-out prompts, on its way."""
-    job = setup.job
-    venv = TextRLHFVectorEnv(
-        num_envs=ROWS,
-        reference=job.folder / "sft",
-        reward=model,
-        prompts=job.prompts(job.train),
-        kl_coef=KL_COEF,
-        max_prompt_tokens=job.preset.max_prompt_tokens,
-        max_completion_tokens=job.preset.max_completion_tokens,
-        group_size=4,
-        autoreset_mode="Disabled",
-    )
+    venv = setup.environment(ROWS, group_size=4, reward=model)
+    venv.kl_coef = KL_COEF
     policy = setup.new_policy()
-    agent = PPO(policy, venv, replace(job.preset.ppo, episodes_per_iteration=ROWS))
+    agent = PPO(policy, venv, replace(setup.job.preset.ppo, episodes_per_iteration=ROWS))
     rows = []
     while agent.env_steps < TOKENS:
         if agent.iteration % MEASURE_EVERY == 0:

@@ -62,9 +62,11 @@ class ReviewSetup:
         """Return the SFT model, to be trained."""
         return load_causal_lm(self.job.folder / "sft", dtype="float32")
 
-    def environment(self, rows: int, group_size: int) -> TextRLHFVectorEnv:
-        """Return the environment on the training prompts."""
-        return environment(self.job, rows, group_size)
+    def environment(
+        self, rows: int, group_size: int, reward: RewardModel | None = None
+    ) -> TextRLHFVectorEnv:
+        """Return the environment on the training prompts, with another reward model if given."""
+        return environment(self.job, rows, group_size, reward)
 
     def samples(
         self, policy: PreTrainedModel, prompts: list[str], repeats: int, seed: int

@@ -7,7 +7,6 @@ reference to mean 0 and one spread.
 """
 
 import functools
-from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
@@ -28,17 +27,8 @@ MAX_TOKENS = 4
 HIDDEN = 32
 SPREAD = 0.6
 """Standard deviation of every score on the reference."""
-RARE = ("fbf",)
+RARE = "fbf"
 WORTH = {"a": 0.0, "b": 1.0, "c": -1.0, "d": 0.6, "e": -0.4, "f": 0.2}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """A score on the completions of the prompts above."""
-
-    name: str
-    score: ScoreOf
-    what: str
 
 
 def dense(prompt: str, completion: str) -> float:
@@ -47,8 +37,8 @@ def dense(prompt: str, completion: str) -> float:
 
 
 def sparse(prompt: str, completion: str) -> float:
-    """Return 1 for a completion with a rare string in it, else 0."""
-    return float(any(string in completion for string in RARE))
+    """Return 1 for a completion with the rare string in it (3 in 100), else 0."""
+    return float(RARE in completion)
 
 
 def length(prompt: str, completion: str) -> float:
@@ -61,22 +51,11 @@ def prompted(prompt: str, completion: str) -> float:
     return float(completion.count(prompt[0]))
 
 
-TASKS = {
-    task.name: task
-    for task in (
-        Task(name="dense", score=dense, what="each letter has a worth"),
-        Task(
-            name="sparse",
-            score=sparse,
-            what="1 for a string that stands in 3 of 100 texts, else 0",
-        ),
-        Task(name="length", score=length, what="two letters, then EOS"),
-        Task(
-            name="prompt",
-            score=prompted,
-            what="how often the prompt's first letter comes again",
-        ),
-    )
+TASKS: dict[str, ScoreOf] = {
+    "dense": dense,
+    "sparse": sparse,
+    "length": length,
+    "prompt": prompted,
 }
 
 
@@ -118,7 +97,7 @@ def enumeration(task: str) -> Enumeration:
 @functools.cache
 def score_of(task: str) -> ScoreOf:
     """Return the task's score, standardised on the reference's completions of all prompts."""
-    raw = TASKS[task].score
+    raw = TASKS[task]
     enumerated = Enumeration(PROMPTS, tokenizer(), reference(), raw, MAX_TOKENS)
     p = enumerated.ref_logprobs.exp() / len(PROMPTS)
     mean = float((p * enumerated.scores).sum())

@@ -74,7 +74,7 @@ class CausalLMPolicy(ActorCriticPolicy):
             raise UserError(f"CausalLMPolicy reads TextRLHF-v0, not {observation_space}")
         loaded = load_causal_lm(model) if isinstance(model, str | Path) else copy.deepcopy(model)
         object.__setattr__(self, "_model", loaded)  # torch takes modules only after __init__
-        self._temperature = temperature
+        self.temperature = temperature
         super().__init__(
             observation_space,
             action_space,
@@ -141,7 +141,7 @@ class CausalLMPolicy(ActorCriticPolicy):
 
     def _distribution(self, states: Tensor) -> CategoricalDistribution:
         assert isinstance(self.action_space, spaces.Discrete)
-        logits = self._lm.head(states).float() / self._temperature
+        logits = self._lm.head(states).float() / self.temperature
         return CategoricalDistribution(int(self.action_space.n)).proba_distribution(logits)
 
     def _values(self, states: Tensor) -> Tensor:
@@ -158,7 +158,7 @@ class EpisodeRolloutBuffer(DictRolloutBuffer):
     last.
     """
 
-    def get(  # type: ignore[override]  # SB3s own dict buffer does the same
+    def get(  # type: ignore[override]  # SB3's own dict buffer does the same
         self, batch_size: int | None = None
     ) -> Generator[DictRolloutBufferSamples, None, None]:
         """Yield shuffled minibatches of whole episodes."""
@@ -221,8 +221,8 @@ class SubtractPolicyKL(BaseCallback):
         """Look whether the agent and its environment can work.
 
         Raises:
-            UserError: gamma is not 1, observations are normalised, or the rows have cores of their
-                own.
+            UserError: gamma is not 1, the policy has another temperature than the environment,
+                observations are normalised, or the rows have cores of their own.
         """
         if self.model.gamma != 1.0:  # type: ignore[attr-defined]  # every on-policy agent's
             raise UserError("the RLHF objective has no discount; make the agent with gamma=1.0")
@@ -236,6 +236,13 @@ class SubtractPolicyKL(BaseCallback):
                     f'TextVecEnv(gym.make_vec("TextRLHF-v0", ..., autoreset_mode="SameStep"))'
                 )
             env = env.venv
+        policy, temperature = self.model.policy, env.get_attr("temperature")[0]
+        if isinstance(policy, CausalLMPolicy) and policy.temperature != temperature:
+            raise UserError(
+                f"the environment's temperature is {temperature}, the policy's "
+                f"{policy.temperature}; "
+                f'give policy_kwargs={{"temperature": {temperature}, ...}}'
+            )
 
     def _on_step(self) -> bool:
         kl_coef = float(self.training_env.get_attr("kl_coef")[0])

@@ -41,7 +41,7 @@ from textrl.reviews import (
     review_rankings,
     split_reviews,
 )
-from textrl.rewards import RewardModel
+from textrl.rewards import Reward, RewardModel
 from textrl.trainers import RewardTrainer, SFTTrainer
 
 BEST_OF = 16
@@ -225,12 +225,14 @@ def evaluate(job: Job) -> dict[str, Any]:
     }
 
 
-def environment(job: Job, rows: int, group_size: int) -> TextRLHFVectorEnv:
-    """Return the environment of the trained SFT and reward models on the training prompts."""
+def environment(
+    job: Job, rows: int, group_size: int, reward: Reward | None = None
+) -> TextRLHFVectorEnv:
+    """Return the environment of the SFT model and a reward on the training prompts."""
     return TextRLHFVectorEnv(
         num_envs=rows,
         reference=job.folder / "sft",
-        reward=job.folder / "reward_model",
+        reward=reward or job.folder / "reward_model",
         prompts=job.prompts(job.train),
         kl_coef=job.preset.kl_coef,
         max_prompt_tokens=job.preset.max_prompt_tokens,

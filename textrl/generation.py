@@ -302,6 +302,6 @@ class GrowingTexts:
                 read = decoder.prefill(stale, ids[stale], lengths[stale])
                 if not len(self._states):
                     self._states = read.new_zeros(len(ids), read.shape[1])
-                self._states[stale] = read
+                self._states = self._states.index_copy(0, stale, read)
         self._ids, self._lengths, self._version = ids.clone(), lengths.clone(), version
         return self._states

@@ -190,6 +190,8 @@ def test_mistakes_are_explained() -> None:
     for name in ("rloo", "grpo"):
         with pytest.raises(UserError, match=r"group_size is 1; make it with group_size=4"):
             make(name, venv=make_venv(group_size=1))
+    with pytest.raises(UserError, match="RLOO takes RLOOConfig, got GRPOConfig"):
+        RLOO(tiny_model(), make_venv(), GRPOConfig(episodes_per_iteration=32))
     with pytest.raises(UserError, match="on_length='score'"):
         make("reinforce", venv=make_venv(on_length="truncate")).iterate()
     with pytest.raises(UserError, match="BestOfNConfig.n is 0"):

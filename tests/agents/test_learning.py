@@ -5,9 +5,12 @@ E[score] - kl_coef * KL is pi_ref * exp(score / kl_coef), with value
 J* = kl_coef * log E_ref[exp(score / kl_coef)], and a policy's own value is computed exactly.
 """
 
+import functools
+
 import gymnasium as gym
 import pytest
 import torch
+from exact import Enumeration
 
 import textrl  # noqa: F401  # registers TextRLHF-v0
 from textrl.agents import PPO, OnlineDPO, OnlineDPOConfig, PPOConfig
@@ -30,28 +33,15 @@ def score(prompts: list[str], completions: list[str]) -> list[float]:
     return [score_of(p, c) for p, c in zip(prompts, completions, strict=True)]
 
 
+@functools.cache
+def enumeration() -> Enumeration:
+    return Enumeration(tiny_prompts(), tiny_tokenizer(), tiny_model(), score_of, max_tokens=1)
+
+
 def regret(policy) -> float:
     """(J* - J(policy)) / (J* - J(reference)), exact, mean over prompts."""
-    tokenizer, reference = tiny_tokenizer(), tiny_model()
-    lost = possible = 0.0
-    for prompt in tiny_prompts():
-        ids = torch.tensor([tokenizer(prompt).input_ids])
-        with torch.no_grad():
-            p = policy(input_ids=ids).logits[0, -1].double().log_softmax(-1)
-            q = reference(input_ids=ids).logits[0, -1].double().log_softmax(-1)
-        scores = torch.tensor(
-            [
-                score_of(prompt, tokenizer.decode([token], skip_special_tokens=True))
-                for token in range(len(p))
-            ],
-            dtype=torch.float64,
-        )
-        best = KL_COEF * (q + scores / KL_COEF).logsumexp(0)
-        value = (p.exp() * (scores - KL_COEF * (p - q))).sum()
-        assert value <= best + 1e-9, "above the optimum: the evaluation is wrong"
-        lost += float(best - value)
-        possible += float(best - (q.exp() * scores).sum())
-    return lost / possible
+    enumerated = enumeration()
+    return enumerated.regret(enumerated.value(enumerated.logprobs(policy)), KL_COEF)
 
 
 def make_venv(group_size: int = 1, reward=score):

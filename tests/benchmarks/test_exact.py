@@ -1,5 +1,7 @@
 """The yardstick itself: enumeration, optimum, best-of-n and regret against slow loops and hand."""
 
+import doctest
+import importlib
 import itertools
 import math
 
@@ -55,6 +57,24 @@ def test_every_completion_has_its_probability(small: Enumeration) -> None:
         assert len(expected) == len(small.completions)
         for ids, logp in zip(small.completions, logprobs[row], strict=True):
             assert math.exp(logp) == pytest.approx(expected[tuple(ids)], rel=1e-5)
+
+
+def test_one_token_completions() -> None:
+    model = tiny_model(vocab_size=VOCABULARY, hidden_size=16)
+    single = Enumeration(PROMPTS, tiny_tokenizer("abc"), model, score, max_tokens=1)
+    assert single.completions == [[token] for token in range(VOCABULARY)]
+    with torch.no_grad():
+        ids = torch.tensor([tiny_tokenizer("abc")("b").input_ids])
+        expected = model(input_ids=ids).logits[0, -1].double().log_softmax(-1)
+    assert torch.allclose(single.ref_logprobs[1], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name", ["exact", "frontier_estimate", "overoptimization", "statistics_of_seeds"]
+)
+def test_doctests(name: str) -> None:
+    module = importlib.import_module(name)
+    assert doctest.testmod(module).failed == 0
 
 
 def test_the_optimum_attains_j_star_and_nothing_else_does(small: Enumeration) -> None:

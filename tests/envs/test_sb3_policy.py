@@ -100,6 +100,24 @@ def test_the_first_ratio_is_1_and_rewards_hold_both_halves() -> None:
     assert (np.abs(buffer.rewards) > 1e-4).sum() < 40
 
 
+def test_the_cache_is_dropped_after_a_weight_update() -> None:
+    class Compare(SubtractPolicyKL):
+        rollouts = 0
+
+        def _on_rollout_end(self) -> None:
+            self.rollouts += 1
+            for sample in self.model.rollout_buffer.get(None):
+                with torch.no_grad():
+                    _, now, _ = self.model.policy.evaluate_actions(
+                        sample.observations, sample.actions.long().flatten()
+                    )
+                assert torch.allclose(now, sample.old_log_prob, atol=1e-5)
+
+    compare = Compare()
+    make_agent(learning_rate=1e-2).learn(288, callback=compare)
+    assert compare.rollouts == 3
+
+
 def gain(agent, learning_rate: float) -> float:
     """Return how much the mean score of the last 200 episodes is above that of the first 200."""
     options = {"n_epochs": 4} if agent is PPO else {"n_steps": 6}
@@ -153,6 +171,8 @@ def test_mistakes_are_explained() -> None:
     normalised = VecNormalize(make_env(), norm_obs_keys=["prompt_length"])
     with pytest.raises(UserError, match="token ids cannot be normalised"):
         make_agent(env=normalised).learn(1, callback=SubtractPolicyKL())
+    with pytest.raises(UserError, match='policy_kwargs={"temperature": 0.7'):
+        make_agent(env=make_env(temperature=0.7)).learn(1, callback=SubtractPolicyKL())
     single = gym.make("TextRLHF-v0", max_completion_tokens=4)
     with pytest.raises(UserError, match="DummyVecEnv holds a model for every row"):
         make_agent(env=single, n_steps=48).learn(1, callback=SubtractPolicyKL())

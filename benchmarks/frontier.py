@@ -6,7 +6,7 @@
 Every run starts from the SFT model and is measured on held-out prompts on its way. The best score
 possible at each KL is estimated from samples of the SFT model (`frontier_estimate.py`). Finished
 runs are kept in OUTPUT/NAME.json. At the end: results.json, frontier.png and a table of the share
-of the possible gain that each run reaches at equal KL.
+of the possible gain that each run reaches at equal KL (`reached` says what that is).
 """
 
 import argparse
@@ -33,16 +33,16 @@ from textrl.trainers import DPOTrainer, SFTTrainer
 KL_TARGETS = (3, 6, 9, 12)
 BETAS = (0.05, 0.1, 1.0, 5.0)
 BEST_OF = (2, 4, 8, 16, 32, 64)
-REFERENCE_SAMPLES = 2048
-"""Of each held-out prompt, for the frontier."""
+REFERENCE_SAMPLES = 3072
+"""Of each held-out prompt, for the frontier: sound up to log 3072 - 2 = 6.03 nats."""
 TOKENS = 240_000
 """What an online agent may sample."""
 PAIR_PROMPTS, PAIR_SAMPLES = 1024, 8
 """The offline pairs: best against worst, second against second worst, ... of each prompt."""
 MEASURE_EVERY = 6
 """Iterations of an agent between measurements."""
-KL_LIMIT = 6.0
-"""Nats; the shares are compared up to this KL."""
+KL_LIMITS = (3.0, 6.0)
+"""Nats; the runs are compared at these."""
 
 Run = Callable[[ReviewSetup, list[Point]], PreTrainedModel]
 """Trains a policy, appending measurements on the way."""
@@ -73,6 +73,7 @@ def ppo(setup: ReviewSetup, points: list[Point], *, kl_target: float) -> PreTrai
         minibatch_size=128,
     )
     venv = setup.environment(512, group_size=8)
+    venv.kl_coef = 0.7 / kl_target  # near where it ends up; the controller does the rest
     agent = PPO(setup.new_policy(), venv, config)
     learn(agent, setup, points, TOKENS)
     return agent.policy
@@ -195,13 +196,39 @@ def finish(name: str, setup: ReviewSetup, folder: Path) -> list[Point]:
     """Run one method unless its results lie there already; return its measurements."""
     path = folder / f"{name}.json"
     if not path.exists():
-        began, points = time.monotonic(), list[Point]()
+        began, points = time.monotonic(), [setup.measure(setup.reference, 0)]
         policy = RUNS[name](setup, points)
-        points.append(setup.measure(policy, points[-1].step if points else 0, repeats=16))
+        points.append(setup.measure(policy, points[-1].step, repeats=16))
         content = {"points": [asdict(p) for p in points], "seconds": time.monotonic() - began}
         path.write_text(json.dumps(content))
         print(f"{name}: {content['seconds']:.0f} s", flush=True)
     return [Point(**point) for point in json.loads(path.read_text())["points"]]
+
+
+def reached(points: list[Point], limit: float) -> Point:
+    """Return the run's end if its KL is at most the limit, else where it last went above it.
+
+    That place is interpolated between the two measurements around it. No policy is flattered: the
+    mixture of the two policies has the interpolated score and, KL being convex, at most its KL.
+    """
+    if float(np.mean(points[-1].kl)) <= limit:
+        return points[-1]
+    for before, after in zip(points[-2::-1], points[:0:-1], strict=True):
+        low, high = float(np.mean(before.kl)), float(np.mean(after.kl))
+        if low <= limit < high:
+            weight = (limit - low) / (high - low)
+            return Point(
+                step=round(before.step + weight * (after.step - before.step)),
+                score=blend(before.score, after.score, weight),
+                kl=blend(before.kl, after.kl, weight),
+            )
+    raise AssertionError("a run starts at KL 0")
+
+
+def blend(before: list[float], after: list[float], weight: float) -> list[float]:
+    """Return (1 - weight) before + weight after."""
+    mixed: list[float] = ((1 - weight) * np.array(before) + weight * np.array(after)).tolist()
+    return mixed
 
 
 def shares(points: list[Point], scores: np.ndarray) -> list[dict[str, Any]]:
@@ -256,8 +283,9 @@ def draw(results: dict[str, Any], frontier: Frontier, path: Path) -> None:
         color = f"C{place % 10}"
         axis.plot(kls, scores, style, color=color, lw=0.9, marker=".", ms=4, label=name)
         axis.plot(kls[-1:], scores[-1:], "o", color=color, ms=6)
-    axis.axvline(KL_LIMIT, color="grey", lw=0.5)
-    axis.set_xlim(-0.3, max(14.0, KL_LIMIT))
+    for limit in KL_LIMITS:
+        axis.axvline(limit, color="grey", lw=0.5)
+    axis.set_xlim(-0.3, 14.0)
     axis.set_xlabel("KL to the SFT model, nats a sequence")
     axis.set_ylabel("score on held-out prompts (standard deviations of the SFT model)")
     axis.legend(fontsize=7, loc="lower right")
@@ -267,24 +295,23 @@ def draw(results: dict[str, Any], frontier: Frontier, path: Path) -> None:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Return a Markdown table: each run's best share up to the KL limit, and where it ended."""
+    """Return a Markdown table: each run's share of the possible gain at the limits and its end."""
+    heads = [f"share at KL {limit:g} (95%)" for limit in KL_LIMITS]
     lines = [
-        f"| run | best share up to KL {KL_LIMIT:g} (95%) | at KL | score "
-        "| ends at KL | score | share |",
-        "|---|---|---|---|---|---|---|",
+        "| run | " + " | ".join(heads) + " | ends at KL | score | share |",
+        "|---|" + "---|" * (len(KL_LIMITS) + 3),
     ]
     for name, rows in results["runs"].items():
+        cells = []
+        for row in results["reached"][name]:
+            interval = f"{100 * row['share_low']:.0f} to {100 * row['share_high']:.0f}"
+            cells.append(f"{100 * row['share']:.0f}% ({interval})")
         end = rows[-1]
-        ending = f"{end['kl']:.2f} | {end['score']:.2f} | {100 * end['share']:.0f}%"
-        near = [row for row in rows if 0.5 <= row["kl"] <= KL_LIMIT]
-        if not near:
-            lines.append(f"| {name} | - | - | - | {ending} |")
-            continue
-        best = max(near, key=lambda row: row["share"])
-        interval = f"{100 * best['share_low']:.0f} to {100 * best['share_high']:.0f}"
+        share = f"{100 * end['share']:.0f}%" + ("" if end["sound"] else " (not sound)")
         lines.append(
-            f"| {name} | {100 * best['share']:.0f}% ({interval}) | {best['kl']:.2f} | "
-            f"{best['score']:.2f} | {ending} |"
+            f"| {name} | "
+            + " | ".join(cells)
+            + f" | {end['kl']:.2f} | {end['score']:.2f} | {share} |"
         )
     return "\n".join(lines)
 
@@ -311,9 +338,13 @@ def main() -> None:
         "sound_up_to": frontier.sound_up_to,
         "best_of_n": best_of,
         "runs": {},
+        "reached": {},
     }
     for name in options.runs:
-        results["runs"][name] = shares(finish(name, setup, options.output_dir), scores)
+        points = finish(name, setup, options.output_dir)
+        results["runs"][name] = shares(points, scores)
+        places = [reached(points, limit) for limit in KL_LIMITS]
+        results["reached"][name] = shares(places, scores)
     (options.output_dir / "results.json").write_text(json.dumps(results, indent=1))
     draw(results, frontier, options.output_dir / "frontier.png")
     print(table(results))

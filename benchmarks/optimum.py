@@ -38,20 +38,23 @@ BARS: dict[str, dict[float, float]] = {
 COLLAPSED = 0.5
 """Regret that no seed of an agent with a bar may exceed at any kl_coef."""
 GRIDS = {
+    "grpo": (0.1, 0.25, 0.5, 1.0),
+    "dr_grpo": (0.25,),
+    "reinforce": (0.25,),
+    "online_dpo": (0.25,),
     "sb3_ppo": (0.1, 0.5),
-    "sb3_a2c": (0.1, 0.5),
-    "dr_grpo": (0.1, 0.5),
-    "reinforce": (0.1, 0.5),
-    "online_dpo": (0.1, 0.5),
+    "sb3_a2c": (0.1,),
+    "dpo": (0.25, 0.5, 1.0),
     "ipo": (0.5,),
     "dpo_one_label": (0.5,),
     "dpo_flipped": (0.5,),
     "cdpo_flipped": (0.5,),
     "robust_flipped": (0.5,),
-    "grpo": (0.1, 0.25, 0.5, 1.0),
-    "dpo": (0.1, 0.25, 0.5, 1.0),
 }
 """Agents that do not run at every kl_coef; where there is a bar, at every one that it names."""
+ONE_LABEL = ("ipo", "dpo_one_label", "dpo_flipped", "cdpo_flipped", "robust_flipped")
+ONE_LABEL_TASKS = ("dense", "length")
+"""Of the other tasks one label a pair says so little that all of these stay near the reference."""
 BEST_OF = tuple(f"best_of_{n}" for n in (2, 4, 8, 16, 32, 64))
 QUICK_GRIDS = {agent: grid[-1:] for agent, grid in GRIDS.items()} | {
     "grpo": (0.1,),
@@ -72,8 +75,9 @@ def cells_of(options: argparse.Namespace) -> list[Any]:
         if agent.startswith("best_of_"):
             grid = (0.25,)  # it has no kl_coef; the regret is given at this one
         seeds = 1 if agent.startswith("best_of_") else options.seeds
+        tasks = ONE_LABEL_TASKS if agent in ONE_LABEL else TASKS
         for seed in range(seeds):
-            for task in options.tasks:
+            for task in [task for task in tasks if task in options.tasks]:
                 for kl_coef in grid:
                     found.append(Cell(agent=agent, task=task, kl_coef=kl_coef, seed=seed))
     return found

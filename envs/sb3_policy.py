@@ -4,9 +4,11 @@
                 rollout_buffer_class=EpisodeRolloutBuffer, learning_rate=1e-4)
     model.learn(100_000, callback=SubtractPolicyKL())
 
-SB3's classes stay as they are. Rollouts read each token once (a KV cache per row); updates read
-each episode once (`EpisodeRolloutBuffer` hands out whole episodes, and `evaluate_actions` takes the
-states of all their positions from one pass); `SubtractPolicyKL` pays the agent's half of the KL.
+The same goes for A2C, and for TRPO of sb3-contrib; its MaskablePPO takes the classes of
+`sb3_masked.py`. SB3's classes stay as they are. Rollouts read each token once (a KV cache per row);
+updates read each episode once (`EpisodeRolloutBuffer` hands out whole episodes, and
+`evaluate_actions` takes the states of all their positions from one pass); `SubtractPolicyKL` pays
+the agent's half of the KL.
 """
 
 import copy
@@ -21,10 +23,11 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import CategoricalDistribution
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, Schedule
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from textrl.envs.sb3_vec_env import TextVecEnv
@@ -33,12 +36,16 @@ from textrl.generation import GrowingTexts
 from textrl.models import load_causal_lm, split_lm
 
 Observations = Tensor | dict[str, Tensor]
+Masks = np.ndarray | Tensor | None
+Segment = tuple[int, int, int]
+"""Row, first step, step after the last."""
 
 
-class CausalLMPolicy(ActorCriticPolicy):
+class TokenPolicy(BasePolicy):
     """Actor and critic on one language model: its head is the actor, a zero linear head the critic.
 
     Nothing is re-initialised, dropout is off, and the optimiser sees the model and the value head.
+    Stands before one of SB3's actor-critic classes among a policy's bases.
     """
 
     def __init__(
@@ -71,14 +78,14 @@ class CausalLMPolicy(ActorCriticPolicy):
             not isinstance(observation_space, spaces.Dict)
             or "input_ids" not in observation_space.spaces
         ):
-            raise UserError(f"CausalLMPolicy reads TextRLHF-v0, not {observation_space}")
+            raise UserError(f"{type(self).__name__} reads TextRLHF-v0, not {observation_space}")
         loaded = load_causal_lm(model) if isinstance(model, str | Path) else copy.deepcopy(model)
         object.__setattr__(self, "_model", loaded)  # torch takes modules only after __init__
         self.temperature = temperature
         super().__init__(
             observation_space,
             action_space,
-            lr_schedule,
+            lr_schedule,  # of the actor-critic class that stands behind this one
             ortho_init=False,
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs or {"weight_decay": 0.0},
@@ -98,25 +105,36 @@ class CausalLMPolicy(ActorCriticPolicy):
         self.optimizer = self.optimizer_class(trained, **options)
 
     def forward(
-        self, obs: Observations, deterministic: bool = False
+        self, obs: Observations, deterministic: bool = False, action_masks: Masks = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return actions [B], values [B 1] and log-probs [B] while collecting."""
         states = self._states(obs)
-        distribution = self._distribution(states)
+        distribution = self._distribution(states, action_masks)
         actions = distribution.get_actions(deterministic=deterministic)
         return actions, self._values(states), distribution.log_prob(actions)
 
-    def evaluate_actions(self, obs: Observations, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def evaluate_actions(
+        self, obs: Observations, actions: Tensor, action_masks: Masks = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return values [N 1], log-probs [N] and entropies [N], with gradient."""
         states = self._states(obs)
-        distribution = self._distribution(states)
+        distribution = self._distribution(states, action_masks)
         entropy = distribution.entropy()
         assert entropy is not None
         return self._values(states), distribution.log_prob(actions), entropy
 
-    def get_distribution(self, obs: Observations) -> CategoricalDistribution:
-        """Return the distribution of the next token."""
-        return self._distribution(self._states(obs))
+    def get_distribution(
+        self, obs: Observations, action_masks: Masks = None
+    ) -> CategoricalDistribution:
+        """Return the distribution of the next token.
+
+        With gradients it is TRPO that asks, which differentiates twice: torch can do that with its
+        plain attention only.
+        """
+        if not torch.is_grad_enabled():
+            return self._distribution(self._states(obs), action_masks)
+        with sdpa_kernel(SDPBackend.MATH):
+            return self._distribution(self._states(obs), action_masks)
 
     def predict_values(self, obs: Observations) -> Tensor:
         """Return values, [B 1]."""
@@ -139,15 +157,22 @@ class CausalLMPolicy(ActorCriticPolicy):
         hidden = self._lm.hidden(ids[:, : int(lengths.max())])
         return hidden[torch.arange(len(ids), device=ids.device), lengths - 1]
 
-    def _distribution(self, states: Tensor) -> CategoricalDistribution:
+    def _distribution(self, states: Tensor, action_masks: Masks) -> CategoricalDistribution:
         assert isinstance(self.action_space, spaces.Discrete)
         logits = self._lm.head(states).float() / self.temperature
+        if action_masks is not None:
+            allowed = torch.as_tensor(action_masks, device=logits.device).bool()
+            logits = logits.masked_fill(~allowed.view_as(logits), torch.finfo(logits.dtype).min)
         return CategoricalDistribution(int(self.action_space.n)).proba_distribution(logits)
 
     def _values(self, states: Tensor) -> Tensor:
         values = self.value_head(states.float())
         assert isinstance(values, Tensor)
         return values
+
+
+class CausalLMPolicy(TokenPolicy, ActorCriticPolicy):
+    """The policy for SB3's PPO and A2C and for sb3-contrib's TRPO: see `TokenPolicy`."""
 
 
 class EpisodeRolloutBuffer(DictRolloutBuffer):
@@ -165,7 +190,7 @@ class EpisodeRolloutBuffer(DictRolloutBuffer):
         assert self.full, "the buffer must be full before it is read"
         segments = self._segments()
         wanted = batch_size or self.buffer_size * self.n_envs
-        batch: list[tuple[int, int, int]] = []
+        batch: list[Segment] = []
         count = 0
         for index in np.random.permutation(len(segments)):  # noqa: NPY002  # SB3's own generator
             batch.append(segments[index])
@@ -176,8 +201,8 @@ class EpisodeRolloutBuffer(DictRolloutBuffer):
         if batch:
             yield self._samples(batch)
 
-    def _segments(self) -> list[tuple[int, int, int]]:
-        """Return (row, first step, step after the last) of each part of an episode."""
+    def _segments(self) -> list[Segment]:
+        """Return the parts of episodes that the buffer holds."""
         starts = self.episode_starts.astype(bool).copy()
         starts[0] = True
         found = []
@@ -186,9 +211,14 @@ class EpisodeRolloutBuffer(DictRolloutBuffer):
             found += [(row, a, b) for a, b in itertools.pairwise(edges)]
         return found
 
-    def _samples(self, segments: list[tuple[int, int, int]]) -> DictRolloutBufferSamples:
-        rows = np.concatenate([np.full(end - start, row) for row, start, end in segments])
+    def _cells(self, segments: list[Segment]) -> tuple[np.ndarray, np.ndarray]:
+        """Return step and row of everything in some segments, in their order."""
         steps = np.concatenate([np.arange(start, end) for _, start, end in segments])
+        rows = np.concatenate([np.full(end - start, row) for row, start, end in segments])
+        return steps, rows
+
+    def _samples(self, segments: list[Segment]) -> DictRolloutBufferSamples:
+        steps, rows = self._cells(segments)
         episode = np.concatenate(
             [np.full(end - start, i) for i, (_, start, end) in enumerate(segments)]
         )

@@ -71,8 +71,9 @@ def sample_and_score(
         counts = samples.mask.sum(1).tolist()
         ids = [row[:n] for row, n in zip(samples.completion_ids.tolist(), counts, strict=True)]
         token_ids += ids
-        logprobs += [row[:n] for row, n in zip(samples.logprobs.tolist(), counts, strict=True)]
-        ref_logprobs += _teacher_forced(ref, part, ids, temperature)
+        own = [row[:n] for row, n in zip(samples.logprobs.tolist(), counts, strict=True)]
+        logprobs += own
+        ref_logprobs += own if policy is reference else _teacher_forced(ref, part, ids, temperature)
     completions = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in token_ids]
     texts = [
         prompt if isinstance(prompt, str) else str(tokenizer.decode(ids))

@@ -21,7 +21,7 @@ BAR = 0.10
 
 @pytest.fixture
 def small_budget(monkeypatch) -> None:
-    monkeypatch.setattr(cells, "token_budget", lambda kl_coef: 30_000)
+    monkeypatch.setattr(Cell, "token_budget", 30_000)
     monkeypatch.setattr(cells, "PAIRS", 8_000)
 
 

@@ -4,12 +4,20 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from sb3_contrib import TRPO, MaskablePPO
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.vec_env import VecNormalize
 
 import textrl  # noqa: F401  # registers TextRLHF-v0
 from textrl.envs import tiny_model
-from textrl.envs.sb3 import CausalLMPolicy, EpisodeRolloutBuffer, SubtractPolicyKL, TextVecEnv
+from textrl.envs.sb3 import (
+    CausalLMPolicy,
+    EpisodeRolloutBuffer,
+    MaskableCausalLMPolicy,
+    MaskableEpisodeRolloutBuffer,
+    SubtractPolicyKL,
+    TextVecEnv,
+)
 from textrl.errors import UserError
 from textrl.generation import GrowingTexts
 from textrl.models import split_lm
@@ -31,9 +39,17 @@ def make_agent(agent=PPO, env=None, **kwargs):
         seed=0,
         device="cpu",
     )
-    if agent is PPO:
-        settings |= {"batch_size": 48, "n_epochs": 2}
-    return agent(CausalLMPolicy, env or make_env(), **(settings | kwargs))
+    if agent is not A2C:
+        settings["batch_size"] = 48
+    if agent in (PPO, MaskablePPO):
+        settings["n_epochs"] = 2
+    policy = CausalLMPolicy
+    if agent is MaskablePPO:
+        policy, settings["rollout_buffer_class"] = (
+            MaskableCausalLMPolicy,
+            MaskableEpisodeRolloutBuffer,
+        )
+    return agent(policy, env or make_env(), **(settings | kwargs))
 
 
 def test_growing_texts_are_read_once_and_right() -> None:
@@ -120,7 +136,11 @@ def test_the_cache_is_dropped_after_a_weight_update() -> None:
 
 def gain(agent, learning_rate: float) -> float:
     """Return how much the mean score of the last 200 episodes is above that of the first 200."""
-    options = {"n_epochs": 4} if agent is PPO else {"n_steps": 6}
+    options = {"n_steps": 6} if agent is A2C else {}
+    if agent in (PPO, MaskablePPO):
+        options = {"n_epochs": 4}
+    if agent is TRPO:
+        options = {"target_kl": 0.05, "cg_max_steps": 6, "n_critic_updates": 2}
     scores = []
 
     class Watch(SubtractPolicyKL):
@@ -133,7 +153,15 @@ def gain(agent, learning_rate: float) -> float:
     return float(np.mean(scores[-200:]) - np.mean(scores[:200]))
 
 
-@pytest.mark.parametrize("agent", [PPO, A2C])
+@pytest.mark.parametrize(
+    "agent",
+    [
+        PPO,
+        A2C,
+        pytest.param(MaskablePPO, marks=pytest.mark.slow),
+        pytest.param(TRPO, marks=pytest.mark.slow),
+    ],
+)
 def test_it_learns_the_built_in_task(agent) -> None:
     assert gain(agent, 5e-3) > 0.07
 
@@ -142,14 +170,36 @@ def test_without_learning_there_is_no_gain() -> None:
     assert gain(A2C, 0.0) < 0.05
 
 
-def test_save_and_load_predict_the_same(tmp_path) -> None:
-    env = make_env()
-    agent = make_agent(env=env)
+def test_masked_tokens_are_never_sampled_and_the_first_ratio_is_1() -> None:
+    env = make_env(min_completion_tokens=3, banned_token_ids=[5, 6, 7])
+    agent = make_agent(MaskablePPO, env, n_epochs=1, learning_rate=0.0)
     agent.learn(96, callback=SubtractPolicyKL())
-    agent.save(tmp_path / "agent")
-    loaded = PPO.load(tmp_path / "agent", env=env, device="cpu")
+    buffer = agent.rollout_buffer
+    assert not np.isin(buffer.actions, [5, 6, 7]).any()
+    assert min(episode["l"] for episode in agent.ep_info_buffer) >= 3
+    for sample in buffer.get(40):
+        assert not sample.action_masks[:, 5:8].any()
+        _, logprobs, entropy = agent.policy.evaluate_actions(
+            sample.observations, sample.actions.long().flatten(), sample.action_masks
+        )
+        assert torch.allclose(logprobs, sample.old_log_prob, atol=1e-5)
+        assert entropy.isfinite().all()
+    # without masks the banned tokens take part, so the same actions are less likely
+    _, unmasked, _ = agent.policy.evaluate_actions(
+        sample.observations, sample.actions.long().flatten()
+    )
+    assert (unmasked < logprobs).all()
+
+
+@pytest.mark.parametrize("agent", [PPO, A2C, MaskablePPO, TRPO])
+def test_save_and_load_predict_the_same(agent, tmp_path) -> None:
+    env = make_env()
+    found = make_agent(agent, env)
+    found.learn(96, callback=SubtractPolicyKL())
+    found.save(tmp_path / "agent")
+    loaded = agent.load(tmp_path / "agent", env=env, device="cpu")
     observation = env.reset()
-    one, _ = agent.predict(observation, deterministic=True)
+    one, _ = found.predict(observation, deterministic=True)
     other, _ = loaded.predict(observation, deterministic=True)
     assert (one == other).all()
 

@@ -1,0 +1,30 @@
+"""MaskablePPO of sb3-contrib on a language model: what `action_masks()` withholds is not sampled.
+
+    model = MaskablePPO(MaskableCausalLMPolicy, TextVecEnv(venv), policy_kwargs={"model": lm},
+                        gamma=1.0, rollout_buffer_class=MaskableEpisodeRolloutBuffer)
+    model.learn(100_000, callback=SubtractPolicyKL())
+
+A module of its own because sb3-contrib is an extra (`contrib`).
+"""
+
+from sb3_contrib.common.maskable.buffers import (
+    MaskableDictRolloutBuffer,
+    MaskableDictRolloutBufferSamples,
+)
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+
+from textrl.envs.sb3_policy import EpisodeRolloutBuffer, Segment, TokenPolicy
+
+
+class MaskableCausalLMPolicy(TokenPolicy, MaskableActorCriticPolicy):  # type: ignore[misc]  # masks
+    """The policy for sb3-contrib's MaskablePPO: see `TokenPolicy`."""
+
+
+class MaskableEpisodeRolloutBuffer(EpisodeRolloutBuffer, MaskableDictRolloutBuffer):  # type: ignore[misc]
+    """`EpisodeRolloutBuffer` with a mask a step, float32 [V] each (sb3-contrib's)."""
+
+    def _samples(  # type: ignore[override]  # SB3's sample types are not related by inheritance
+        self, segments: list[Segment]
+    ) -> MaskableDictRolloutBufferSamples:
+        masks = self.to_torch(self.action_masks[self._cells(segments)])
+        return MaskableDictRolloutBufferSamples(*super()._samples(segments), masks)

@@ -145,6 +145,26 @@ class TextCore:
         masks[too_short, self.eos_token_id] = False
         return masks
 
+    @torch.no_grad()
+    def candidates(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the reference's states after each row's text and its likeliest sensible tokens.
+
+        Shapes: float32 [B H], int64 [B count], the likeliest first.
+        """
+        states = self._current_states(self.lengths > 0)
+        logits = self.lm.head(states).float()
+        sensible = torch.as_tensor(self.action_masks(), device=logits.device)
+        tokens = logits.masked_fill(~sensible, -torch.inf).topk(count).indices
+        return states.float().cpu().numpy(), tokens.cpu().numpy()
+
+    @torch.no_grad()
+    def states_after(self, input_ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Return the reference's states after some texts [N L] of these lengths, float32 [N H]."""
+        ids = torch.as_tensor(input_ids[:, : lengths.max()], device=self.lm.device).long()
+        hidden = self.lm.hidden(ids)[np.arange(len(ids)), lengths - 1]
+        states: np.ndarray = hidden.float().cpu().numpy()
+        return states
+
     def completion_text(self, row: int) -> str:
         """Return the text generated so far in a row, without special tokens."""
         return self._decode(self.input_ids[row, self.prompt_lengths[row] : self.lengths[row]])

@@ -13,11 +13,14 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import VecEnv
 
+from textrl.envs.candidates import VectorCandidateActions
 from textrl.envs.text_rlhf import Observation
 from textrl.envs.vector import TextRLHFVectorEnv
 from textrl.errors import UserError
 
 Indices = int | Iterable[int] | None
+Batch = Observation | np.ndarray
+"""Observations of all rows: TextRLHF-v0's, or states from `VectorCandidateActions`."""
 
 
 class TextVecEnv(VecEnv):
@@ -32,28 +35,31 @@ class TextVecEnv(VecEnv):
         """Take over a vector environment.
 
         Args:
-            venv: from `gym.make_vec("TextRLHF-v0", autoreset_mode="SameStep", ...)`, not wrapped.
+            venv: from `gym.make_vec("TextRLHF-v0", autoreset_mode="SameStep", ...)`, as it comes or
+                in `VectorCandidateActions`.
 
         Raises:
             UserError: it is another environment, wrapped, or resets its rows in another way.
         """
-        if not isinstance(venv, TextRLHFVectorEnv):
+        if not isinstance(venv, TextRLHFVectorEnv | VectorCandidateActions):
             raise UserError(
                 f'TextVecEnv needs gym.make_vec("TextRLHF-v0", ...) as it comes (one batched core '
                 f"for all rows), got {venv}"
             )
-        if venv.autoreset_mode is not AutoresetMode.SAME_STEP:
+        self.base: TextRLHFVectorEnv = venv.unwrapped  # type: ignore[assignment]  # checked above
+        if self.base.autoreset_mode is not AutoresetMode.SAME_STEP:
             raise UserError(
                 f"SB3 resets a row in the step that ends it; make the environment with "
-                f'autoreset_mode="SameStep" (it has {venv.autoreset_mode.value!r})'
+                f'autoreset_mode="SameStep" (it has {self.base.autoreset_mode.value!r})'
             )
         self.venv = venv
         self._actions = np.zeros(venv.num_envs, dtype=np.int64)
         self._returns = np.zeros(venv.num_envs)
+        self._steps = np.zeros(venv.num_envs, dtype=np.int64)
         self._began = time.monotonic()
         super().__init__(venv.num_envs, venv.single_observation_space, venv.single_action_space)
 
-    def reset(self) -> Observation:
+    def reset(self) -> Batch:
         """Begin an episode in every row, with the seeds and options set before."""
         seeds = self._seeds if any(seed is not None for seed in self._seeds) else None
         options: dict[str, Any] = {}
@@ -62,7 +68,7 @@ class TextVecEnv(VecEnv):
             options = {name: [row.get(name) for row in self._options] for name in names}
         observation, infos = self.venv.reset(seed=seeds, options=options)
         self.reset_infos = self._rows(infos)
-        self._returns[:] = 0.0
+        self._returns[:] = self._steps[:] = 0
         self._reset_seeds()
         self._reset_options()
         return observation
@@ -71,24 +77,27 @@ class TextVecEnv(VecEnv):
         """Keep the actions for `step_wait`."""
         self._actions = np.asarray(actions)
 
-    def step_wait(self) -> tuple[Observation, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+    def step_wait(self) -> tuple[Batch, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """Append one token to every row; an ended row shows its next episode's prompt."""
         observation, rewards, terminated, truncated, infos = self.venv.step(self._actions)
         dones = terminated | truncated
         self._returns += rewards
+        self._steps += 1
         rows = self._rows(infos)
         if dones.any():
             final, last = infos["final_obs"], self._rows(infos["final_info"])
             for row in dones.nonzero()[0].tolist():
-                ending = {name: array[row] for name, array in final.items()}
-                length = int(ending["attention_mask"].sum() - ending["prompt_length"][0])
-                seconds = round(time.monotonic() - self._began, 6)
+                length, seconds = int(self._steps[row]), time.monotonic() - self._began
                 rows[row] = last[row] | {
-                    "terminal_observation": ending,
+                    "terminal_observation": _row_of(final, row),
                     "TimeLimit.truncated": bool(truncated[row] and not terminated[row]),
-                    "episode": {"r": float(self._returns[row]), "l": length, "t": seconds},
+                    "episode": {
+                        "r": float(self._returns[row]),
+                        "l": length,
+                        "t": round(seconds, 6),
+                    },
                 }
-            self._returns[dones] = 0.0
+            self._returns[dones] = self._steps[dones] = 0
         return observation, rewards.astype(np.float32), dones, rows
 
     def close(self) -> None:
@@ -97,19 +106,20 @@ class TextVecEnv(VecEnv):
 
     def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:
         """Return an attribute of the vector environment, one a row (the same for all)."""
-        return [getattr(self.venv, attr_name) for _ in self._get_indices(indices)]
+        return [getattr(self._owner(attr_name), attr_name) for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: Indices = None) -> None:
         """Set an attribute of the vector environment; all rows share it."""
         if len(list(self._get_indices(indices))) != self.num_envs:
             raise UserError(f"all rows share {attr_name!r}: set it for all of them (indices=None)")
-        setattr(self.venv, attr_name, value)
+        setattr(self._owner(attr_name), attr_name, value)
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: Indices = None, **method_kwargs: Any
     ) -> list[Any]:
         """Call a method of the vector environment once; return each row's part of the result."""
-        result = getattr(self.venv, method_name)(*method_args, **method_kwargs)
+        method = getattr(self._owner(method_name), method_name)
+        result = method(*method_args, **method_kwargs)
         per_row = isinstance(result, np.ndarray | Sequence) and len(result) == self.num_envs
         return [result[row] if per_row else result for row in self._get_indices(indices)]
 
@@ -120,6 +130,10 @@ class TextVecEnv(VecEnv):
         monitored = wrapper_class.__name__ == "Monitor"
         return [monitored for _ in self._get_indices(indices)]
 
+    def _owner(self, name: str) -> Any:
+        """Return the wrapper where it has this attribute, else the environment itself."""
+        return self.venv if hasattr(self.venv, name) else self.base
+
     def _rows(self, infos: dict[str, Any]) -> list[dict[str, Any]]:
         """Return Gymnasium's vector infos as one dict a row."""
         rows: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
@@ -129,3 +143,10 @@ class TextVecEnv(VecEnv):
             for row in np.asarray(infos[f"_{name}"]).nonzero()[0].tolist():
                 rows[row][name] = values[row]
         return rows
+
+
+def _row_of(batch: Batch, row: int) -> Batch:
+    if isinstance(batch, dict):
+        return {name: array[row] for name, array in batch.items()}
+    state: np.ndarray = batch[row]
+    return state

@@ -1,0 +1,155 @@
+"""Text for agents that know nothing of language: they see a state vector and choose among k tokens.
+
+The observation is the frozen reference's last hidden state after the text so far, the action the
+rank of a token among the reference's k likeliest. So SB3's `PPO("MlpPolicy", ...)`, A2C, DQN and
+sb3-contrib's QR-DQN train unmodified.
+
+    env = CandidateActions(gym.make("TextRLHF-v0"), k=8)
+    venv = VectorCandidateActions(gym.make_vec("TextRLHF-v0", num_envs=64, ...), k=8)
+
+The rewards are TextRLHF-v0's: kl_coef log pi_ref a token and the score. An agent with a
+distribution owes its own half, - kl_coef log pi (for SB3's on-policy agents `SubtractPolicyKL`); an
+agent that always takes its best action has log pi = 0 and owes nothing.
+"""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.utils import RecordConstructorArgs
+from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector.utils import batch_space
+
+from textrl.envs.core import TextCore
+from textrl.envs.text_rlhf import Observation, TextRLHFEnv
+from textrl.envs.vector import Infos, TextRLHFVectorEnv
+from textrl.errors import UserError
+
+
+STATE_BOUND = 1e6
+"""Far beyond a normalised state; Gymnasium's checker wants a bound."""
+
+
+class CandidateActions(
+    gym.Wrapper[np.ndarray, np.int64, Observation, np.int64], RecordConstructorArgs
+):
+    """The single environment as Box [H] and Discrete(k); `info["token"]` is the token taken."""
+
+    def __init__(self, env: gym.Env[Observation, np.int64], k: int = 16) -> None:
+        """Wrap a `TextRLHF-v0`.
+
+        Raises:
+            UserError: another environment, or not that many sensible tokens.
+        """
+        RecordConstructorArgs.__init__(self, k=k)
+        super().__init__(env)  # type: ignore[arg-type]  # Gymnasium's own types forget ObsType
+        if not isinstance(env.unwrapped, TextRLHFEnv):
+            raise UserError(f"CandidateActions chooses tokens of TextRLHF-v0, got {env}")
+        self._core, self._k = env.unwrapped.core, k
+        _check_count(self._core, k)
+        self.observation_space, self.action_space = state_space(self._core), spaces.Discrete(k)
+        self.candidates = np.zeros(k, dtype=np.int64)
+        """The tokens that the actions stand for now, [k]."""
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin an episode."""
+        _, info = self.env.reset(seed=seed, options=options)
+        return self._look(), info
+
+    def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Append the candidate of this rank."""
+        _check_ranks(np.asarray(action).reshape(1), self._k)
+        token = self.candidates[int(action)]
+        _, reward, terminated, truncated, info = self.env.step(token)
+        return self._look(), float(reward), terminated, truncated, info | {"token": int(token)}
+
+    def action_masks(self) -> np.ndarray:
+        """Return that every candidate may be taken, Bool [k]."""
+        return np.ones(self._k, dtype=bool)
+
+    def _look(self) -> np.ndarray:
+        states, tokens = self._core.candidates(self._k)
+        self.candidates = tokens[0]
+        state: np.ndarray = states[0]
+        return state
+
+
+class VectorCandidateActions(VectorWrapper[np.ndarray, np.ndarray, Observation, Any, np.ndarray]):
+    """`CandidateActions` for B rows on one batched core; goes into `TextVecEnv` too."""
+
+    def __init__(self, env: VectorEnv[Observation, Any, np.ndarray], k: int = 16) -> None:
+        """Wrap a `gym.make_vec("TextRLHF-v0")`.
+
+        Raises:
+            UserError: another environment, or not that many sensible tokens.
+        """
+        super().__init__(env)
+        if not isinstance(env, TextRLHFVectorEnv):
+            raise UserError(
+                f'VectorCandidateActions needs gym.make_vec("TextRLHF-v0", ...) as it comes, '
+                f"got {env}"
+            )
+        self._core, self._k = env.core, k
+        _check_count(self._core, k)
+        self.single_observation_space = state_space(self._core)
+        self.single_action_space = spaces.Discrete(k)
+        self.observation_space = batch_space(self.single_observation_space, env.num_envs)
+        self.action_space = batch_space(self.single_action_space, env.num_envs)
+        self.candidates = np.zeros((env.num_envs, k), dtype=np.int64)
+        """The tokens that the actions stand for now, [B k]."""
+
+    def reset(
+        self,
+        *,
+        seed: int | list[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> tuple[np.ndarray, Infos]:
+        """Begin an episode in every row, or in those of options["reset_mask"]."""
+        _, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]  # lists too
+        return self._look(), infos
+
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Infos]:
+        """Append to every row its candidate of this rank."""
+        actions = np.asarray(actions)
+        _check_ranks(actions, self._k)
+        tokens = self.candidates[np.arange(self.num_envs), actions]
+        _, rewards, terminated, truncated, infos = self.env.step(tokens)
+        taken = {"token": tokens, "_token": np.ones(self.num_envs, dtype=bool)}
+        infos |= taken
+        if "final_obs" in infos:
+            over, final = infos["_final_obs"], infos["final_obs"]
+            states = np.zeros(self.observation_space.shape or (), dtype=np.float32)
+            lengths = final["attention_mask"][over].sum(1).astype(np.int64)
+            states[over] = self._core.states_after(final["input_ids"][over], lengths)
+            infos |= {"final_obs": states, "final_info": infos["final_info"] | taken}
+        return self._look(), rewards, terminated, truncated, infos
+
+    def action_masks(self) -> np.ndarray:
+        """Return that every candidate may be taken, Bool [B k]."""
+        return np.ones((self.num_envs, self._k), dtype=bool)
+
+    def _look(self) -> np.ndarray:
+        states, self.candidates = self._core.candidates(self._k)
+        return states
+
+
+def state_space(core: TextCore) -> spaces.Box:
+    """Return the space of the reference's last hidden state."""
+    size = int(core.reference.config.get_text_config().hidden_size)
+    return spaces.Box(-STATE_BOUND, STATE_BOUND, (size,), np.float32)
+
+
+def _check_count(core: TextCore, k: int) -> None:
+    sensible = int(core.action_masks()[0].sum())
+    if not 2 <= k <= sensible:
+        raise UserError(f"k is {k}; expected 2 to {sensible}, the tokens that may come first")
+
+
+def _check_ranks(actions: np.ndarray, k: int) -> None:
+    if not np.issubdtype(actions.dtype, np.integer) or actions.min() < 0 or actions.max() >= k:
+        raise UserError(f"an action is the rank of a candidate, an integer in [0, {k}): {actions}")

@@ -1,0 +1,156 @@
+"""Candidate actions: the reference's likeliest tokens, one trajectory in all three interfaces."""
+
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env as gymnasium_check_env
+from sb3_contrib import QRDQN
+from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+from stable_baselines3.common.vec_env import VecEnvWrapper
+
+import textrl  # noqa: F401  # registers TextRLHF-v0
+from textrl.envs import CandidateActions, VectorCandidateActions, tiny_model
+from textrl.envs.sb3 import SubtractPolicyKL, TextVecEnv
+from textrl.errors import UserError
+
+OPTIONS = dict(max_completion_tokens=5, kl_coef=0.1)
+
+
+def single(k: int = 6, **kwargs) -> CandidateActions:
+    return CandidateActions(gym.make("TextRLHF-v0", **(OPTIONS | kwargs)), k=k)
+
+
+def vector(rows: int, k: int = 6, **kwargs) -> VectorCandidateActions:
+    venv = gym.make_vec("TextRLHF-v0", num_envs=rows, **(OPTIONS | kwargs))
+    return VectorCandidateActions(venv, k=k)
+
+
+def sb3(rows: int, k: int = 6, **kwargs) -> TextVecEnv:
+    return TextVecEnv(vector(rows, k, autoreset_mode="SameStep", **kwargs))
+
+
+@pytest.mark.parametrize("check", [gymnasium_check_env, sb3_check_env])
+def test_check_env_without_a_warning(check) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*is different from the unwrapped version")
+        check(single())
+
+
+def test_candidates_are_the_likeliest_sensible_tokens_and_the_state_is_the_last_hidden() -> None:
+    env = single(k=4, banned_token_ids=[5], min_completion_tokens=2)
+    model = tiny_model()
+    state, _ = env.reset(seed=3)
+    done, steps = False, 0
+    while not done:
+        base = env.unwrapped.core
+        ids = torch.tensor([base.input_ids[0, : base.lengths[0]].tolist()])
+        with torch.no_grad():
+            output = model(input_ids=ids, output_hidden_states=True)
+        assert np.allclose(state, output.hidden_states[-1][0, -1].numpy(), atol=1e-5)
+        logits = output.logits[0, -1].clone()
+        logits[5] = -torch.inf
+        if steps < 2:
+            logits[2] = -torch.inf
+        assert env.candidates.tolist() == logits.topk(4).indices.tolist()
+        expected = int(env.candidates[steps % 4])
+        state, _, terminated, truncated, info = env.step(np.int64(steps % 4))
+        assert info["token"] == expected
+        assert base.input_ids[0, base.lengths[0] - 1] == expected
+        done, steps = terminated or truncated, steps + 1
+    assert env.action_masks().all()
+
+
+@pytest.mark.parametrize("on_length", ["score", "truncate"])
+def test_one_trajectory_in_all_three_interfaces(on_length: str) -> None:
+    """Row i with seed s is the single environment with seed s + i; so is SB3's row."""
+    singles = [single(on_length=on_length) for _ in range(3)]
+    batch = vector(3, autoreset_mode="SameStep", on_length=on_length)
+    stable = sb3(3, on_length=on_length)
+    stable.seed(7)
+    states, seen = stable.reset(), batch.reset(seed=7)[0]
+    now = np.stack([env.reset(seed=7 + row)[0] for row, env in enumerate(singles)])
+    rng, ends = np.random.default_rng(0), 0
+    for _ in range(24):
+        assert np.allclose(states, now, atol=1e-5)
+        assert np.allclose(seen, now, atol=1e-5)
+        actions = rng.integers(6, size=3)
+        states, rewards, dones, infos = stable.step(actions)
+        seen, paid, terminated, truncated, many = batch.step(actions)
+        for row, env in enumerate(singles):
+            state, reward, over, cut, info = env.step(actions[row])
+            assert rewards[row] == pytest.approx(reward, abs=1e-5)
+            assert paid[row] == pytest.approx(reward, abs=1e-5)
+            assert (terminated[row], truncated[row]) == (over, cut)
+            assert infos[row]["token"] == many["token"][row] == info["token"]
+            if over or cut:
+                ends += 1
+                assert dones[row]
+                ending = infos[row]["terminal_observation"]
+                assert np.allclose(ending, state, atol=1e-5)
+                assert np.allclose(many["final_obs"][row], state, atol=1e-5)
+                assert infos[row]["completion"] == info["completion"]
+                state = env.reset()[0]
+            now[row] = state
+    assert ends > 5
+
+
+def gain(agent, learning_rate: float) -> float:
+    """Return how much the mean score of the last 200 episodes is above that of the first 200."""
+    options: dict = {"n_steps": 20, "gae_lambda": 0.95}
+    if agent is PPO:
+        options |= {"batch_size": 160, "n_epochs": 4}
+    if agent in (DQN, QRDQN):
+        options = {
+            "learning_starts": 500,
+            "train_freq": 1,
+            "gradient_steps": 8,
+            "batch_size": 128,
+            "target_update_interval": 100,
+            "exploration_final_eps": 0.02,
+            "exploration_fraction": 0.5,
+            "buffer_size": 20_000,
+        }
+    if agent is QRDQN:
+        options["policy_kwargs"] = {"n_quantiles": 20}
+    scores: list[float] = []
+
+    class Watch(SubtractPolicyKL):
+        def _on_step(self) -> bool:
+            scores.extend(i["score"] for i in self.locals["infos"] if "score" in i)
+            return True if agent in (DQN, QRDQN) else super()._on_step()
+
+    env = sb3(16, kl_coef=0.0)
+    found = agent(
+        "MlpPolicy", env, gamma=1.0, learning_rate=learning_rate, seed=0, device="cpu", **options
+    )
+    found.learn(10_000, callback=Watch())
+    return float(np.mean(scores[-200:]) - np.mean(scores[:200]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("agent", [PPO, A2C, DQN, QRDQN])
+def test_stock_agents_learn_and_without_learning_they_do_not(agent) -> None:
+    assert gain(agent, 1e-3 if agent in (DQN, QRDQN) else 2e-3) > 0.07
+    assert gain(agent, 0.0) < 0.05
+
+
+def test_mistakes_are_explained() -> None:
+    with pytest.raises(UserError, match="k is 30; expected 2 to 29"):
+        single(k=30)
+    with pytest.raises(UserError, match="k is 1;"):
+        vector(2, k=1)
+    with pytest.raises(UserError, match="chooses tokens of TextRLHF-v0"):
+        CandidateActions(gym.make("CartPole-v1"))
+    with pytest.raises(UserError, match="as it comes"):
+        VectorCandidateActions(gym.make_vec("CartPole-v1", num_envs=2))
+    env = single()
+    env.reset(seed=0)
+    with pytest.raises(UserError, match=r"integer in \[0, 6\)"):
+        env.step(np.int64(6))
+    assert isinstance(sb3(2).venv, VectorCandidateActions)
+    assert not issubclass(TextVecEnv, VecEnvWrapper)

@@ -53,16 +53,25 @@ def registered() -> list[str]:
     return sorted(_FACTORIES)
 
 
+def factory_of(name: str) -> AgentFactory:
+    """Return what was registered under this name.
+
+    Raises:
+        UserError: nothing was.
+    """
+    if name not in _FACTORIES:
+        hint = did_you_mean(name, _FACTORIES)
+        raise UserError(f"no agent named {name!r}{hint}; registered: {registered()}")
+    return _FACTORIES[name]
+
+
 def make_agent(name: str, policy: PreTrainedModel, venv: AnyVectorEnv) -> Agent:
     """Return a new agent of this name.
 
     Raises:
         UserError: nobody registered it.
     """
-    if name not in _FACTORIES:
-        hint = did_you_mean(name, _FACTORIES)
-        raise UserError(f"no agent named {name!r}{hint}; registered: {registered()}")
-    return _FACTORIES[name](policy, venv)
+    return factory_of(name)(policy, venv)
 
 
 class TextEnv:

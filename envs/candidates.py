@@ -16,6 +16,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import VectorEnv, VectorWrapper
@@ -25,7 +26,6 @@ from textrl.envs.core import TextCore
 from textrl.envs.text_rlhf import Observation, TextRLHFEnv
 from textrl.envs.vector import Infos, TextRLHFVectorEnv
 from textrl.errors import UserError
-
 
 STATE_BOUND = 1e6
 """Far beyond a normalised state; Gymnasium's checker wants a bound."""
@@ -71,7 +71,7 @@ class CandidateActions(
         return np.ones(self._k, dtype=bool)
 
     def _look(self) -> np.ndarray:
-        states, tokens = self._core.candidates(self._k)
+        states, tokens = look(self._core, self._k)
         self.candidates = tokens[0]
         state: np.ndarray = states[0]
         return state
@@ -125,7 +125,7 @@ class VectorCandidateActions(VectorWrapper[np.ndarray, np.ndarray, Observation, 
             over, final = infos["_final_obs"], infos["final_obs"]
             states = np.zeros(self.observation_space.shape or (), dtype=np.float32)
             lengths = final["attention_mask"][over].sum(1).astype(np.int64)
-            states[over] = self._core.states_after(final["input_ids"][over], lengths)
+            states[over] = states_after(self._core, final["input_ids"][over], lengths)
             infos |= {"final_obs": states, "final_info": infos["final_info"] | taken}
         return self._look(), rewards, terminated, truncated, infos
 
@@ -134,8 +134,29 @@ class VectorCandidateActions(VectorWrapper[np.ndarray, np.ndarray, Observation, 
         return np.ones((self.num_envs, self._k), dtype=bool)
 
     def _look(self) -> np.ndarray:
-        states, self.candidates = self._core.candidates(self._k)
+        states, self.candidates = look(self._core, self._k)
         return states
+
+
+@torch.no_grad()
+def look(core: TextCore, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the reference's state after each row's text and its k likeliest sensible tokens.
+
+    Shapes: float32 [B H], int64 [B k], the likeliest first.
+    """
+    states = core.current_states(core.lengths > 0)
+    sensible = torch.as_tensor(core.action_masks(), device=states.device)
+    logits = core.lm.head(states).float().masked_fill(~sensible, -torch.inf)
+    return states.float().cpu().numpy(), logits.topk(k).indices.cpu().numpy()
+
+
+@torch.no_grad()
+def states_after(core: TextCore, input_ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return the reference's state after texts [N L] of these lengths, float32 [N H]."""
+    ids = torch.as_tensor(input_ids[:, : lengths.max()], device=core.lm.device).long()
+    hidden = core.lm.hidden(ids)[torch.arange(len(ids)), torch.as_tensor(lengths) - 1]
+    states: np.ndarray = hidden.float().cpu().numpy()
+    return states
 
 
 def state_space(core: TextCore) -> spaces.Box:

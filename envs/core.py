@@ -108,7 +108,7 @@ class TextCore:
         """Append one token to each active row; pay the reference's half of the KL and the score."""
         self._check_actions(actions[active])
         self._require_running(active)
-        states = self._current_states(active)
+        states = self.current_states(active)
         tokens = torch.as_tensor(np.where(active, actions, 0), device=self.lm.device)
         with torch.no_grad():
             logits = self.lm.head(states)
@@ -144,26 +144,6 @@ class TextCore:
         too_short = self.lengths - self.prompt_lengths < self.config.min_completion_tokens
         masks[too_short, self.eos_token_id] = False
         return masks
-
-    @torch.no_grad()
-    def candidates(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the reference's states after each row's text and its likeliest sensible tokens.
-
-        Shapes: float32 [B H], int64 [B count], the likeliest first.
-        """
-        states = self._current_states(self.lengths > 0)
-        logits = self.lm.head(states).float()
-        sensible = torch.as_tensor(self.action_masks(), device=logits.device)
-        tokens = logits.masked_fill(~sensible, -torch.inf).topk(count).indices
-        return states.float().cpu().numpy(), tokens.cpu().numpy()
-
-    @torch.no_grad()
-    def states_after(self, input_ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Return the reference's states after some texts [N L] of these lengths, float32 [N H]."""
-        ids = torch.as_tensor(input_ids[:, : lengths.max()], device=self.lm.device).long()
-        hidden = self.lm.hidden(ids)[np.arange(len(ids)), lengths - 1]
-        states: np.ndarray = hidden.float().cpu().numpy()
-        return states
 
     def completion_text(self, row: int) -> str:
         """Return the text generated so far in a row, without special tokens."""
@@ -201,7 +181,7 @@ class TextCore:
             for name, values in self.prompts.columns.items()
         }
 
-    def _current_states(self, active: np.ndarray) -> torch.Tensor:
+    def current_states(self, active: np.ndarray) -> torch.Tensor:
         """Return the reference's states that predict each active row's next token, [B H]."""
         device = self.lm.device
         if self._behind and not self._stale[active].all():

@@ -12,10 +12,11 @@ LAYERS = [
     {"types", "config", "command_config"},
     {"masking", "logprobs", "advantages", "losses", "preference_losses"},
     {"data", "encoding", "models", "generation", "rewards", "metrics", "checkpoint", "loop"}
-    | {"fetch", "reviews", "pretrained", "evaluation"},
+    | {"fetch", "reviews", "pretrained", "evaluation", "resolve"},
     {"envs"},
     {"agents", "trainers"},
-    {"presets", "demo_models", "report", "demo", "commands", "cli", "__main__"},
+    {"presets", "demo_models", "report", "demo", "benchmark", "benchmark_agents", "commands"}
+    | {"cli", "__main__"},
 ]
 PURE = {"masking", "logprobs", "advantages", "losses", "preference_losses"}
 OPTIONAL = {"matplotlib": 1, "datasets": 1, "gguf": 1, "vaderSentiment": 1, "peft": 1}

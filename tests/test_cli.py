@@ -236,7 +236,7 @@ def test_help_explains_each_field() -> None:
 
 
 def test_resolve() -> None:
-    from textrl.commands import resolve, resolve_reward
+    from textrl.resolve import resolve, resolve_reward
 
     assert resolve("math:sqrt")(4) == 2
     assert resolve_reward("some/folder") == "some/folder"

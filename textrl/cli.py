@@ -1,4 +1,4 @@
-"""The command line: `textrl {sft,reward,ppo,dpo,generate,evaluate,demo}`.
+"""The command line: `textrl {sft,reward,ppo,dpo,generate,evaluate,benchmark,demo}`.
 
 Every field of a configuration is an option and a key of the YAML file given with --config;
 `--print_config` writes one. Only names and configs are imported here, so that help is instant; the
@@ -15,6 +15,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 
 from textrl import __version__
 from textrl.command_config import (
+    BenchmarkConfig,
     DemoConfig,
     EnvConfig,
     EvaluateConfig,
@@ -37,6 +38,7 @@ COMMANDS: dict[str, tuple[str, tuple[type, ...]]] = {
     "dpo": ("train a policy on preferences", (ModelConfig, RunConfig, DPOConfig)),
     "generate": ("write completions of prompts", (GenerateConfig,)),
     "evaluate": ("score, KL and length on prompts", (EvaluateConfig,)),
+    "benchmark": ("compare agents on one task", (BenchmarkConfig, RunConfig)),
     "demo": ("the whole pipeline on real ratings, with a report", (DemoConfig,)),
 }
 

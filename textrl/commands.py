@@ -1,9 +1,7 @@
 """What each command of the command line does, from its checked configurations."""
 
-import importlib
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +11,7 @@ import transformers
 
 from textrl.checkpoint import STATE_FOLDER, check_run_dir, prepare_run_dir
 from textrl.command_config import (
+    BenchmarkConfig,
     DemoConfig,
     EnvConfig,
     EvaluateConfig,
@@ -26,6 +25,7 @@ from textrl.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig
 from textrl.data import load_records
 from textrl.errors import UserError
 from textrl.metrics import open_logger
+from textrl.resolve import resolve, resolve_reward
 
 if TYPE_CHECKING:
     from textrl.trainers import DPOTrainer, RewardTrainer, SFTTrainer
@@ -187,6 +187,17 @@ def run_evaluate(config: EvaluateConfig) -> None:
     print(json.dumps(summarize(samples), indent=2))
 
 
+def run_benchmark(config: BenchmarkConfig, run: RunConfig) -> None:
+    """Train and measure several agents on one task."""
+    from textrl import benchmark
+
+    _checked(run)
+    benchmark.check(config)
+    folder = _begin(run, config)
+    print(benchmark.table(benchmark.run(config, folder)))
+    print(f"saved to {folder}")
+
+
 def run_demo(config: DemoConfig) -> None:
     """Run the whole pipeline on the movie reviews."""
     try:
@@ -199,30 +210,6 @@ def run_demo(config: DemoConfig) -> None:
     run(config)
 
 
-def resolve(name: str) -> Any:
-    """Return the object that "package.module:name" names.
-
-    Raises:
-        UserError: there is none.
-    """
-    module, _, attribute = name.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        return importlib.import_module(module).__dict__[attribute]
-    except ImportError as error:
-        raise UserError(f"{name!r}: module {module!r} cannot be imported ({error})") from error
-    except KeyError:
-        raise UserError(f"{name!r}: module {module!r} has no {attribute!r}") from None
-    finally:
-        sys.path.pop(0)
-
-
-def resolve_reward(name: str) -> Any:
-    """Return the function that "package.module:function" names, or the model's name itself."""
-    looks_like_code = ":" in name and not Path(name).exists() and "://" not in name
-    return resolve(name) if looks_like_code else name
-
-
 def _checked(run: RunConfig) -> Path:
     """Return the run folder's path; nothing is deleted or written before all input is read."""
     return check_run_dir(run.output_dir, resume=run.resume, overwrite=run.overwrite)
@@ -233,7 +220,7 @@ def _begin(run: RunConfig, *configs: Any) -> Path:
     settings = {key: value for part in configs for key, value in asdict(part).items()}
     settings |= {"output_dir": run.output_dir, "log_table": run.log_table}
     inputs = [
-        str(settings[key]) for key in ("model", "data", "prompts", "reward") if key in settings
+        str(settings[key]) for key in ("model", "data", "prompts", "reward") if settings.get(key)
     ]
     return prepare_run_dir(
         run.output_dir, settings, resume=run.resume, overwrite=run.overwrite, inputs=inputs
@@ -264,5 +251,6 @@ RUN: dict[str, Callable[..., None]] = {
     "dpo": run_dpo,
     "generate": run_generate,
     "evaluate": run_evaluate,
+    "benchmark": run_benchmark,
     "demo": run_demo,
 }

@@ -1,0 +1,168 @@
+"""`textrl benchmark`: any agent by name, failures reported, finished cells kept."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from textrl import benchmark
+from textrl.benchmark_agents import Task, _acting_measure, _model_measure, make_subject
+from textrl.cli import main
+from textrl.command_config import BenchmarkConfig
+from textrl.envs import tiny_model
+from textrl.errors import UserError
+
+OUTSIDE = '''
+import numpy as np
+
+
+class Ending:
+    """Ends every text at once; learns nothing."""
+
+    def __init__(self, policy, venv):
+        self.eos = venv.eos_token_id
+
+    def learn(self, total_timesteps, progress_bar=False):
+        return self
+
+    def predict(self, observation, deterministic=False):
+        return np.full(len(observation["input_ids"]), self.eos), None
+
+    def save(self, path):
+        pass
+
+
+def broken(policy, venv):
+    raise ValueError("cannot be made")
+
+
+def killed(policy, venv):
+    import os
+
+    os.kill(os.getpid(), 9)
+'''
+
+
+def small(**kwargs) -> BenchmarkConfig:
+    settings = dict(
+        agents="ppo",
+        max_completion_tokens=5,
+        total_timesteps=600,
+        seeds=1,
+        num_envs=16,
+        episodes_per_iteration=32,
+        learning_rate=3e-3,
+        evaluations=2,
+        eval_episodes=32,
+        threads=1,
+    )
+    return BenchmarkConfig(**(settings | kwargs))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("ppo", "rloo", "online_dpo", "best_of_n"),
+        *("sb3:A2C", "sb3:MaskablePPO", "mlp:PPO", "mlp:DQN", "reference", "random"),
+    ],
+)
+def test_every_family_learns_and_is_measured(name: str) -> None:
+    subject = make_subject(name, Task(small()), seed=0)
+    score, kl = subject.measure()
+    assert (score, kl) == subject.measure() or name in ("best_of_n", "random", "mlp:PPO")
+    assert 0 <= score <= 1
+    assert kl is not None
+    if name in ("ppo", "rloo", "online_dpo", "sb3:A2C", "sb3:MaskablePPO", "reference"):
+        assert kl == pytest.approx(0.0, abs=1e-3)
+    else:
+        assert kl > 0.1
+    subject.learn(200)
+    assert 200 <= subject.tokens <= 400
+    later, _ = subject.measure()
+    assert 0 <= later <= 1
+
+
+def test_one_measurement_both_ways() -> None:
+    """A language model measured whole, and as any agent that acts: the same in expectation."""
+    task = Task(small(eval_episodes=1024))
+    policy = tiny_model()
+    with torch.no_grad():
+        policy.lm_head.weight.mul_(3)
+    generator = torch.Generator().manual_seed(0)
+
+    def act(observation):
+        ids = torch.as_tensor(observation["input_ids"]).long()
+        lengths = torch.as_tensor(observation["attention_mask"]).sum(1)
+        with torch.no_grad():
+            logits = policy(input_ids=ids).logits[torch.arange(len(ids)), lengths - 1]
+        logprobs = logits.log_softmax(-1)
+        actions = torch.multinomial(logprobs.exp(), 1, generator=generator)
+        return actions[:, 0].numpy(), logprobs.gather(1, actions)[:, 0].numpy()
+
+    score, kl = _model_measure(task, policy)()
+    acted_score, acted_kl = _acting_measure(task.environment(heldout=True), act)()
+    assert kl is not None
+    assert acted_kl is not None
+    assert kl > 0.2
+    assert acted_kl == pytest.approx(kl, abs=0.15)
+    assert acted_score == pytest.approx(score, abs=0.02)
+
+
+@pytest.mark.slow
+def test_failures_are_reported_and_finished_cells_kept(tmp_path: Path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outside.py").write_text(OUTSIDE)
+    names = "mlp:A2C,outside:broken,outside:killed,outside:Ending,reference"
+    command = ["benchmark", "--agents", names, "--output_dir", "run", "--num_envs=16"]
+    command += ["--episodes_per_iteration=32", "--max_completion_tokens=5", "--seeds=1"]
+    command += ["--total_timesteps=400", "--evaluations=2", "--eval_episodes=32", "--threads=1"]
+    main(command)
+    out = capfd.readouterr().out
+    assert "outside:broken, seed 0 failed: ValueError: cannot be made" in out
+    assert "outside:killed, seed 0 failed: its process was killed" in out
+    assert "| outside:broken | 0, 1 failed | - |" in out
+    rows = {r["agent"]: r for r in json.loads(Path("run/results.json").read_text())["rows"]}
+    assert rows["outside:Ending"]["score"] == 0.0
+    assert rows["outside:Ending"]["kl"] is None
+    assert len(rows["mlp:A2C"]["curve"]) == 3
+    assert rows["mlp:A2C"]["peak_memory_mb"] > 100
+    assert rows["mlp:A2C"]["tokens_per_second"] > 10
+    assert Path("run/curves.png").stat().st_size > 10_000
+    first = Path("run/cells.jsonl").read_text().splitlines()
+    main([*command, "--resume"])
+    second = Path("run/cells.jsonl").read_text().splitlines()
+    assert [json.loads(line)["agent"] for line in second[len(first) :]] == [
+        "outside:broken",
+        "outside:killed",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("pppo", "no agent named 'pppo' .did you mean 'ppo'"),
+        ("sb3:DQN", r"no agent named 'sb3:DQN'.*known: sb3"),
+        ("mlp:TRPO", "no agent named 'mlp:TRPO'"),
+        ("no_such_module:Agent", "cannot be imported"),
+    ],
+)
+def test_unknown_names_are_explained_before_anything_runs(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        benchmark.check(small(agents=f"reference,{name}"))
+
+
+def test_mistakes_in_the_configuration() -> None:
+    with pytest.raises(UserError, match="model, prompts and reward together"):
+        small(model="somewhere")
+    with pytest.raises(UserError, match="a multiple of num_envs 16"):
+        small(episodes_per_iteration=40)
+    assert small(agents="ppo,rloo,ppo").agent_names() == ["ppo", "rloo"]
+
+
+def test_the_table_says_what_failed() -> None:
+    row = {"agent": "a", "seed": 0, "score": 1.0, "kl": None, "tokens_per_second": None}
+    shown = benchmark.table(
+        [row | {"peak_memory_mb": 10.0}, {"agent": "a", "seed": 1, "error": "x"}]
+    )
+    assert "| a | 1, 1 failed | 1.000 (1.000 to 1.000) | - | - | 10 |" in shown

@@ -1,0 +1,153 @@
+"""Several agents on one task with one budget: learning curves, final score and KL, speed, memory.
+
+`textrl benchmark` and `benchmarks/agents.py` run this. A cell is an agent and a seed. Each runs in
+a process of its own, one after the other, so that speed and peak memory are its own; a cell that
+fails is reported and the others go on. Finished cells are kept in OUTPUT/cells.jsonl.
+"""
+
+import concurrent.futures
+import json
+import math
+import multiprocessing
+import re
+import resource
+import time
+import traceback
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.utils import set_random_seed
+
+from textrl.benchmark_agents import Task, find, make_subject
+from textrl.checkpoint import write_json
+from textrl.command_config import BenchmarkConfig
+from textrl.loop import keep_freed_memory
+from textrl.metrics import StageProgress
+
+CELLS = "cells.jsonl"
+
+
+def run(config: BenchmarkConfig, folder: Path) -> list[dict[str, Any]]:
+    """Run the cells that the folder lacks; write results.json, table.md and curves.png there."""
+    cells = [(agent, seed) for seed in range(config.seeds) for agent in config.agent_names()]
+    path = folder / CELLS
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    done = {(row["agent"], row["seed"]): row for row in rows if "error" not in row}
+    todo = [cell for cell in cells if cell not in done]
+    with StageProgress("benchmark", len(todo)) as progress, path.open("a") as file:
+        for count, (agent, seed) in enumerate(todo, start=1):
+            row = in_own_process(config, agent, seed)
+            done[agent, seed] = row
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            if "error" in row:
+                print(f"{agent}, seed {seed} failed: {row['error'].strip().splitlines()[-1]}")
+            shown = {name: row[name] for name in ("score", "kl") if row.get(name) is not None}
+            progress.show(count, shown)
+    rows = [done[cell] for cell in cells]
+    write_json(folder / "results.json", {"config": asdict(config), "rows": rows})
+    (folder / "table.md").write_text(table(rows) + "\n", encoding="utf-8")
+    _draw(rows, folder / "curves.png")
+    return rows
+
+
+def in_own_process(config: BenchmarkConfig, agent: str, seed: int) -> dict[str, Any]:
+    """Return the row of one cell; an exception or a killed process is a row with an error."""
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(run_cell, config, agent, seed).result()
+        except BrokenProcessPool:
+            error = "its process was killed (out of memory?)"
+        except Exception:  # whatever it is, it is reported and the other cells go on
+            error = traceback.format_exc()
+    return {"agent": agent, "seed": seed, "error": error}
+
+
+def run_cell(config: BenchmarkConfig, agent: str, seed: int) -> dict[str, Any]:
+    """Train one agent for the budget, measured on its way; seconds count training only."""
+    torch.set_num_threads(config.threads)
+    keep_freed_memory()
+    set_random_seed(seed)  # for agents that draw from the global generators, in this process only
+    subject = make_subject(agent, Task(config), seed)
+    curve = [[0, *subject.measure()]]
+    seconds = 0.0
+    for part in range(1, config.evaluations + 1):
+        wanted = config.total_timesteps * part // config.evaluations
+        if wanted > subject.tokens:
+            began = time.monotonic()
+            subject.learn(wanted - subject.tokens)
+            seconds += time.monotonic() - began
+        curve.append([subject.tokens, *subject.measure()])
+    _, score, kl = curve[-1]
+    return {
+        "agent": agent,
+        "seed": seed,
+        "score": score,
+        "kl": kl,
+        "tokens": subject.tokens,
+        "tokens_per_second": subject.tokens / seconds if seconds > 0.01 else None,
+        "seconds": seconds,
+        "peak_memory_mb": peak_memory_mb(),
+        "curve": curve,
+    }
+
+
+def peak_memory_mb() -> float:
+    """Return the most memory that this process has held; Linux counts the parent's in ru_maxrss."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        if found:
+            return int(found.group(1)) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return a Markdown table: means over the seeds, with the smallest and largest score."""
+    lines = [
+        "| agent | seeds | score (least to most) | KL, nats a sequence | tokens a second "
+        "| peak memory, MB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for agent in dict.fromkeys(row["agent"] for row in rows):
+        found = [row for row in rows if row["agent"] == agent and "error" not in row]
+        failed = sum(row["agent"] == agent and "error" in row for row in rows)
+        seeds = f"{len(found)}" + (f", {failed} failed" if failed else "")
+        if not found:
+            lines.append(f"| {agent} | {seeds} | - | - | - | - |")
+            continue
+        scores = [row["score"] for row in found]
+        kls = [row["kl"] for row in found if row["kl"] is not None]
+        kl = f"{np.mean(kls):.2f}" if kls else "-"
+        speeds = [row["tokens_per_second"] for row in found if row["tokens_per_second"]]
+        speed = f"{np.mean(speeds):.0f}" if speeds else "-"
+        memory = max(row["peak_memory_mb"] for row in found)
+        span = f"{np.mean(scores):.3f} ({min(scores):.3f} to {max(scores):.3f})"
+        lines.append(f"| {agent} | {seeds} | {span} | {kl} | {speed} | {memory:.0f} |")
+    return "\n".join(lines)
+
+
+def _draw(rows: list[dict[str, Any]], path: Path) -> None:
+    try:
+        from textrl.report import draw_benchmark
+    except ImportError:
+        print("no curves.png without matplotlib: pip install 'textrl-gym[report]'")
+        return
+    curves: dict[str, list[np.ndarray]] = {}
+    for row in rows:
+        if "error" not in row:
+            points = [[p if p is not None else math.nan for p in point] for point in row["curve"]]
+            curves.setdefault(row["agent"], []).append(np.array(points))
+    if curves:
+        draw_benchmark(curves, path)
+
+
+def check(config: BenchmarkConfig) -> None:
+    """Raise UserError for an agent that there is not, before anything runs."""
+    for name in config.agent_names():
+        find(name)

@@ -8,12 +8,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import pytest
+import torch
 
 import textrl
-from textrl.agents import PPO, OnlineDPO, OnlineDPOConfig, PPOConfig
+from textrl.agents import PPO, OnlineDPO, OnlineDPOConfig, PPOConfig, make_agent, registered
+from textrl.agents.collect import collect
+from textrl.benchmark_agents import LANGUAGE_MODEL, STOCK
 from textrl.envs import tiny_model, tiny_tokenizer
 from textrl.metrics import open_logger, read_progress
 from textrl.trainers import DPOTrainer, RewardTrainer, SFTTrainer, reward_model_from
@@ -32,16 +36,17 @@ def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_readme_links_exist() -> None:
-    for path in ROOT.glob("*.md"):
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", path.read_text()):
-            assert (ROOT / target).exists(), f"{path.name}: {target}"
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
 
 
 def test_readme_options_exist() -> None:
     from textrl.cli import make_parser
 
     _, known = make_parser()
-    for command, rest in re.findall(r"^textrl (\w+) (.*)$", (ROOT / "README.md").read_text(), re.M):
+    text = (ROOT / "README.md").read_text() + (ROOT / "docs/own_agent.md").read_text()
+    for command, rest in re.findall(r"^textrl (\w+) (.*)$", text, re.M):
         for option in re.findall(r"--(\w+)", rest):
             assert option in known[command], f"textrl {command} --{option}"
 
@@ -54,6 +59,37 @@ def test_example_learns() -> None:
     spec.loader.exec_module(example)
     before, after = example.main()
     assert after > before + 0.1
+
+
+def test_the_tutorials_agent_is_the_example_and_learns(tmp_path: Path) -> None:
+    code = (ROOT / "examples/own_agent.py").read_text()
+    page = (ROOT / "docs/own_agent.md").read_text()
+    assert f"```python\n{code}```" in page
+    assert code.count("\n") <= 60
+    namespace: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "own_agent.md", "exec"), namespace)
+    venv = gym.make_vec("TextRLHF-v0", num_envs=64, max_completion_tokens=6, kl_coef=0.01)
+    agent: Any = make_agent("mine", tiny_model(), venv)
+
+    def score() -> float:
+        return float(collect(agent.lm, agent.env, torch.Generator().manual_seed(0)).scores.mean())
+
+    before = score()
+    agent.learn(30_000)
+    assert score() > before + 0.07
+    agent.save(tmp_path / "mine")
+    assert (tmp_path / "mine/model.safetensors").exists()
+    observation, _ = venv.reset(seed=0)
+    assert agent.predict(observation, deterministic=True)[0].shape == (64,)
+
+
+def test_the_tutorials_agents_have_these_names() -> None:
+    page = (ROOT / "docs/own_agent.md").read_text()
+    names = re.findall(r"`((?:sb3|mlp):\w+)`", page)
+    assert {*names} == {f"sb3:{n}" for n in LANGUAGE_MODEL} | {f"mlp:{n}" for n in STOCK}
+    first = re.findall(r"^\| (`ppo`.*?) \|", page, re.M)[0]
+    assert sorted(re.findall(r"`(\w+)`", first)) == sorted(set(registered()) - {"mine"})
 
 
 @pytest.mark.slow

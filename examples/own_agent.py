@@ -1,0 +1,56 @@
+"""An agent of one's own: REINFORCE with a running mean as its baseline (docs/own_agent.md)."""
+
+import torch
+
+from textrl.agents.base import TextEnv
+from textrl.agents.collect import collect
+from textrl.agents.predict import next_tokens
+from textrl.checkpoint import save_model
+from textrl.models import split_lm
+
+
+class MyAgent:
+    """Anything that has learn, predict and save is an agent."""
+
+    def __init__(self, policy, venv, learning_rate=3e-3):
+        """Take the policy to train and a vector environment of TextRLHF-v0."""
+        self.policy, self.lm, self.env = policy, split_lm(policy), TextEnv(venv)
+        self.optimizer = torch.optim.AdamW(policy.parameters(), learning_rate, weight_decay=0.0)
+        self.generator = torch.Generator().manual_seed(0)
+        self.baseline, self.env_steps = None, 0
+
+    def learn(self, total_timesteps, progress_bar=False):
+        """Train for at least so many tokens more."""
+        end = self.env_steps + total_timesteps
+        while self.env_steps < end:
+            rollout = collect(self.lm, self.env, self.generator)  # one episode a row
+            # what the environment paid, and the agent's half of the KL
+            rewards = rollout.rewards - self.env.kl_coef * rollout.logprobs
+            returns = (rewards * rollout.mask).sum(1)
+            mean = float(returns.mean())
+            self.baseline = mean if self.baseline is None else 0.9 * self.baseline + 0.1 * mean
+            self.step(rollout, returns - self.baseline)
+            self.env_steps += int(rollout.mask.sum())
+        return self
+
+    def step(self, rollout, advantages):
+        """Make the tokens of better completions likelier."""
+        ids = rollout.input_ids
+        logits = self.policy(input_ids=ids).logits[:, :-1] / self.env.temperature
+        logprobs = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+        position = torch.arange(1, ids.shape[1])
+        prompt, end = rollout.prompt_lengths[:, None], rollout.lengths[:, None]
+        sampled = (position >= prompt) & (position < end)
+        loss = -(advantages[:, None] * logprobs * sampled).sum() / sampled.sum()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+    def predict(self, observation, deterministic=False):
+        """Return the next token for an observation, or one a row."""
+        settings = self.env.temperature, self.generator, deterministic
+        return next_tokens(self.lm, observation, *settings), None
+
+    def save(self, path):
+        """Write the policy as a plain transformers checkpoint."""
+        save_model(self.policy, self.env.tokenizer, path)

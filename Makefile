@@ -10,7 +10,7 @@ RUN ?= runs/demo-$(PRESET)
 # `make TORCH=torch ...` takes the newest build; elsewhere name the CPU build you can get.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test test-slow check format clean
+.PHONY: demo test test-slow check format examples clean
 
 demo: $(VENV)/.stamp-demo
 	$(BIN)/textrl demo --preset $(PRESET) --output_dir $(RUN) --overwrite
@@ -20,6 +20,12 @@ test: $(VENV)/.stamp-test
 
 test-slow: $(VENV)/.stamp-test
 	$(BIN)/python -m pytest -m slow
+
+examples: $(VENV)/.stamp-examples
+	$(BIN)/python tests/check_example.py examples/own_reward.py 0.1
+	$(BIN)/python tests/check_example.py examples/torchrl_rollout.py 0.05
+	$(BIN)/python tests/check_example.py examples/reasoning_gym_task.py 0.3
+	$(BIN)/python tests/check_example.py examples/rllib_ppo.py 0.05
 
 check: $(VENV)/.stamp-dev
 	$(BIN)/ruff format --check .
@@ -45,6 +51,10 @@ $(VENV)/.stamp-demo: setup.cfg $(VENV)/.stamp-torch
 
 $(VENV)/.stamp-test: setup.cfg $(VENV)/.stamp-torch
 	$(BIN)/python -m pip install --quiet -e ".[test]"
+	touch $@
+
+$(VENV)/.stamp-examples: setup.cfg $(VENV)/.stamp-torch
+	$(BIN)/python -m pip install --quiet -e ".[rllib,torchrl,reasoning]"
 	touch $@
 
 $(VENV)/.stamp-dev: setup.cfg $(VENV)/.stamp-torch

@@ -77,7 +77,7 @@ class CandidateActions(
         return state
 
 
-class VectorCandidateActions(VectorWrapper[np.ndarray, np.ndarray, Observation, Any, np.ndarray]):
+class VectorCandidateActions(VectorWrapper):
     """`CandidateActions` for B rows on one batched core; goes into `TextVecEnv` too."""
 
     def __init__(self, env: VectorEnv[Observation, Any, np.ndarray], k: int = 16) -> None:

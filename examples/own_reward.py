@@ -43,4 +43,5 @@ def main(iterations: int = 40) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    main()
+    before, after = main()
+    print(f"score {before:.3f} before, {after:.3f} after")

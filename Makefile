@@ -22,10 +22,10 @@ test-slow: $(VENV)/.stamp-test
 	$(BIN)/python -m pytest -m slow
 
 examples: $(VENV)/.stamp-examples
-	$(BIN)/python tests/check_example.py examples/own_reward.py 0.1
-	$(BIN)/python tests/check_example.py examples/torchrl_rollout.py 0.05
-	$(BIN)/python tests/check_example.py examples/reasoning_gym_task.py 0.3
-	$(BIN)/python tests/check_example.py examples/rllib_ppo.py 0.05
+	$(BIN)/python tests/check_example.py 0.1 examples/own_reward.py
+	$(BIN)/python tests/check_example.py 0.05 examples/torchrl_rollout.py
+	$(BIN)/python tests/check_example.py 0.3 examples/reasoning_gym_task.py
+	$(BIN)/python tests/check_example.py 0.05 examples/rllib_ppo.py
 
 check: $(VENV)/.stamp-dev
 	$(BIN)/ruff format --check .

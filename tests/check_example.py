@@ -1,6 +1,6 @@
 """Run an example that prints "score X before, Y after" and fail unless it learned.
 
-    python tests/check_example.py examples/torchrl_rollout.py 0.05
+python tests/check_example.py examples/torchrl_rollout.py 0.05
 """
 
 import re
@@ -8,9 +8,10 @@ import subprocess
 import sys
 
 
-def main(script: str, least_gain: float) -> None:
+def main(least_gain: float, script: str, arguments: list[str]) -> None:
     """Run the script with this interpreter."""
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=600)
+    command = [sys.executable, script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     found = re.search(r"score (\S+) before, (\S+) after", done.stdout)
     if done.returncode or found is None:
         sys.exit(f"{script} failed\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
@@ -21,4 +22,4 @@ def main(script: str, least_gain: float) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]))
+    main(float(sys.argv[1]), sys.argv[2], sys.argv[3:])

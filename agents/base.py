@@ -44,7 +44,10 @@ _FACTORIES: dict[str, AgentFactory] = {}
 
 
 def register(name: str, factory: AgentFactory) -> None:
-    """Make an agent available by name to the command line and the benchmarks."""
+    """Make an agent available by name to `make_agent` and to benchmarks that this process starts.
+
+    The command line knows an outside agent as package.module:Name, without being registered.
+    """
     _FACTORIES[name] = factory
 
 

@@ -25,6 +25,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # a process a core, a thread a process
 
 from statistics_of_seeds import summary
 
+from textrl.metrics import append_json_line, read_json_lines
+
 KL_COEFS = (0.05, 0.1, 0.25, 0.5, 1.0)
 TASKS = ("dense", "sparse", "length", "prompt")
 ONLINE = ("ppo", "ppo_separate", "ppo_reward_model", "rloo", "grpo")
@@ -102,22 +104,18 @@ def attempt(cell: Any) -> dict[str, Any]:
 def run_all(cells: list[Any], path: Path, workers: int) -> list[dict[str, Any]]:
     """Run the cells that the file lacks, in several processes; return all their rows."""
     wanted = {cell.key for cell in cells}
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = read_json_lines(path)
     digest = settings_digest()
     done = {r["key"]: r for r in rows if "error" not in r and r["settings"] == digest}
     todo = [cell for cell in cells if cell.key not in done]
     began = last = time.monotonic()
     context = multiprocessing.get_context("spawn")
-    with (
-        concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool,
-        path.open("a", encoding="utf-8") as file,
-    ):
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
         futures = [pool.submit(attempt, cell) for cell in todo]
         for count, future in enumerate(concurrent.futures.as_completed(futures), start=1):
             row = future.result() | {"settings": digest}
             done[row["key"]] = row
-            file.write(json.dumps(row) + "\n")
-            file.flush()
+            append_json_line(path, row)
             if "error" in row:
                 print(f"FAILED {row['key']}\n{row['error']}", flush=True)
             now = time.monotonic()

@@ -119,7 +119,7 @@ class VectorCandidateActions(VectorWrapper):
         _check_ranks(actions, self._k)
         tokens = self.candidates[np.arange(self.num_envs), actions]
         _, rewards, terminated, truncated, infos = self.env.step(tokens)
-        taken = {"token": tokens, "_token": np.ones(self.num_envs, dtype=bool)}
+        taken = {"token": tokens, "_token": infos["_ref_logprob"]}
         infos |= taken
         if "final_obs" in infos:
             over, final = infos["_final_obs"], infos["final_obs"]

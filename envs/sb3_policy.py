@@ -23,6 +23,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import CategoricalDistribution
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, Schedule
 from stable_baselines3.common.vec_env import VecNormalize
@@ -137,11 +138,22 @@ class TokenPolicy(BasePolicy):
             return self._distribution(self._states(obs), action_masks)
 
     def predict_values(self, obs: Observations) -> Tensor:
-        """Return values, [B 1]."""
-        return self._values(self._states(obs))
+        """Return values, [B 1], with gradient for the value head only.
+
+        Where an agent trains its critic by this (TRPO), the model stays the actor's.
+        """
+        with torch.no_grad():
+            states = self._states(obs)
+        return self._values(states)
 
     def set_training_mode(self, mode: bool) -> None:
-        """Keep eval mode: dropout would make the ratio of the first update differ from 1."""
+        """Keep eval mode: dropout would make the ratio of the first update differ from 1.
+
+        Every agent calls this with True before it updates: what has been read is stale then. (TRPO
+        writes weights so that torch does not notice.)
+        """
+        if mode:
+            self._growing = GrowingTexts(self._lm)
         self.training = mode
 
     def _states(self, obs: Observations) -> Tensor:
@@ -179,8 +191,8 @@ class EpisodeRolloutBuffer(DictRolloutBuffer):
     """Hands out whole episodes: their text once, and for each step its position in it.
 
     An observation is a prefix of the next one, so the last observation of an episode (or of its
-    part in this rollout) holds all of them. A minibatch has at least batch_size steps but for the
-    last.
+    part in this rollout) holds all of them. A minibatch has at least batch_size steps, the last at
+    least half as many.
     """
 
     def get(  # type: ignore[override]  # SB3's own dict buffer does the same
@@ -190,15 +202,17 @@ class EpisodeRolloutBuffer(DictRolloutBuffer):
         assert self.full, "the buffer must be full before it is read"
         segments = self._segments()
         wanted = batch_size or self.buffer_size * self.n_envs
-        batch: list[Segment] = []
+        batches: list[list[Segment]] = [[]]
         count = 0
         for index in np.random.permutation(len(segments)):  # noqa: NPY002  # SB3's own generator
-            batch.append(segments[index])
-            count += segments[index][2] - segments[index][1]
             if count >= wanted:
-                yield self._samples(batch)
-                batch, count = [], 0
-        if batch:
+                batches.append([])
+                count = 0
+            batches[-1].append(segments[index])
+            count += segments[index][2] - segments[index][1]
+        if len(batches) > 1 and count < wanted / 2:  # a few steps are no minibatch of their own
+            batches[-2:] = [batches[-2] + batches[-1]]
+        for batch in batches:
             yield self._samples(batch)
 
     def _segments(self) -> list[Segment]:
@@ -251,15 +265,23 @@ class SubtractPolicyKL(BaseCallback):
         """Look whether the agent and its environment can work.
 
         Raises:
-            UserError: gamma is not 1, the policy has another temperature than the environment,
-                observations are normalised, or the rows have cores of their own.
+            UserError: the agent has no log-probs, gamma is not 1, the policy has another
+                temperature than the environment, something is normalised, or the rows have cores of
+                their own.
         """
-        if self.model.gamma != 1.0:  # type: ignore[attr-defined]  # every on-policy agent's
+        if not isinstance(self.model, OnPolicyAlgorithm):
+            raise UserError(
+                f"{type(self.model).__name__} acts without log-probs: leave SubtractPolicyKL out"
+            )
+        if self.model.gamma != 1.0:
             raise UserError("the RLHF objective has no discount; make the agent with gamma=1.0")
         env: Any = self.training_env
         while not isinstance(env, TextVecEnv):
-            if isinstance(env, VecNormalize) and env.norm_obs:
-                raise UserError("token ids cannot be normalised; use VecNormalize(norm_obs=False)")
+            if isinstance(env, VecNormalize):
+                raise UserError(
+                    "leave VecNormalize out: token ids cannot be normalised, and rewards hold half "
+                    "of the KL, whose other half would keep its scale"
+                )
             if not hasattr(env, "venv"):
                 raise UserError(
                     f"{type(env).__name__} holds a model for every row; use "
@@ -267,7 +289,7 @@ class SubtractPolicyKL(BaseCallback):
                 )
             env = env.venv
         policy, temperature = self.model.policy, env.get_attr("temperature")[0]
-        if isinstance(policy, CausalLMPolicy) and policy.temperature != temperature:
+        if isinstance(policy, TokenPolicy) and policy.temperature != temperature:
             raise UserError(
                 f"the environment's temperature is {temperature}, the policy's "
                 f"{policy.temperature}; "

@@ -12,11 +12,11 @@ from textrl.models import split_lm
 class MyAgent:
     """Anything that has learn, predict and save is an agent."""
 
-    def __init__(self, policy, venv, learning_rate=3e-3):
+    def __init__(self, policy, venv, learning_rate=3e-3, seed=0):
         """Take the policy to train and a vector environment of TextRLHF-v0."""
         self.policy, self.lm, self.env = policy, split_lm(policy), TextEnv(venv)
         self.optimizer = torch.optim.AdamW(policy.parameters(), learning_rate, weight_decay=0.0)
-        self.generator = torch.Generator().manual_seed(0)
+        self.generator = torch.Generator().manual_seed(seed)
         self.baseline, self.env_steps = None, 0
 
     def learn(self, total_timesteps, progress_bar=False):

@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from textrl import benchmark
-from textrl.benchmark_agents import Task, _acting_measure, _model_measure, make_subject
+from textrl.agents import register
+from textrl.benchmark_agents import Task, _acting_measure, _model_measure, importable, make_subject
 from textrl.cli import main
 from textrl.command_config import BenchmarkConfig
 from textrl.envs import tiny_model
@@ -77,10 +79,14 @@ def test_every_family_learns_and_is_measured(name: str) -> None:
         assert kl == pytest.approx(0.0, abs=1e-3)
     else:
         assert kl > 0.1
-    subject.learn(200)
-    assert 200 <= subject.tokens <= 400
-    later, _ = subject.measure()
-    assert 0 <= later <= 1
+    calls = []
+    subject.train(200, 2, lambda: calls.append(subject.tokens))
+    assert len(calls) == 2
+    if subject.trains:
+        assert 100 <= calls[0] <= calls[1] <= 400
+        assert calls[1] >= 200
+    else:
+        assert calls == [0, 0]
 
 
 def test_one_measurement_both_ways() -> None:
@@ -100,13 +106,75 @@ def test_one_measurement_both_ways() -> None:
         actions = torch.multinomial(logprobs.exp(), 1, generator=generator)
         return actions[:, 0].numpy(), logprobs.gather(1, actions)[:, 0].numpy()
 
-    score, kl = _model_measure(task, policy)()
+    score, kl = _model_measure(task.environment(heldout=True), lambda: policy)()
     acted_score, acted_kl = _acting_measure(task.environment(heldout=True), act)()
     assert kl is not None
     assert acted_kl is not None
     assert kl > 0.2
     assert acted_kl == pytest.approx(kl, rel=0.05)
     assert acted_score == pytest.approx(score, abs=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["ppo", "rloo", "sb3:PPO", "sb3:A2C", "mlp:PPO", "mlp:A2C", "mlp:DQN"]
+)
+def test_agents_learn_with_the_benchmarks_own_settings(name: str) -> None:
+    """The letters task; with learning rates of 0 the same bar is missed."""
+
+    def gain(rate: float, mlp_rate: float) -> float:
+        config = small(
+            agents=name,
+            max_completion_tokens=8,
+            num_envs=64,
+            episodes_per_iteration=256,
+            total_timesteps=40_000,
+            learning_rate=rate,
+            mlp_learning_rate=mlp_rate,
+            eval_episodes=512,
+        )
+        subject = make_subject(name, Task(config), seed=0)
+        before = subject.measure()[0]
+        subject.train(config.total_timesteps, 2, lambda: None)
+        return subject.measure()[0] - before
+
+    assert gain(3e-3, 1e-3) > 0.06
+    assert gain(1e-12, 1e-12) < 0.03
+
+
+def test_both_families_are_measured_on_the_same_prompts() -> None:
+    """The task's prompts limit the score, so other prompts would be another task."""
+    task, seen = Task(small()), []
+    venv = task.environment(heldout=True)
+    start = venv.core.start
+
+    def watch(row, prompt):
+        seen.append(prompt)
+        start(row, prompt)
+
+    venv.core.start = watch
+    _model_measure(venv, task.policy)()
+    by_model, seen[:] = list(seen), []
+
+    def ends(observation):
+        return np.full(venv.num_envs, venv.eos_token_id), None
+
+    _acting_measure(venv, ends)()
+    assert seen[: 2 * venv.num_envs] == by_model
+
+
+def test_a_registered_agent_has_a_name_elsewhere() -> None:
+    register("mine_for_a_test", Path)
+    assert importable("mine_for_a_test") == "pathlib:Path"
+    assert importable("ppo") == "ppo"
+    assert importable("sb3:PPO") == "sb3:PPO"
+
+
+def test_cells_of_other_settings_do_not_count() -> None:
+    one, other = small(agents="ppo"), small(agents="ppo", total_timesteps=700)
+    assert benchmark.settings_digest(one) != benchmark.settings_digest(other)
+    more = small(agents="ppo,rloo", seeds=3)
+    assert benchmark.settings_digest(one) == benchmark.settings_digest(more)
 
 
 @pytest.mark.slow
@@ -117,7 +185,8 @@ def test_failures_are_reported_and_finished_cells_kept(tmp_path: Path, monkeypat
     command = ["benchmark", "--agents", names, "--output_dir", "run", "--num_envs=16"]
     command += ["--episodes_per_iteration=32", "--max_completion_tokens=5", "--seeds=1"]
     command += ["--total_timesteps=400", "--evaluations=2", "--eval_episodes=32", "--threads=1"]
-    main(command)
+    with pytest.raises(SystemExit, match="1"):
+        main(command)
     out = capfd.readouterr().out
     assert "outside:broken, seed 0 failed: ValueError: cannot be made" in out
     assert "outside:killed, seed 0 failed: its process was killed" in out
@@ -126,15 +195,22 @@ def test_failures_are_reported_and_finished_cells_kept(tmp_path: Path, monkeypat
     assert rows["outside:Ending"]["score"] == 0.0
     assert rows["outside:Ending"]["kl"] is None
     assert len(rows["mlp:A2C"]["curve"]) == 3
-    assert rows["mlp:A2C"]["peak_memory_mb"] > 100
+    assert 100 < rows["mlp:A2C"]["peak_memory_mb"] < 2000
+    assert rows["reference"]["tokens_per_second"] is None
     assert rows["mlp:A2C"]["tokens_per_second"] > 10
     assert Path("run/curves.png").stat().st_size > 10_000
     first = Path("run/cells.jsonl").read_text().splitlines()
-    main([*command, "--resume"])
+    with Path("run/cells.jsonl").open("a") as file:
+        file.write('{"agent": "cut o')
+    command[2] += ",random"
+    with pytest.raises(SystemExit, match="1"):
+        main([*command, "--resume"])
+    capfd.readouterr()
     second = Path("run/cells.jsonl").read_text().splitlines()
-    assert [json.loads(line)["agent"] for line in second[len(first) :]] == [
+    assert [json.loads(line)["agent"] for line in second[len(first) + 1 :]] == [
         "outside:broken",
         "outside:killed",
+        "random",
     ]
 
 
@@ -157,7 +233,9 @@ def test_mistakes_in_the_configuration() -> None:
         small(model="somewhere")
     with pytest.raises(UserError, match="a multiple of num_envs 16"):
         small(episodes_per_iteration=40)
-    assert small(agents="ppo,rloo,ppo").agent_names() == ["ppo", "rloo"]
+    with pytest.raises(UserError, match="a multiple of group_size 4"):
+        small(num_envs=2, episodes_per_iteration=4)
+    assert small(agents="ppo, rloo,ppo").agent_names() == ["ppo", "rloo"]
 
 
 def test_the_table_says_what_failed() -> None:

@@ -242,3 +242,6 @@ def test_resolve() -> None:
     assert resolve_reward("some/folder") == "some/folder"
     with pytest.raises(UserError, match="cannot be imported"):
         resolve("no_such_module:f")
+    for name in (":f", "math:", ".math:sqrt"):
+        with pytest.raises(UserError, match="is no package.module:name"):
+            resolve(name)

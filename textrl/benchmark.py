@@ -6,6 +6,8 @@ fails is reported and the others go on. Finished cells are kept in OUTPUT/cells.
 """
 
 import concurrent.futures
+import contextlib
+import hashlib
 import json
 import math
 import multiprocessing
@@ -22,28 +24,35 @@ import numpy as np
 import torch
 from stable_baselines3.common.utils import set_random_seed
 
-from textrl.benchmark_agents import Task, find, make_subject
+from textrl.benchmark_agents import Task, find, importable, make_subject
 from textrl.checkpoint import write_json
 from textrl.command_config import BenchmarkConfig
 from textrl.loop import keep_freed_memory
-from textrl.metrics import StageProgress
+from textrl.metrics import StageProgress, append_json_line, read_json_lines
 
 CELLS = "cells.jsonl"
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def run(config: BenchmarkConfig, folder: Path) -> list[dict[str, Any]]:
-    """Run the cells that the folder lacks; write results.json, table.md and curves.png there."""
+    """Run the cells that the folder lacks; write results.json, table.md and curves.png there.
+
+    A cell is a row of cells.jsonl, and counts as there if its settings are these (agents and seeds
+    may be added) and it did not fail.
+    """
     cells = [(agent, seed) for seed in range(config.seeds) for agent in config.agent_names()]
-    path = folder / CELLS
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    done = {(row["agent"], row["seed"]): row for row in rows if "error" not in row}
+    settings = settings_digest(config)
+    done = {
+        (row["agent"], row["seed"]): row
+        for row in read_json_lines(folder / CELLS)
+        if "error" not in row and row["settings"] == settings
+    }
     todo = [cell for cell in cells if cell not in done]
-    with StageProgress("benchmark", len(todo)) as progress, path.open("a") as file:
+    with StageProgress("benchmark", len(todo)) as progress:
         for count, (agent, seed) in enumerate(todo, start=1):
-            row = in_own_process(config, agent, seed)
+            row = in_own_process(config, agent, seed) | {"settings": settings}
             done[agent, seed] = row
-            file.write(json.dumps(row) + "\n")
-            file.flush()
+            append_json_line(folder / CELLS, row)
             if "error" in row:
                 print(f"{agent}, seed {seed} failed: {row['error'].strip().splitlines()[-1]}")
             shown = {name: row[name] for name in ("score", "kl") if row.get(name) is not None}
@@ -55,12 +64,20 @@ def run(config: BenchmarkConfig, folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def settings_digest(config: BenchmarkConfig) -> str:
+    """Return a digest of all that a cell's numbers depend on but agent and seed."""
+    settings = {k: v for k, v in asdict(config).items() if k not in ("agents", "seeds")}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def in_own_process(config: BenchmarkConfig, agent: str, seed: int) -> dict[str, Any]:
     """Return the row of one cell; an exception or a killed process is a row with an error."""
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
-            return pool.submit(run_cell, config, agent, seed).result()
+            return pool.submit(run_cell, config, importable(agent), seed).result() | {
+                "agent": agent
+            }
         except BrokenProcessPool:
             error = "its process was killed (out of memory?)"
         except Exception:  # whatever it is, it is reported and the other cells go on
@@ -69,20 +86,25 @@ def in_own_process(config: BenchmarkConfig, agent: str, seed: int) -> dict[str, 
 
 
 def run_cell(config: BenchmarkConfig, agent: str, seed: int) -> dict[str, Any]:
-    """Train one agent for the budget, measured on its way; seconds count training only."""
+    """Train one agent for the budget, measured on its way; seconds and memory are of training."""
     torch.set_num_threads(config.threads)
     keep_freed_memory()
     set_random_seed(seed)  # for agents that draw from the global generators, in this process only
     subject = make_subject(agent, Task(config), seed)
-    curve = [[0, *subject.measure()]]
-    seconds = 0.0
-    for part in range(1, config.evaluations + 1):
-        wanted = config.total_timesteps * part // config.evaluations
-        if wanted > subject.tokens:
-            began = time.monotonic()
-            subject.learn(wanted - subject.tokens)
-            seconds += time.monotonic() - began
+    curve: list[list[float | None]] = [[0, *subject.measure()]]
+    seconds = peak = 0.0
+    forget_peak_memory()
+    began = time.monotonic()
+
+    def measure() -> None:
+        nonlocal seconds, peak, began
+        seconds += time.monotonic() - began
+        peak = max(peak, peak_memory_mb())
         curve.append([subject.tokens, *subject.measure()])
+        forget_peak_memory()
+        began = time.monotonic()
+
+    subject.train(config.total_timesteps, config.evaluations, measure)
     _, score, kl = curve[-1]
     return {
         "agent": agent,
@@ -90,21 +112,26 @@ def run_cell(config: BenchmarkConfig, agent: str, seed: int) -> dict[str, Any]:
         "score": score,
         "kl": kl,
         "tokens": subject.tokens,
-        "tokens_per_second": subject.tokens / seconds if seconds > 0.01 else None,
+        "tokens_per_second": subject.tokens / seconds if subject.trains else None,
         "seconds": seconds,
-        "peak_memory_mb": peak_memory_mb(),
+        "peak_memory_mb": peak,
         "curve": curve,
     }
 
 
 def peak_memory_mb() -> float:
-    """Return the most memory that this process has held; Linux counts the parent's in ru_maxrss."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+    """Return the most memory that this process has held since `forget_peak_memory`."""
+    if STATUS.exists():  # ru_maxrss would count the parent's on Linux
+        found = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text())
         if found:
             return int(found.group(1)) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def forget_peak_memory() -> None:
+    """Begin a new peak, where the system (Linux) can."""
+    with contextlib.suppress(OSError):
+        CLEAR.write_text("5")
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -148,6 +175,9 @@ def _draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def check(config: BenchmarkConfig) -> None:
-    """Raise UserError for an agent that there is not, before anything runs."""
+    """Raise UserError for an unknown agent or an impossible task, before anything runs."""
     for name in config.agent_names():
         find(name)
+    task = Task(config)
+    task.environment()
+    task.environment(heldout=True)

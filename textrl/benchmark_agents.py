@@ -9,6 +9,7 @@ reference, random      the starting policy; a uniform choice among the candidate
 
 import functools
 import importlib
+import inspect
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
@@ -17,14 +18,17 @@ import numpy as np
 import stable_baselines3
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from textrl.agents import Agent, BestOfN, registered
+from textrl.agents import Agent, BestOfN, OnlineDPO, registered
 from textrl.agents.base import TextEnv, factory_of
 from textrl.agents.collect import collect
+from textrl.agents.text_agent import TextAgent
 from textrl.command_config import BenchmarkConfig
+from textrl.config import AgentConfig, BestOfNConfig
 from textrl.envs import TextRLHFVectorEnv, VectorCandidateActions, tiny_model
 from textrl.envs import sb3 as text_sb3
 from textrl.envs.sb3 import EpisodeRolloutBuffer, SubtractPolicyKL, TextVecEnv
@@ -81,27 +85,54 @@ class Task:
 
 
 class Subject:
-    """An agent under measurement."""
+    """An agent under measurement: how it trains, what measures it, who counts its tokens."""
 
-    def __init__(
-        self,
-        learn: Callable[[int], Any],
-        measure: Measure,
-        steps: Callable[[], int] | None = None,
-    ) -> None:
-        """Take what trains for some tokens more, measures, and (if anyone does) counts tokens."""
-        self._learn, self.measure, self._steps = learn, measure, steps
+    def __init__(self, agent: Any, measure: Measure) -> None:
+        """Take an agent (None trains nothing) and what measures it."""
+        self._agent, self.measure = agent, measure
+        self.trains = agent is not None and not isinstance(agent, BestOfN)
         self._asked = 0
 
-    def learn(self, tokens: int) -> None:
-        """Train for at least so many tokens more."""
-        self._learn(tokens)
-        self._asked += tokens
+    def train(self, total: int, parts: int, after_part: Callable[[], None]) -> None:
+        """Train for so many tokens; call back after each of so many parts.
+
+        SB3's agents train in one go, since their schedules run over one call of `learn`.
+        """
+        if isinstance(self._agent, BaseAlgorithm):
+            between = _AfterParts([total * part // parts for part in range(1, parts)], after_part)
+            pays = [SubtractPolicyKL()] if isinstance(self._agent, OnPolicyAlgorithm) else []
+            self._agent.learn(total, callback=[*pays, between])
+            after_part()
+            return
+        for part in range(1, parts + 1):
+            wanted = total * part // parts
+            if self.trains and wanted > self.tokens:
+                asked = wanted - self.tokens
+                self._agent.learn(asked)
+                self._asked += asked
+            after_part()
 
     @property
     def tokens(self) -> int:
         """How many tokens it has trained for, as the agent counts them, else as it was asked."""
-        return self._asked if self._steps is None else self._steps()
+        for name in ("env_steps", "num_timesteps"):
+            if hasattr(self._agent, name):
+                return int(getattr(self._agent, name))
+        return self._asked
+
+
+class _AfterParts(BaseCallback):
+    """Calls back as soon as each number of tokens is reached."""
+
+    def __init__(self, marks: list[int], after_part: Callable[[], None]) -> None:
+        super().__init__()
+        self._marks, self._after_part = marks, after_part
+
+    def _on_step(self) -> bool:
+        if self._marks and self.num_timesteps >= self._marks[0]:
+            self._marks.pop(0)
+            self._after_part()
+        return True
 
 
 def make_subject(name: str, task: Task, seed: int) -> Subject:
@@ -151,32 +182,54 @@ def algorithm(name: str) -> Any:
         raise UserError(f"{name} needs sb3-contrib: pip install 'textrl-gym[contrib]'") from error
 
 
+def importable(name: str) -> str:
+    """Return a name that another process understands: of an outside agent, where it is defined."""
+    factory: Any = factory_of(name) if name in registered() else None
+    if factory is not None and not factory.__module__.startswith("textrl."):
+        return f"{factory.__module__}:{factory.__qualname__}"
+    return name
+
+
 def _any(factory: Any, task: Task, seed: int) -> Subject:
-    """Make one of our agents with the shared settings, or anybody's from policy and environment."""
-    arguments: list[Any] = [task.policy(), task.environment()]
-    config_class = getattr(factory, "config_class", None)
-    if config_class is not None:
-        shared = {
-            "learning_rate": task.config.learning_rate,
-            "episodes_per_iteration": task.config.episodes_per_iteration,
-            "minibatch_size": max(task.config.episodes_per_iteration // 4, 1),
-            "samples_per_prompt": task.config.group_size,
-            "num_epochs": 2,
-            "seed": seed,
-        }
-        names = {field.name for field in fields(config_class)}
-        arguments.append(config_class(**{k: v for k, v in shared.items() if k in names}))
-    agent: Any = factory(*arguments)
-    trained = getattr(agent, "policy", None)
-    if isinstance(trained, PreTrainedModel) and not isinstance(agent, BestOfN):
-        measure = _model_measure(task, trained)
+    """Make one of our agents with the shared settings, or anybody's from policy and environment.
+
+    An outside factory that has an argument `seed` is given it.
+    """
+    heldout = task.environment(heldout=True)
+    if factory is BestOfN:  # it scores where it acts
+        agent: Any = BestOfN(task.policy(), heldout, BestOfNConfig(seed=seed))
+        kl = best_of_kl(agent.config.n)
+        return Subject(agent, _acting_measure(heldout, functools.partial(_unknown, agent), kl))
+    venv = task.environment()
+    venv.reset(seed=seed)
+    if isinstance(factory, type) and issubclass(factory, TextAgent):
+        agent = factory(task.policy(), venv, _shared_settings(factory, task.config, seed))
+    elif "seed" in inspect.signature(factory).parameters:
+        agent = factory(task.policy(), venv, seed=seed)
     else:
-        kl = best_of_kl(agent.config.n) if isinstance(agent, BestOfN) else None
-        measure = _acting_measure(
-            task.environment(heldout=True), lambda seen: _unknown(agent, seen), kl
-        )
-    counts = (lambda: int(agent.env_steps)) if hasattr(agent, "env_steps") else None
-    return Subject(agent.learn, measure, counts)
+        agent = factory(task.policy(), venv)
+    if isinstance(getattr(agent, "policy", None), PreTrainedModel):
+        return Subject(agent, _model_measure(heldout, lambda: agent.policy))
+    return Subject(agent, _acting_measure(heldout, functools.partial(_unknown, agent)))
+
+
+def _shared_settings(factory: type[TextAgent], config: BenchmarkConfig, seed: int) -> AgentConfig:
+    """Return an agent's configuration: four minibatches, twice, of the same episodes."""
+    items = config.episodes_per_iteration
+    if issubclass(factory, OnlineDPO):
+        items //= config.group_size  # pairs
+    shared: dict[str, Any] = {
+        "learning_rate": config.learning_rate,
+        "episodes_per_iteration": config.episodes_per_iteration,
+        "minibatch_size": max(items // 4, 1),
+        "num_epochs": 2,
+        "samples_per_prompt": config.group_size,
+        "beta": config.kl_coef,
+        "labels": "soft",
+        "seed": seed,
+    }
+    names = {field.name for field in fields(factory.config_class)}
+    return factory.config_class(**{k: v for k, v in shared.items() if k in names})
 
 
 def _language_model(kind: type[OnPolicyAlgorithm], task: Task, seed: int) -> Subject:
@@ -193,7 +246,7 @@ def _language_model(kind: type[OnPolicyAlgorithm], task: Task, seed: int) -> Sub
         text_sb3.MaskableCausalLMPolicy if masked else text_sb3.CausalLMPolicy,
         TextVecEnv(task.environment()),
         learning_rate=config.learning_rate,
-        n_steps=rollout // config.num_envs,
+        n_steps=_steps(kind, config),
         gamma=1.0,
         gae_lambda=0.95,
         policy_kwargs={"model": task.policy()},
@@ -205,7 +258,8 @@ def _language_model(kind: type[OnPolicyAlgorithm], task: Task, seed: int) -> Sub
         **options,
     )
     assert isinstance(agent.policy, TokenPolicy)
-    return Subject(_sb3_learn(agent), _model_measure(task, agent.policy.model), _sb3_steps(agent))
+    model = agent.policy.model
+    return Subject(agent, _model_measure(task.environment(heldout=True), lambda: model))
 
 
 def _stock(kind: type[OnPolicyAlgorithm | OffPolicyAlgorithm], task: Task, seed: int) -> Subject:
@@ -213,7 +267,7 @@ def _stock(kind: type[OnPolicyAlgorithm | OffPolicyAlgorithm], task: Task, seed:
     config = task.config
     venv = VectorCandidateActions(task.environment(), k=config.candidates)
     tokens = config.episodes_per_iteration * config.max_completion_tokens
-    options: dict[str, Any] = {"n_steps": tokens // config.num_envs, "gae_lambda": 0.95}
+    options: dict[str, Any] = {"n_steps": _steps(kind, config), "gae_lambda": 0.95}
     if kind.__name__ == "PPO":
         options |= {"batch_size": max(tokens // 4, 2), "n_epochs": 4}
     if issubclass(kind, OffPolicyAlgorithm):
@@ -241,11 +295,19 @@ def _stock(kind: type[OnPolicyAlgorithm | OffPolicyAlgorithm], task: Task, seed:
         act: Act = functools.partial(_drawn, agent)
     else:
         act = functools.partial(_greedy, agent)
-    return Subject(_sb3_learn(agent), _acting_measure(heldout, act), _sb3_steps(agent))
+    return Subject(agent, _acting_measure(heldout, act))
+
+
+def _steps(kind: type[Any], config: BenchmarkConfig) -> int:
+    """Return a rollout's steps: our agents' tokens; fewer for A2C, which takes one step each."""
+    if kind.__name__ == "A2C":
+        return max(config.max_completion_tokens // 4, 2)
+    return config.episodes_per_iteration * config.max_completion_tokens // config.num_envs
 
 
 def _reference(task: Task, seed: int) -> Subject:
-    return Subject(lambda tokens: None, _model_measure(task, task.policy()))
+    policy = task.policy()
+    return Subject(None, _model_measure(task.environment(heldout=True), lambda: policy))
 
 
 def _random(task: Task, seed: int) -> Subject:
@@ -255,17 +317,7 @@ def _random(task: Task, seed: int) -> Subject:
     def act(states: Observation) -> tuple[np.ndarray, np.ndarray]:
         return rng.integers(count, size=len(states)), np.full(len(states), -np.log(count))
 
-    return Subject(lambda tokens: None, _acting_measure(heldout, act))
-
-
-def _sb3_learn(agent: BaseAlgorithm) -> Callable[[int], Any]:
-    """Return what trains for some tokens more; on-policy agents pay their half of the KL."""
-    callback = SubtractPolicyKL() if isinstance(agent, OnPolicyAlgorithm) else None
-    return lambda tokens: agent.learn(tokens, callback=callback, reset_num_timesteps=False)
-
-
-def _sb3_steps(agent: BaseAlgorithm) -> Callable[[], int]:
-    return lambda: int(agent.num_timesteps)
+    return Subject(None, _acting_measure(heldout, act))
 
 
 def _unknown(agent: Agent, seen: Observation) -> tuple[np.ndarray, None]:
@@ -286,14 +338,13 @@ def _drawn(agent: OnPolicyAlgorithm, states: Observation) -> tuple[np.ndarray, n
         return actions.numpy(), distribution.log_prob(actions).numpy()
 
 
-def _model_measure(task: Task, policy: PreTrainedModel) -> Measure:
+def _model_measure(venv: TextRLHFVectorEnv, policy: Callable[[], PreTrainedModel]) -> Measure:
     """Return what measures a language model: one sampled episode of every held-out row."""
-    venv = task.environment(heldout=True)
 
     def measure() -> tuple[float, float | None]:
         venv.reset(seed=MEASURE_SEED)
         generator = torch.Generator().manual_seed(MEASURE_SEED)
-        rollout = collect(split_lm(policy), TextEnv(venv), generator)
+        rollout = collect(split_lm(policy()), TextEnv(venv), generator)
         return float(rollout.scores.mean()), float(rollout.sequence_kl.mean())
 
     return measure
@@ -305,7 +356,8 @@ def _acting_measure(
     """Return what measures any agent: it acts in one episode of every held-out row."""
 
     def measure() -> tuple[float, float | None]:
-        observation, _ = venv.reset(seed=MEASURE_SEED)
+        venv.reset(seed=MEASURE_SEED)
+        observation, _ = venv.reset()  # the prompts of `_model_measure`, whose `collect` resets
         going = np.ones(venv.num_envs, dtype=bool)
         scores, kl = np.zeros(venv.num_envs), np.zeros(venv.num_envs)
         unknown = False

@@ -20,7 +20,10 @@ from textrl.errors import UserError
 
 STATE_FOLDER = "trainer_state"
 CONFIG_FILE = "config.yaml"
-MAY_CHANGE = ("total_timesteps", "save_every", "device", "threads", "log_table", "output_dir")
+MAY_CHANGE = (
+    *("total_timesteps", "save_every", "device", "threads", "log_table", "output_dir"),
+    *("agents", "seeds"),  # a benchmark's; its finished cells know their other settings
+)
 """What a resumed run may set anew: nothing that its numbers depend on."""
 
 

@@ -198,12 +198,16 @@ class BenchmarkConfig:
         require(self, "agents", bool(self.agent_names()), "at least one name")
         whole = self.episodes_per_iteration % self.num_envs == 0
         require(self, "episodes_per_iteration", whole, f"a multiple of num_envs {self.num_envs}")
+        grouped = self.num_envs % self.group_size == 0
+        require(self, "num_envs", grouped, f"a multiple of group_size {self.group_size}")
+        require(self, "mlp_learning_rate", self.mlp_learning_rate >= 0, "0 or a positive number")
         together = (self.model is None) == (self.prompts is None) == (self.reward is None)
         require(self, "model", together, "model, prompts and reward together, or none of them")
 
     def agent_names(self) -> list[str]:
         """Return the agents, each once."""
-        return list(dict.fromkeys(name for name in self.agents.split(",") if name))
+        names = [name.strip() for name in self.agents.split(",")]
+        return list(dict.fromkeys(name for name in names if name))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -194,8 +194,11 @@ def run_benchmark(config: BenchmarkConfig, run: RunConfig) -> None:
     _checked(run)
     benchmark.check(config)
     folder = _begin(run, config)
-    print(benchmark.table(benchmark.run(config, folder)))
+    rows = benchmark.run(config, folder)
+    print(benchmark.table(rows))
     print(f"saved to {folder}")
+    if any("error" in row for row in rows):
+        raise SystemExit(1)
 
 
 def run_demo(config: DemoConfig) -> None:
@@ -220,7 +223,9 @@ def _begin(run: RunConfig, *configs: Any) -> Path:
     settings = {key: value for part in configs for key, value in asdict(part).items()}
     settings |= {"output_dir": run.output_dir, "log_table": run.log_table}
     inputs = [
-        str(settings[key]) for key in ("model", "data", "prompts", "reward") if settings.get(key)
+        str(settings[key])
+        for key in ("model", "data", "prompts", "heldout", "reward")
+        if settings.get(key)
     ]
     return prepare_run_dir(
         run.output_dir, settings, resume=run.resume, overwrite=run.overwrite, inputs=inputs

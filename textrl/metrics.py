@@ -5,6 +5,7 @@ same files: `progress.csv`, `progress.json` (one JSON object a line), TensorBoar
 is a rich bar on a terminal and a plain line now and then elsewhere.
 """
 
+import contextlib
 import importlib.util
 import json
 import sys
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from stable_baselines3.common.logger import (
@@ -60,17 +62,26 @@ def read_progress(folder: Path) -> list[dict[str, float]]:
 
     Of rows with one `time/step` the last counts: a killed run takes its last steps again.
     """
-    path = folder / "progress.json"
-    if not path.exists():
-        return []
     rows: dict[float, dict[str, float]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:  # the line that was being written when the run was killed
-            continue
+    for row in read_json_lines(folder / "progress.json"):
         rows[row["time/step"]] = rows.get(row["time/step"], {}) | row
     return list(rows.values())
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file, but one that was being written when its run was killed."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def append_json_line(path: Path, row: Mapping[str, Any]) -> None:
+    """Add a row to a file, on a line of its own also after one that was cut off."""
+    cut = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n" * cut + json.dumps(row) + "\n")
 
 
 def log(logger: Logger, step: int, numbers: Mapping[str, float]) -> None:

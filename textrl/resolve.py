@@ -15,15 +15,20 @@ def resolve(name: str) -> Any:
         UserError: there is none.
     """
     module, _, attribute = name.partition(":")
+    if not module or not attribute or module.startswith("."):
+        raise UserError(f"{name!r} is no package.module:name")
     sys.path.insert(0, str(Path.cwd()))
     try:
-        return importlib.import_module(module).__dict__[attribute]
-    except ImportError as error:
-        raise UserError(f"{name!r}: module {module!r} cannot be imported ({error})") from error
-    except KeyError:
-        raise UserError(f"{name!r}: module {module!r} has no {attribute!r}") from None
+        found = importlib.import_module(module)
+    except Exception as error:  # the user's module may fail in any way
+        what = f"{type(error).__name__}: {error}"
+        raise UserError(f"{name!r}: module {module!r} cannot be imported ({what})") from error
     finally:
         sys.path.pop(0)
+    try:
+        return getattr(found, attribute)
+    except AttributeError:
+        raise UserError(f"{name!r}: module {module!r} has no {attribute!r}") from None
 
 
 def resolve_reward(name: str) -> Any:

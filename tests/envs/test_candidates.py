@@ -99,6 +99,30 @@ def test_one_trajectory_in_all_three_interfaces(on_length: str) -> None:
     assert ends > 5
 
 
+@pytest.mark.parametrize("mode", ["NextStep", "Disabled"])
+def test_other_autoreset_modes_pay_the_same(mode: str) -> None:
+    batch, other = vector(4, autoreset_mode="SameStep"), vector(4, autoreset_mode=mode)
+    batch.reset(seed=3)
+    state, _ = other.reset(seed=3)
+    rng, checked = np.random.default_rng(0), 0
+    going = np.ones(4, dtype=bool)
+    for _ in range(6):  # the first episodes, which all modes share, and a step more
+        actions = rng.integers(6, size=4)
+        _, paid, *_, first = batch.step(actions)
+        if mode == "Disabled" and not going.all():
+            break
+        state, rewards, terminated, truncated, infos = other.step(actions)
+        assert np.isfinite(state).all()
+        assert rewards[going] == pytest.approx(paid[going], abs=1e-5)
+        assert (infos["token"][going] == first["token"][going]).all()
+        assert infos["_token"][going].all()
+        restarted = ~going & infos.get("_prompt", False)
+        assert not infos["_token"][restarted].any()
+        checked += int(restarted.sum())
+        going &= ~(terminated | truncated)
+    assert mode == "Disabled" or checked > 0
+
+
 def gain(agent, learning_rate: float) -> float:
     """Return how much the mean score of the last 200 episodes is above that of the first 200."""
     options: dict = {"n_steps": 20, "gae_lambda": 0.95}

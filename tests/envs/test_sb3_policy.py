@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 from sb3_contrib import TRPO, MaskablePPO
-from stable_baselines3 import A2C, PPO
+from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.vec_env import VecNormalize
 
 import textrl  # noqa: F401  # registers TextRLHF-v0
-from textrl.envs import tiny_model
+from textrl.envs import VectorCandidateActions, tiny_model
 from textrl.envs.sb3 import (
     CausalLMPolicy,
     EpisodeRolloutBuffer,
@@ -84,6 +84,7 @@ def test_whole_episodes_evaluate_to_the_same_numbers() -> None:
     samples = list(buffer.get(40))
     assert sum(len(s.actions) for s in samples) == 96
     assert all(len(s.actions) >= 40 for s in samples[:-1])
+    assert len(samples[-1].actions) >= 20  # a shorter rest joins the one before
     cells = buffer._segments()
     assert sum(end - start for _, start, end in cells) == 96
     policy = agent.policy
@@ -116,7 +117,8 @@ def test_the_first_ratio_is_1_and_rewards_hold_both_halves() -> None:
     assert (np.abs(buffer.rewards) > 1e-4).sum() < 40
 
 
-def test_the_cache_is_dropped_after_a_weight_update() -> None:
+@pytest.mark.parametrize("agent", [PPO, A2C, MaskablePPO, TRPO])
+def test_the_cache_is_dropped_after_a_weight_update(agent) -> None:
     class Compare(SubtractPolicyKL):
         rollouts = 0
 
@@ -130,8 +132,13 @@ def test_the_cache_is_dropped_after_a_weight_update() -> None:
                 assert torch.allclose(now, sample.old_log_prob, atol=1e-5)
 
     compare = Compare()
-    make_agent(learning_rate=1e-2).learn(288, callback=compare)
+    options = {"target_kl": 0.5} if agent is TRPO else {"learning_rate": 1e-2}
+    before = tiny_model().state_dict()
+    found = make_agent(agent, **options)
+    found.learn(288, callback=compare)
     assert compare.rollouts == 3
+    changed = [not torch.equal(v, before[k]) for k, v in found.policy.model.state_dict().items()]
+    assert any(changed)
 
 
 def gain(agent, learning_rate: float) -> float:
@@ -194,10 +201,14 @@ def test_masked_tokens_are_never_sampled_and_the_first_ratio_is_1() -> None:
 @pytest.mark.parametrize("agent", [PPO, A2C, MaskablePPO, TRPO])
 def test_save_and_load_predict_the_same(agent, tmp_path) -> None:
     env = make_env()
-    found = make_agent(agent, env)
-    found.learn(96, callback=SubtractPolicyKL())
+    found = make_agent(agent, env, **({"target_kl": 0.5} if agent is TRPO else {}))
+    found.learn(192, callback=SubtractPolicyKL())
     found.save(tmp_path / "agent")
     loaded = agent.load(tmp_path / "agent", env=env, device="cpu")
+    trained = found.policy.state_dict()
+    assert all(torch.equal(v, trained[k]) for k, v in loaded.policy.state_dict().items())
+    start = make_agent(agent, env).policy.state_dict()
+    assert not all(torch.equal(v, trained[k]) for k, v in start.items())
     observation = env.reset()
     one, _ = found.predict(observation, deterministic=True)
     other, _ = loaded.predict(observation, deterministic=True)
@@ -218,9 +229,16 @@ def test_nothing_is_reinitialised_and_dropout_is_off() -> None:
 def test_mistakes_are_explained() -> None:
     with pytest.raises(UserError, match="gamma=1.0"):
         make_agent(gamma=0.99).learn(1, callback=SubtractPolicyKL())
-    normalised = VecNormalize(make_env(), norm_obs_keys=["prompt_length"])
-    with pytest.raises(UserError, match="token ids cannot be normalised"):
-        make_agent(env=normalised).learn(1, callback=SubtractPolicyKL())
+    for options in ({"norm_obs_keys": ["prompt_length"]}, {"norm_obs": False}):
+        with pytest.raises(UserError, match="leave VecNormalize out"):
+            make_agent(env=VecNormalize(make_env(), **options)).learn(
+                1, callback=SubtractPolicyKL()
+            )
+    states = TextVecEnv(VectorCandidateActions(make_env().venv, k=4))
+    with pytest.raises(UserError, match="DQN acts without log-probs"):
+        DQN("MlpPolicy", states, learning_starts=0).learn(1, callback=SubtractPolicyKL())
+    with pytest.raises(UserError, match="temperature is 0.7, the policy's 1.0"):
+        make_agent(MaskablePPO, make_env(temperature=0.7)).learn(1, callback=SubtractPolicyKL())
     with pytest.raises(UserError, match='policy_kwargs={"temperature": 0.7'):
         make_agent(env=make_env(temperature=0.7)).learn(1, callback=SubtractPolicyKL())
     single = gym.make("TextRLHF-v0", max_completion_tokens=4)

@@ -12,10 +12,12 @@ from pathlib import Path
 
 from textrl import benchmark
 from textrl.command_config import BenchmarkConfig
+from textrl.errors import UserError
 
 OURS = ("ppo", "rloo", "grpo", "reinforce", "online_dpo", "best_of_n")
 SB3 = ("sb3:PPO", "sb3:A2C", "sb3:TRPO", "sb3:MaskablePPO")
 STOCK = ("mlp:PPO", "mlp:A2C", "mlp:DQN", "mlp:QRDQN")
+TASKS = ("letters", "reviews")
 BASELINES = ("reference", "random")
 
 
@@ -30,7 +32,7 @@ def letters(agents: str, seeds: int) -> BenchmarkConfig:
     )
 
 
-def reviews(agents: str, seeds: int, base: Path) -> BenchmarkConfig:
+def reviews(agents: str, seeds: int, base: Path, folder: Path) -> BenchmarkConfig:
     """Return the demo's task: reviews that please people, measured on held-out prompts."""
     from review_setup import ReviewSetup
 
@@ -41,14 +43,14 @@ def reviews(agents: str, seeds: int, base: Path) -> BenchmarkConfig:
         ("heldout_prompts", job.prompts(job.heldout)),
     ):
         lines = [json.dumps({"prompt": prompt}) for prompt in prompts]
-        (base / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     return BenchmarkConfig(
         agents=agents,
         seeds=seeds,
         model=str(base / "sft"),
         reward=str(base / "reward_model"),
-        prompts=str(base / "prompts.jsonl"),
-        heldout=str(base / "heldout_prompts.jsonl"),
+        prompts=str(folder / "prompts.jsonl"),
+        heldout=str(folder / "heldout_prompts.jsonl"),
         kl_coef=job.preset.kl_coef,
         max_prompt_tokens=job.preset.max_prompt_tokens,
         max_completion_tokens=job.preset.max_completion_tokens,
@@ -63,17 +65,20 @@ def main() -> None:
     parser.add_argument("--base", type=Path, default=Path("runs/frontier-base"))
     parser.add_argument("--output_dir", type=Path, default=Path("runs/agents"))
     parser.add_argument("--agents", default=",".join((*OURS, *SB3, *STOCK, *BASELINES)))
-    parser.add_argument("--tasks", nargs="+", default=["letters", "reviews"])
+    parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     for task in options.tasks:
-        if task == "letters":
-            config = letters(options.agents, options.seeds)
-        else:
-            config = reviews(options.agents, options.seeds, options.base)
         folder = options.output_dir / task
         folder.mkdir(parents=True, exist_ok=True)
-        benchmark.check(config)
+        try:
+            if task == "letters":
+                config = letters(options.agents, options.seeds)
+            else:
+                config = reviews(options.agents, options.seeds, options.base, folder)
+            benchmark.check(config)
+        except UserError as error:
+            parser.error(str(error))
         print(f"{task}\n{benchmark.table(benchmark.run(config, folder))}")
 
 

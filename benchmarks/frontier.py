@@ -10,6 +10,7 @@ of the possible gain that each run reaches at equal KL (`reached` says what that
 """
 
 import argparse
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -192,16 +193,26 @@ def ranked_pairs(setup: ReviewSetup) -> list[dict[str, str]]:
     return rows
 
 
+def settings_of(setup: ReviewSetup) -> dict[str, Any]:
+    """Return what a run's measurements depend on, but for the code."""
+    model = (setup.job.folder / "sft" / "model.safetensors").read_bytes()
+    model += (setup.job.folder / "reward_model" / "model.safetensors").read_bytes()
+    numbers = {"tokens": TOKENS, "pair_prompts": PAIR_PROMPTS, "pair_samples": PAIR_SAMPLES}
+    return numbers | {"models": hashlib.sha256(model).hexdigest()[:12]}
+
+
 def finish(name: str, setup: ReviewSetup, folder: Path) -> list[Point]:
     """Run one method unless its results lie there already; return its measurements."""
-    path = folder / f"{name}.json"
-    if not path.exists():
+    path, settings = folder / f"{name}.json", settings_of(setup)
+    if not path.exists() or json.loads(path.read_text())["settings"] != settings:
         began, points = time.monotonic(), [setup.measure(setup.reference, 0)]
         policy = RUNS[name](setup, points)
         points.append(setup.measure(policy, points[-1].step, repeats=16))
-        content = {"points": [asdict(p) for p in points], "seconds": time.monotonic() - began}
+        seconds = time.monotonic() - began
+        content: dict[str, Any] = {"settings": settings, "points": [asdict(p) for p in points]}
+        content["seconds"] = seconds
         path.write_text(json.dumps(content))
-        print(f"{name}: {content['seconds']:.0f} s", flush=True)
+        print(f"{name}: {seconds:.0f} s", flush=True)
     return [Point(**point) for point in json.loads(path.read_text())["points"]]
 
 

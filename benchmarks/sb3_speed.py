@@ -11,6 +11,7 @@ from the built-in task, a few seeds each.
 import argparse
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from textrl.loop import keep_freed_memory
 
 TOKENS = 48
 ROWS = 32
+LEAST_RATIO = 8
 
 
 class NaivePolicy(CausalLMPolicy):
@@ -122,8 +124,8 @@ def final_scores(way: str, seeds: int) -> list[float]:
     return finals
 
 
-def main() -> None:
-    """Measure both ways and write the numbers."""
+def main() -> int:
+    """Measure both ways and write the numbers; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=5)
@@ -140,7 +142,11 @@ def main() -> None:
     print(f"shared / naive: {np.median(ratios):.1f}x (median of {len(ratios)} pairs)")
     for way, values in scores.items():
         print(f"{way}: final score {np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
+    alike = min(scores["naive"]) <= np.mean(scores["shared"]) <= max(scores["naive"])
+    fast = np.median(ratios) >= LEAST_RATIO
+    print(f"at least {LEAST_RATIO}x: {fast}; within the naive way's spread: {alike}")
+    return 0 if fast and alike else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

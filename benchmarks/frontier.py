@@ -12,6 +12,7 @@ of the possible gain that each run reaches at equal KL (`reached` says what that
 import argparse
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from frontier_estimate import Frontier, best_of_n_scores, estimate_frontier
+from frontier_estimate import Frontier, best_of_n_scores, mean_frontier, prompt_frontiers
 from review_setup import Point, ReviewSetup
 from stable_baselines3.common.logger import KVWriter, Logger
 from transformers import PreTrainedModel
@@ -242,32 +243,47 @@ def blend(before: list[float], after: list[float], weight: float) -> list[float]
     return mixed
 
 
-def shares(points: list[Point], scores: np.ndarray) -> list[dict[str, Any]]:
-    """Return score, KL and share of the possible gain at each measurement, with 95% intervals.
+class Bootstrap:
+    """Shares of the possible gain with 95% intervals.
 
     The intervals resample the held-out prompts: policy and frontier move together.
     """
-    rng = np.random.default_rng(0)
-    picks = [rng.integers(len(scores), size=len(scores)) for _ in range(100)]
-    whole = estimate_frontier(scores)
-    frontiers = [estimate_frontier(scores[rows]) for rows in picks]
-    rows = []
-    for point in points:
+
+    def __init__(self, scores: np.ndarray, resamples: int = 1000) -> None:
+        """Take the reference samples' scores, [P N]."""
+        rng, (prompts, count) = np.random.default_rng(0), scores.shape
+        kls, means = prompt_frontiers(scores)
+        self.whole = mean_frontier(kls, means, count)
+        self._picks = [rng.integers(prompts, size=prompts) for _ in range(resamples)]
+        self._frontiers = [mean_frontier(kls[:, p], means[:, p], count) for p in self._picks]
+
+    def share(self, point: Point) -> tuple[float, float, float]:
+        """Return the share, and the ends of its interval; NaN where the KL is too small to tell."""
         score, kl = np.array(point.score), np.array(point.kl)
         drawn = [
             frontier.share(float(score[pick].mean()), float(kl[pick].mean()))
-            for pick, frontier in zip(picks, frontiers, strict=True)
+            for pick, frontier in zip(self._picks, self._frontiers, strict=True)
         ]
-        low, high = np.quantile(drawn, [0.025, 0.975])
+        known = [value for value in drawn if not math.isnan(value)] or [math.nan]
+        low, high = np.quantile(known, [0.025, 0.975])
+        return self.whole.share(float(score.mean()), float(kl.mean())), float(low), float(high)
+
+
+def shares(points: list[Point], bootstrap: Bootstrap) -> list[dict[str, Any]]:
+    """Return score, KL and share of the possible gain at each measurement."""
+    rows = []
+    for point in points:
+        share, low, high = bootstrap.share(point)
+        kl = float(np.mean(point.kl))
         rows.append(
             {
                 "step": point.step,
-                "score": float(score.mean()),
-                "kl": float(kl.mean()),
-                "share": whole.share(float(score.mean()), float(kl.mean())),
-                "share_low": float(low),
-                "share_high": float(high),
-                "sound": float(kl.mean()) <= whole.sound_up_to,
+                "score": float(np.mean(point.score)),
+                "kl": kl,
+                "share": share,
+                "share_low": low,
+                "share_high": high,
+                "sound": kl <= bootstrap.whole.sound_up_to,
             }
         )
     return rows
@@ -338,7 +354,8 @@ def main() -> None:
     options.output_dir.mkdir(parents=True, exist_ok=True)
     setup = ReviewSetup(options.base, options.threads)
     _, scores = setup.reference_samples(REFERENCE_SAMPLES)
-    frontier = estimate_frontier(scores)
+    bootstrap = Bootstrap(scores)
+    frontier = bootstrap.whole
     best_of = []
     for n in BEST_OF:
         score, kl = float(best_of_n_scores(scores, n).mean()), best_of_kl(n)
@@ -353,9 +370,9 @@ def main() -> None:
     }
     for name in options.runs:
         points = finish(name, setup, options.output_dir)
-        results["runs"][name] = shares(points, scores)
+        results["runs"][name] = shares(points, bootstrap)
         places = [reached(points, limit) for limit in KL_LIMITS]
-        results["reached"][name] = shares(places, scores)
+        results["reached"][name] = shares(places, bootstrap)
     (options.output_dir / "results.json").write_text(json.dumps(results, indent=1))
     draw(results, frontier, options.output_dir / "frontier.png")
     print(table(results))

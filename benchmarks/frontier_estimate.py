@@ -49,18 +49,27 @@ def estimate_frontier(scores: np.ndarray) -> Frontier:
     >>> abs(found.score_at(1.0) - math.sqrt(2.0)) < 0.05  # a Gaussian score gains sqrt(2 KL)
     True
     """
+    return mean_frontier(*prompt_frontiers(scores), count=scores.shape[1])
+
+
+def prompt_frontiers(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return each prompt's KL and score at falling temperatures, both [K P], from scores [P N]."""
     count = scores.shape[1]
-    kls, means = [0.0], [float(scores.mean())]
+    kls, means = [np.zeros(len(scores))], [scores.mean(1)]
     for temperature in np.geomspace(20.0, 0.02, 200):
         logits = scores / temperature
         logits = logits - logits.max(1, keepdims=True)
         weights = np.exp(logits)
         weights /= weights.sum(1, keepdims=True)
         entropy = -(weights * np.log(np.maximum(weights, 1e-300))).sum(1)
-        kls.append(float((math.log(count) - entropy).mean()))
-        means.append(float((weights * scores).sum(1).mean()))
-    sound = math.log(count) - MARGIN
-    return Frontier(kl=np.array(kls), score=np.array(means), sound_up_to=sound)
+        kls.append(math.log(count) - entropy)
+        means.append((weights * scores).sum(1))
+    return np.array(kls), np.array(means)
+
+
+def mean_frontier(kls: np.ndarray, means: np.ndarray, count: int) -> Frontier:
+    """Return the frontier of some prompts' mean KL and score, each [K P], of `count` samples."""
+    return Frontier(kl=kls.mean(1), score=means.mean(1), sound_up_to=math.log(count) - MARGIN)
 
 
 def best_of_n_chances(total: int, n: int) -> np.ndarray:

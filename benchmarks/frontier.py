@@ -307,7 +307,7 @@ def draw(results: dict[str, Any], frontier: Frontier, path: Path) -> None:
     for place, (name, rows) in enumerate(results["runs"].items()):
         kls, scores = [r["kl"] for r in rows], [r["score"] for r in rows]
         style = "-" if name.startswith("ppo") else "--" if name.startswith("dpo") else "-."
-        color = f"C{place % 10}"
+        color = plt.get_cmap("tab20")(2 * place % 20 + place // 10)
         axis.plot(kls, scores, style, color=color, lw=0.9, marker=".", ms=4, label=name)
         axis.plot(kls[-1:], scores[-1:], "o", color=color, ms=6)
     for limit in KL_LIMITS:
@@ -332,9 +332,11 @@ def table(results: dict[str, Any]) -> str:
         cells = []
         for row in results["reached"][name]:
             interval = f"{100 * row['share_low']:.0f} to {100 * row['share_high']:.0f}"
-            cells.append(f"{100 * row['share']:.0f}% ({interval})")
+            known = not math.isnan(row["share"])
+            cells.append(f"{100 * row['share']:.0f}% ({interval})" if known else "-")
         end = rows[-1]
-        share = f"{100 * end['share']:.0f}%" + ("" if end["sound"] else " (not sound)")
+        share = "-" if math.isnan(end["share"]) else f"{100 * end['share']:.0f}%"
+        share += "" if end["sound"] else " (not sound)"
         lines.append(
             f"| {name} | "
             + " | ".join(cells)

@@ -1,6 +1,6 @@
 """Run an example that prints "score X before, Y after" and fail unless it learned.
 
-    python tests/check_example.py 0.05 examples/torchrl_rollout.py [ARGUMENTS]
+python tests/check_example.py 0.05 examples/torchrl_rollout.py [ARGUMENTS]
 """
 
 import re

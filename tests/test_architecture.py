@@ -15,8 +15,8 @@ LAYERS = [
     | {"fetch", "reviews", "pretrained", "evaluation", "resolve"},
     {"envs"},
     {"agents", "trainers"},
-    {"presets", "demo_models", "report", "demo", "benchmark", "benchmark_agents", "commands"}
-    | {"cli", "__main__"},
+    {"presets", "demo_models", "report", "demo", "benchmark", "benchmark_agents"}
+    | {"benchmark_task", "commands", "cli", "__main__"},
 ]
 PURE = {"masking", "logprobs", "advantages", "losses", "preference_losses"}
 OPTIONAL = {"matplotlib": 1, "datasets": 1, "gguf": 1, "vaderSentiment": 1, "peft": 1}

@@ -9,7 +9,8 @@ import torch
 
 from textrl import benchmark
 from textrl.agents import register
-from textrl.benchmark_agents import Task, _acting_measure, _model_measure, importable, make_subject
+from textrl.benchmark_agents import importable, make_subject
+from textrl.benchmark_task import Task, acting_measure, model_measure
 from textrl.cli import main
 from textrl.command_config import BenchmarkConfig
 from textrl.envs import tiny_model
@@ -106,8 +107,8 @@ def test_one_measurement_both_ways() -> None:
         actions = torch.multinomial(logprobs.exp(), 1, generator=generator)
         return actions[:, 0].numpy(), logprobs.gather(1, actions)[:, 0].numpy()
 
-    score, kl = _model_measure(task.environment(heldout=True), lambda: policy)()
-    acted_score, acted_kl = _acting_measure(task.environment(heldout=True), act)()
+    score, kl = model_measure(task.environment(heldout=True), lambda: policy)()
+    acted_score, acted_kl = acting_measure(task.environment(heldout=True), act)()
     assert kl is not None
     assert acted_kl is not None
     assert kl > 0.2
@@ -153,13 +154,13 @@ def test_both_families_are_measured_on_the_same_prompts() -> None:
         start(row, prompt)
 
     venv.core.start = watch
-    _model_measure(venv, task.policy)()
+    model_measure(venv, task.policy)()
     by_model, seen[:] = list(seen), []
 
     def ends(observation):
         return np.full(venv.num_envs, venv.eos_token_id), None
 
-    _acting_measure(venv, ends)()
+    acting_measure(venv, ends)()
     assert seen[: 2 * venv.num_envs] == by_model
 
 

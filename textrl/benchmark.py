@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from stable_baselines3.common.utils import set_random_seed
 
-from textrl.benchmark_agents import Task, find, importable, make_subject
+from textrl.benchmark_agents import find, importable, make_subject
+from textrl.benchmark_task import Task
 from textrl.checkpoint import write_json
 from textrl.command_config import BenchmarkConfig
 from textrl.loop import keep_freed_memory

@@ -21,67 +21,24 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from textrl.agents import Agent, BestOfN, OnlineDPO, registered
-from textrl.agents.base import TextEnv, factory_of
-from textrl.agents.collect import collect
+from textrl.agents.base import factory_of
 from textrl.agents.text_agent import TextAgent
+from textrl.benchmark_task import Act, Measure, Observation, Task, acting_measure, model_measure
 from textrl.command_config import BenchmarkConfig
 from textrl.config import AgentConfig, BestOfNConfig
-from textrl.envs import TextRLHFVectorEnv, VectorCandidateActions, tiny_model
+from textrl.envs import VectorCandidateActions
 from textrl.envs import sb3 as text_sb3
 from textrl.envs.sb3 import EpisodeRolloutBuffer, SubtractPolicyKL, TextVecEnv
 from textrl.envs.sb3_policy import TokenPolicy
 from textrl.errors import UserError, did_you_mean
 from textrl.evaluation import best_of_kl
-from textrl.models import load_causal_lm, load_tokenizer, split_lm
-from textrl.resolve import resolve, resolve_reward
+from textrl.resolve import resolve
 
 LANGUAGE_MODEL = ("PPO", "A2C", "TRPO", "MaskablePPO")
 STOCK = ("PPO", "A2C", "DQN", "QRDQN")
-MEASURE_SEED = 1234
-"""Every measurement takes the same prompts."""
-
-Observation = Any
-Measure = Callable[[], tuple[float, float | None]]
-"""Returns mean score and KL (nats a sequence; None where nobody knows it)."""
-Act = Callable[[Observation], tuple[np.ndarray, np.ndarray | None]]
-"""Observations of all rows -> actions [B] and their log-probs [B] (None where nobody knows)."""
-
-
-class Task:
-    """The environment that all agents share, made anew for each."""
-
-    def __init__(self, config: BenchmarkConfig) -> None:
-        """Take the task's part of a configuration."""
-        self.config = config
-        self.tokenizer: PreTrainedTokenizerBase | None = None
-        if config.model is not None:
-            self.tokenizer = load_tokenizer(config.model)
-
-    def policy(self) -> PreTrainedModel:
-        """Return the starting policy, to be trained."""
-        if self.config.model is None:
-            return tiny_model()
-        return load_causal_lm(self.config.model, dtype="float32")
-
-    def environment(self, *, heldout: bool = False) -> TextRLHFVectorEnv:
-        """Return the environment to train in, or the one to be measured in."""
-        config = self.config
-        prompts = config.heldout if heldout and config.heldout else config.prompts
-        return TextRLHFVectorEnv(
-            num_envs=config.eval_episodes if heldout else config.num_envs,
-            reference=config.model,
-            tokenizer=self.tokenizer,
-            reward=None if config.reward is None else resolve_reward(config.reward),
-            prompts=prompts,
-            kl_coef=config.kl_coef,
-            max_prompt_tokens=config.max_prompt_tokens,
-            max_completion_tokens=config.max_completion_tokens,
-            group_size=1 if heldout else config.group_size,
-            autoreset_mode="SameStep",
-        )
 
 
 class Subject:
@@ -199,7 +156,7 @@ def _any(factory: Any, task: Task, seed: int) -> Subject:
     if factory is BestOfN:  # it scores where it acts
         agent: Any = BestOfN(task.policy(), heldout, BestOfNConfig(seed=seed))
         kl = best_of_kl(agent.config.n)
-        return Subject(agent, _acting_measure(heldout, functools.partial(_unknown, agent), kl))
+        return Subject(agent, acting_measure(heldout, functools.partial(_unknown, agent), kl))
     venv = task.environment()
     venv.reset(seed=seed)
     if isinstance(factory, type) and issubclass(factory, TextAgent):
@@ -209,8 +166,8 @@ def _any(factory: Any, task: Task, seed: int) -> Subject:
     else:
         agent = factory(task.policy(), venv)
     if isinstance(getattr(agent, "policy", None), PreTrainedModel):
-        return Subject(agent, _model_measure(heldout, lambda: agent.policy))
-    return Subject(agent, _acting_measure(heldout, functools.partial(_unknown, agent)))
+        return Subject(agent, model_measure(heldout, lambda: agent.policy))
+    return Subject(agent, acting_measure(heldout, functools.partial(_unknown, agent)))
 
 
 def _shared_settings(factory: type[TextAgent], config: BenchmarkConfig, seed: int) -> AgentConfig:
@@ -259,7 +216,7 @@ def _language_model(kind: type[OnPolicyAlgorithm], task: Task, seed: int) -> Sub
     )
     assert isinstance(agent.policy, TokenPolicy)
     model = agent.policy.model
-    return Subject(agent, _model_measure(task.environment(heldout=True), lambda: model))
+    return Subject(agent, model_measure(task.environment(heldout=True), lambda: model))
 
 
 def _stock(kind: type[OnPolicyAlgorithm | OffPolicyAlgorithm], task: Task, seed: int) -> Subject:
@@ -295,7 +252,7 @@ def _stock(kind: type[OnPolicyAlgorithm | OffPolicyAlgorithm], task: Task, seed:
         act: Act = functools.partial(_drawn, agent)
     else:
         act = functools.partial(_greedy, agent)
-    return Subject(agent, _acting_measure(heldout, act))
+    return Subject(agent, acting_measure(heldout, act))
 
 
 def _steps(kind: type[Any], config: BenchmarkConfig) -> int:
@@ -307,7 +264,7 @@ def _steps(kind: type[Any], config: BenchmarkConfig) -> int:
 
 def _reference(task: Task, seed: int) -> Subject:
     policy = task.policy()
-    return Subject(None, _model_measure(task.environment(heldout=True), lambda: policy))
+    return Subject(None, model_measure(task.environment(heldout=True), lambda: policy))
 
 
 def _random(task: Task, seed: int) -> Subject:
@@ -317,7 +274,7 @@ def _random(task: Task, seed: int) -> Subject:
     def act(states: Observation) -> tuple[np.ndarray, np.ndarray]:
         return rng.integers(count, size=len(states)), np.full(len(states), -np.log(count))
 
-    return Subject(None, _acting_measure(heldout, act))
+    return Subject(None, acting_measure(heldout, act))
 
 
 def _unknown(agent: Agent, seen: Observation) -> tuple[np.ndarray, None]:
@@ -336,42 +293,3 @@ def _drawn(agent: OnPolicyAlgorithm, states: Observation) -> tuple[np.ndarray, n
         distribution = agent.policy.get_distribution(torch.as_tensor(states))
         actions = distribution.get_actions()
         return actions.numpy(), distribution.log_prob(actions).numpy()
-
-
-def _model_measure(venv: TextRLHFVectorEnv, policy: Callable[[], PreTrainedModel]) -> Measure:
-    """Return what measures a language model: one sampled episode of every held-out row."""
-
-    def measure() -> tuple[float, float | None]:
-        venv.reset(seed=MEASURE_SEED)
-        generator = torch.Generator().manual_seed(MEASURE_SEED)
-        rollout = collect(split_lm(policy()), TextEnv(venv), generator)
-        return float(rollout.scores.mean()), float(rollout.sequence_kl.mean())
-
-    return measure
-
-
-def _acting_measure(
-    venv: TextRLHFVectorEnv | VectorCandidateActions, act: Act, known_kl: float | None = None
-) -> Measure:
-    """Return what measures any agent: it acts in one episode of every held-out row."""
-
-    def measure() -> tuple[float, float | None]:
-        venv.reset(seed=MEASURE_SEED)
-        observation, _ = venv.reset()  # the prompts of `_model_measure`, whose `collect` resets
-        going = np.ones(venv.num_envs, dtype=bool)
-        scores, kl = np.zeros(venv.num_envs), np.zeros(venv.num_envs)
-        unknown = False
-        while going.any():
-            actions, logprobs = act(observation)
-            observation, _, terminated, truncated, infos = venv.step(actions)
-            if logprobs is None:
-                unknown = True
-            else:
-                kl += np.where(going, logprobs - infos["ref_logprob"], 0.0)
-            ended = going & (terminated | truncated)
-            if ended.any():
-                scores[ended] = infos["score"][ended]
-            going &= ~ended
-        return float(scores.mean()), known_kl if unknown else float(kl.mean())
-
-    return measure

@@ -1,0 +1,97 @@
+"""The task that a benchmark's agents share, and how any agent is measured on it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from textrl.agents.base import TextEnv
+from textrl.agents.collect import collect
+from textrl.command_config import BenchmarkConfig
+from textrl.envs import TextRLHFVectorEnv, VectorCandidateActions, tiny_model
+from textrl.models import load_causal_lm, load_tokenizer, split_lm
+from textrl.resolve import resolve_reward
+
+MEASURE_SEED = 1234
+"""Every measurement takes the same prompts."""
+
+Observation = Any
+Measure = Callable[[], tuple[float, float | None]]
+"""Returns mean score and KL (nats a sequence; None where nobody knows it)."""
+Act = Callable[[Observation], tuple[np.ndarray, np.ndarray | None]]
+"""Observations of all rows -> actions [B] and their log-probs [B] (None where nobody knows)."""
+
+
+class Task:
+    """The environment that all agents share, made anew for each."""
+
+    def __init__(self, config: BenchmarkConfig) -> None:
+        """Take the task's part of a configuration."""
+        self.config = config
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        if config.model is not None:
+            self.tokenizer = load_tokenizer(config.model)
+
+    def policy(self) -> PreTrainedModel:
+        """Return the starting policy, to be trained."""
+        if self.config.model is None:
+            return tiny_model()
+        return load_causal_lm(self.config.model, dtype="float32")
+
+    def environment(self, *, heldout: bool = False) -> TextRLHFVectorEnv:
+        """Return the environment to train in, or the one to be measured in."""
+        config = self.config
+        prompts = config.heldout if heldout and config.heldout else config.prompts
+        return TextRLHFVectorEnv(
+            num_envs=config.eval_episodes if heldout else config.num_envs,
+            reference=config.model,
+            tokenizer=self.tokenizer,
+            reward=None if config.reward is None else resolve_reward(config.reward),
+            prompts=prompts,
+            kl_coef=config.kl_coef,
+            max_prompt_tokens=config.max_prompt_tokens,
+            max_completion_tokens=config.max_completion_tokens,
+            group_size=1 if heldout else config.group_size,
+            autoreset_mode="SameStep",
+        )
+
+
+def model_measure(venv: TextRLHFVectorEnv, policy: Callable[[], PreTrainedModel]) -> Measure:
+    """Return what measures a language model: one sampled episode of every held-out row."""
+
+    def measure() -> tuple[float, float | None]:
+        venv.reset(seed=MEASURE_SEED)
+        generator = torch.Generator().manual_seed(MEASURE_SEED)
+        rollout = collect(split_lm(policy()), TextEnv(venv), generator)
+        return float(rollout.scores.mean()), float(rollout.sequence_kl.mean())
+
+    return measure
+
+
+def acting_measure(
+    venv: TextRLHFVectorEnv | VectorCandidateActions, act: Act, known_kl: float | None = None
+) -> Measure:
+    """Return what measures any agent: it acts in one episode of every held-out row."""
+
+    def measure() -> tuple[float, float | None]:
+        venv.reset(seed=MEASURE_SEED)
+        observation, _ = venv.reset()  # the prompts of `model_measure`, whose `collect` resets
+        going = np.ones(venv.num_envs, dtype=bool)
+        scores, kl = np.zeros(venv.num_envs), np.zeros(venv.num_envs)
+        unknown = False
+        while going.any():
+            actions, logprobs = act(observation)
+            observation, _, terminated, truncated, infos = venv.step(actions)
+            if logprobs is None:
+                unknown = True
+            else:
+                kl += np.where(going, logprobs - infos["ref_logprob"], 0.0)
+            ended = going & (terminated | truncated)
+            if ended.any():
+                scores[ended] = infos["score"][ended]
+            going &= ~ended
+        return float(scores.mean()), known_kl if unknown else float(kl.mean())
+
+    return measure

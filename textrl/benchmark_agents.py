@@ -232,9 +232,9 @@ def _stock(kind: type[OnPolicyAlgorithm | OffPolicyAlgorithm], task: Task, seed:
             "buffer_size": 50_000,
             "learning_starts": 2_000,
             "train_freq": 1,
-            "gradient_steps": 4,
+            "gradient_steps": max(config.num_envs // 4, 1),
             "batch_size": 256,
-            "target_update_interval": 200,
+            "target_update_interval": 10 * config.num_envs,
             "exploration_fraction": 0.4,
             "exploration_final_eps": 0.02,
         }
@@ -258,7 +258,7 @@ def _stock(kind: type[OnPolicyAlgorithm | OffPolicyAlgorithm], task: Task, seed:
 def _steps(kind: type[Any], config: BenchmarkConfig) -> int:
     """Return a rollout's steps: our agents' tokens; fewer for A2C, which takes one step each."""
     if kind.__name__ == "A2C":
-        return max(config.max_completion_tokens // 4, 2)
+        return 2 * config.max_completion_tokens
     return config.episodes_per_iteration * config.max_completion_tokens // config.num_envs
 
 

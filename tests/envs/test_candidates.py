@@ -9,12 +9,13 @@ import torch
 from gymnasium.utils.env_checker import check_env as gymnasium_check_env
 from sb3_contrib import QRDQN
 from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.vec_env import VecEnvWrapper
 
 import textrl  # noqa: F401  # registers TextRLHF-v0
 from textrl.envs import CandidateActions, VectorCandidateActions, tiny_model
-from textrl.envs.sb3 import SubtractPolicyKL, TextVecEnv
+from textrl.envs.sb3 import TextVecEnv
 from textrl.errors import UserError
 
 OPTIONS = dict(max_completion_tokens=5, kl_coef=0.1)
@@ -143,10 +144,10 @@ def gain(agent, learning_rate: float) -> float:
         options["policy_kwargs"] = {"n_quantiles": 20}
     scores: list[float] = []
 
-    class Watch(SubtractPolicyKL):
+    class Watch(BaseCallback):
         def _on_step(self) -> bool:
             scores.extend(i["score"] for i in self.locals["infos"] if "score" in i)
-            return True if agent in (DQN, QRDQN) else super()._on_step()
+            return True
 
     env = sb3(16, kl_coef=0.0)
     found = agent(

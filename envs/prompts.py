@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from textrl.data import Row, load_records
-from textrl.encoding import encode_prompt, is_conversation
+from textrl.data import Row, is_conversation, load_records
+from textrl.encoding import encode_prompt
 from textrl.errors import UserError
 
 PromptSource = str | Path | Sequence[Any]

@@ -13,7 +13,7 @@ import torch
 from gymnasium import spaces
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from textrl.encoding import is_conversation
+from textrl.data import is_conversation
 from textrl.envs.attributes import TaskAttributes
 from textrl.envs.core import TextCore
 from textrl.envs.core_config import CoreConfig

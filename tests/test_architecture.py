@@ -11,15 +11,28 @@ LAYERS = [
     {"errors"},
     {"types", "config", "command_config"},
     {"masking", "logprobs", "advantages", "losses", "preference_losses"},
-    {"data", "encoding", "models", "generation", "rewards", "metrics", "checkpoint", "loop"}
+    {
+        "data",
+        "labels",
+        "encoding",
+        "models",
+        "generation",
+        "rewards",
+        "metrics",
+        "checkpoint",
+        "loop",
+    }
     | {"fetch", "reviews", "pretrained", "evaluation", "resolve"},
     {"envs"},
     {"agents", "trainers"},
     {"presets", "demo_models", "report", "demo", "benchmark", "benchmark_agents"}
-    | {"benchmark_task", "commands", "cli", "__main__"},
+    | {"benchmark_task", "commands", "feedback", "cli", "__main__"},
 ]
+LABELS = {"answers", "agreement", "tables", "store", "lead", "export", "backup", "task_file"}
+"""Files of textrl/feedback that are the store, which the data layer reads; the rest is the app."""
 PURE = {"masking", "logprobs", "advantages", "losses", "preference_losses"}
-OPTIONAL = {"matplotlib": 1, "datasets": 1, "gguf": 1, "vaderSentiment": 1, "peft": 1}
+OPTIONAL = {"matplotlib": 1, "datasets": 1, "gguf": 1, "vaderSentiment": 1, "peft": 1, "uvicorn": 1}
+IN_FEEDBACK_ONLY = {"fastapi", "starlette", "pydantic", "sqlalchemy", "uvicorn"}
 
 
 def sources() -> Iterator[tuple[str, Path]]:
@@ -30,6 +43,12 @@ def sources() -> Iterator[tuple[str, Path]]:
     for unit, folder in (("trainers", "textrl/trainers"), ("agents", "agents"), ("envs", "envs")):
         for path in sorted((ROOT / folder).glob("*.py")):
             yield unit, path
+    for path in sorted((ROOT / "textrl" / "feedback").glob("*.py")):
+        yield feedback_unit(path.stem), path
+
+
+def feedback_unit(name: str) -> str:
+    return "labels" if name in LABELS else "feedback"
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -57,6 +76,8 @@ def test_imports_point_down(unit: str, path: Path) -> None:
         if parts[0] != "textrl" or len(parts) < 2 or parts[1] == "__version__":
             continue
         target = parts[1]
+        if target == "feedback":  # the package itself holds its docstring only
+            target = feedback_unit(parts[2]) if len(parts) > 2 else unit
         assert target == unit or level(target) <= level(unit), f"{path} imports {name}"
         siblings = {unit, target} == {"agents", "trainers"}
         assert not siblings, f"{path}: agents and trainers are siblings"
@@ -79,6 +100,14 @@ def test_optional_packages_are_imported_in_one_file_each() -> None:
     for package, most in OPTIONAL.items():
         users = {p for _, p in sources() if any(n.split(".")[0] == package for n in imports(p))}
         assert len(users) <= most, users
+
+
+def test_the_web_and_the_database_stay_in_feedback() -> None:
+    for unit, path in sources():
+        if unit not in ("labels", "feedback"):
+            assert not {n.split(".")[0] for n in imports(path)} & IN_FEEDBACK_ONLY, path
+        if unit == "labels":
+            assert not {n.split(".")[0] for n in imports(path)} & {"fastapi", "uvicorn"}, path
 
 
 @pytest.mark.parametrize(("unit", "path"), list(sources()), ids=lambda value: str(value)[-40:])

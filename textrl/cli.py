@@ -1,4 +1,4 @@
-"""The command line: `textrl {sft,reward,ppo,dpo,generate,evaluate,benchmark,demo}`.
+"""The command line: `textrl {sft,reward,ppo,dpo,generate,evaluate,benchmark,collect,export,demo}`.
 
 Every field of a configuration is an option and a key of the YAML file given with --config;
 `--print_config` writes one. Only names and configs are imported here, so that help is instant; the
@@ -15,10 +15,13 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 
 from textrl import __version__
 from textrl.command_config import (
+    BackupConfig,
     BenchmarkConfig,
+    CollectConfig,
     DemoConfig,
     EnvConfig,
     EvaluateConfig,
+    ExportConfig,
     GenerateConfig,
     ModelConfig,
     NormalizeConfig,
@@ -39,12 +42,17 @@ COMMANDS: dict[str, tuple[str, tuple[type, ...]]] = {
     "generate": ("write completions of prompts", (GenerateConfig,)),
     "evaluate": ("score, KL and length on prompts", (EvaluateConfig,)),
     "benchmark": ("compare agents on one task", (BenchmarkConfig, RunConfig)),
+    "collect": ("a page where people write and rank", (CollectConfig,)),
+    "collect-backup": ("copy the labels while labelers work", (BackupConfig,)),
+    "export": ("labels for the trainers", (ExportConfig,)),
     "demo": ("the whole pipeline on real ratings, with a report", (DemoConfig,)),
 }
 
 FLAGS = {
     "resume": "continue the run that lies in output_dir",
     "overwrite": "delete what lies in output_dir first",
+    "behind_proxy": "a proxy on this machine does TLS and names the caller in X-Forwarded-For",
+    "drop_flagged": "leave out tasks that anybody flagged",
 }
 
 
@@ -52,16 +60,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; exits with status 2 and one line on a user's mistake."""
     try:
         command, configs = parse(sys.argv[1:] if arguments is None else list(arguments))
-        from textrl import commands  # torch and transformers load here, after the arguments
-
-        run: Callable[..., None] = commands.RUN[command]
-        run(*configs)
+        _find(command)(*configs)
     except (UserError, OSError) as error:  # OSError: a full disk, a folder without rights
         print(f"textrl: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("textrl: stopped; continue with --resume", file=sys.stderr)
         sys.exit(130)
+
+
+def _find(command: str) -> Callable[..., None]:
+    """Return what a command does; torch and transformers load here, unless it is about labels."""
+    from textrl.feedback import commands as label_commands
+
+    if command in label_commands.RUN:
+        return label_commands.RUN[command]
+    from textrl import commands
+
+    return commands.RUN[command]
 
 
 def parse(arguments: list[str]) -> tuple[str, list[Any]]:
@@ -71,6 +87,8 @@ def parse(arguments: list[str]) -> tuple[str, list[Any]]:
         UserError: an unknown command, key or value; the nearest known name is given.
     """
     parser, known = make_parser()
+    if arguments[:2] == ["collect", "backup"]:
+        arguments = ["collect-backup", *arguments[2:]]
     try:
         chosen = parser.parse_args([_underscored(argument) for argument in arguments])
     except ArgumentError as error:

@@ -22,8 +22,8 @@ from textrl.command_config import (
     RunConfig,
 )
 from textrl.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig
-from textrl.data import load_records
-from textrl.errors import UserError
+from textrl.data import load_records, refuse_existing, write_lines
+from textrl.errors import UserError, needing
 from textrl.metrics import open_logger
 from textrl.resolve import resolve, resolve_reward
 
@@ -135,13 +135,10 @@ def run_generate(config: GenerateConfig) -> None:
     from textrl.evaluation import sample_and_score
     from textrl.models import load_causal_lm, load_tokenizer
 
+    refuse_existing(config.output)
     records = load_records(config.prompts)
     records.require("prompt")
     model, tokenizer = load_causal_lm(config.model), load_tokenizer(config.model)
-    if config.output is not None:
-        if Path(config.output).exists():
-            raise UserError(f"{config.output} exists; name another file")
-        Path(config.output).resolve().parent.mkdir(parents=True, exist_ok=True)
     prompts = [row["prompt"] for row in records.rows for _ in range(config.samples_per_prompt)]
     samples = sample_and_score(
         model,
@@ -153,14 +150,11 @@ def run_generate(config: GenerateConfig) -> None:
         temperature=config.temperature,
         seed=config.seed,
     )
-    lines = [
-        json.dumps({"prompt": prompt, "completion": completion}, ensure_ascii=False)
+    rows = [
+        {"prompt": prompt, "completion": completion}
         for prompt, completion in zip(prompts, samples.completions, strict=True)
     ]
-    if config.output is None:
-        print("\n".join(lines))
-    else:
-        Path(config.output).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_lines(rows, config.output)
 
 
 def run_evaluate(config: EvaluateConfig) -> None:
@@ -203,13 +197,8 @@ def run_benchmark(config: BenchmarkConfig, run: RunConfig) -> None:
 
 def run_demo(config: DemoConfig) -> None:
     """Run the whole pipeline on the movie reviews."""
-    try:
+    with needing("demo"):
         from textrl.demo import run
-    except ImportError as error:
-        raise UserError(
-            f"the demo needs more packages ({error}): pip install -e '.[demo]'"
-        ) from error
-
     run(config)
 
 

@@ -3,23 +3,28 @@
 JSONL and CSV are read with the standard library, Parquet and hub names through the optional
 `datasets`. Columns are TRL's (`text`, `messages`, `prompt`, `completion`, `chosen`, `rejected`,
 `margin`) and our rankings (`prompt`, `completions`, `ranks`); others pass through to reward
-functions. Next to read: `encoding.py` (rows to ids); the demo's data are in `reviews.py`.
+functions. The URL of a label database (`textrl collect`) is a source as well. Next to read:
+`encoding.py` (rows to ids); the demo's data are in `reviews.py`.
 """
 
 import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from textrl.errors import UserError, did_you_mean
 
 Row = dict[str, Any]
 Source = str | Path | Sequence[Row]
-"""A .jsonl, .csv or .parquet file, a hub name, a list of dicts, or a `datasets.Dataset`."""
+"""A .jsonl, .csv or .parquet file, a hub name, the URL of a label database, a list of dicts, or a
+`datasets.Dataset`."""
+Kind = Literal["demonstrations", "rankings", "pairs", "prompts"]
+"""What is read from a label database; other sources hold rows of one kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +54,20 @@ class Records:
                     )
 
 
-def load_records(source: Source) -> Records:
-    """Return the rows of a file, a hub data set, a list of dicts or a `datasets.Dataset`.
+def load_records(source: Source, kind: Kind = "prompts") -> Records:
+    """Return the rows of a file, hub data set, label database, list of dicts or `datasets.Dataset`.
+
+    Args:
+        source: see `Source`.
+        kind: of the rows to read from a label database.
 
     Raises:
         UserError: the file is missing, empty or malformed (file and line are named), or a row is
             not a dict.
     """
-    if isinstance(source, str | Path):
+    if isinstance(source, str) and re.match(r"(sqlite|postgres(ql)?)(\+\w+)?:", source):
+        records = _read_labels(source, kind)
+    elif isinstance(source, str | Path):
         path = Path(source)
         if path.suffix == ".jsonl":
             records = _read_jsonl(path)
@@ -148,6 +159,28 @@ def _read_with_datasets(name: str) -> Iterable[Row]:
     return found
 
 
+def _read_labels(url: str, kind: Kind) -> Records:
+    try:
+        from textrl.feedback.export import read
+    except ImportError as error:
+        raise UserError(
+            f"{url}: a label database needs `pip install 'textrl-gym[collect]'` ({error})"
+        ) from error
+    rows = read(url, kind)
+    if not rows:
+        raise UserError(f"{url}: no {kind} there (yet)")
+    return Records(rows=rows, places=[f"{kind} {index}" for index in range(len(rows))])
+
+
+def is_conversation(value: object) -> bool:
+    """Say whether a column holds chat messages: a list of dicts with role and content."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(turn, dict) and {"role", "content"} <= set(turn) for turn in value)
+    )
+
+
 def prompt_key(row: Row) -> str:
     """Return what rows about one prompt have in common.
 
@@ -193,3 +226,20 @@ def split_by_prompt(records: Records, heldout_share: float) -> tuple[Records, Re
         records.subset(i for i, side in enumerate(sides) if not side),
         records.subset(i for i, side in enumerate(sides) if side),
     )
+
+
+def refuse_existing(output: str | None) -> None:
+    """Raise UserError if a file to be written is there already."""
+    if output is not None and Path(output).exists():
+        raise UserError(f"{output} exists; name another file")
+
+
+def write_lines(rows: Iterable[dict[str, Any]], output: str | None) -> None:
+    """Write rows as JSON lines to a new file or the terminal."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    refuse_existing(output)
+    if output is None:
+        print(text, end="")
+    else:
+        Path(output).resolve().parent.mkdir(parents=True, exist_ok=True)
+        Path(output).write_text(text, encoding="utf-8")

@@ -9,20 +9,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from textrl.data import Records, Row
+from textrl.data import Records, Row, is_conversation
 from textrl.errors import UserError
 from textrl.types import Sequence
 
 Messages = list[dict[str, str]]
-
-
-def is_conversation(value: object) -> bool:
-    """Say whether a column holds chat messages: a list of dicts with role and content."""
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(turn, dict) and {"role", "content"} <= set(turn) for turn in value)
-    )
 
 
 def encode_prompt(

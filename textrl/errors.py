@@ -5,7 +5,8 @@ the thing it protects. The command line prints a `UserError` as one line and exi
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -20,3 +21,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """
     near = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+@contextmanager
+def needing(extra: str) -> Iterator[None]:
+    """Turn a missing package into one line that names the extra to install."""
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(f"{error}; pip install 'textrl-gym[{extra}]'") from error

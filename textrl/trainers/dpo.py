@@ -182,7 +182,7 @@ class DPOTrainer:
         if isinstance(data, list) and data and isinstance(data[0], Pair):
             self.train_pairs, self.heldout_pairs = cast(list[Pair], data), list[Pair]()
         else:
-            records = load_records(cast(Source, data))
+            records = load_records(cast(Source, data), "pairs")
             train, heldout = split_by_prompt(records, self.config.heldout_share)
             self.train_pairs, self.heldout_pairs = self._encode(train), self._encode(heldout)
         tokens = self.config.micro_batch_tokens

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.checkpoint import clear_state, save_model
 from textrl.config import RewardConfig
-from textrl.data import Records, Row, Source, load_records, split_by_prompt
-from textrl.encoding import chat_text, is_conversation, ranked_texts
+from textrl.data import Records, Row, Source, is_conversation, load_records, split_by_prompt
+from textrl.encoding import chat_text, ranked_texts
 from textrl.errors import UserError
 from textrl.loop import FitTask, LossSum, fit, make_accelerator
 from textrl.losses import bradley_terry_loss, plackett_luce_loss, ranking_loss
@@ -97,7 +97,7 @@ class RewardTrainer:
         self.output_dir = None if output_dir is None else Path(output_dir)
         self.logger = logger
         self._shown = shown
-        records = load_records(data)
+        records = load_records(data, "rankings")
         train, heldout = split_by_prompt(records, self.config.heldout_share)
         self.train_rankings = self._encode(train)
         self.heldout_rankings = self._encode(heldout)

@@ -50,7 +50,9 @@ class SFTTrainer:
         self.logger = logger
         self._shown = shown
         eos_id(tokenizer)  # without it no text would end
-        train, heldout = split_by_prompt(load_records(data), self.config.heldout_share)
+        train, heldout = split_by_prompt(
+            load_records(data, "demonstrations"), self.config.heldout_share
+        )
         limit = self.config.max_length
         self.train_sequences = sft_sequences(tokenizer, train, limit)
         self.heldout_sequences = sft_sequences(tokenizer, heldout, limit)
@@ -89,7 +91,7 @@ class SFTTrainer:
 
     def evaluate_on(self, data: Source) -> dict[str, float]:
         """Return the loss on other data in the same form, nats a token."""
-        records = load_records(data)
+        records = load_records(data, "demonstrations")
         return self._heldout_loss(sft_sequences(self.tokenizer, records, self.config.max_length))
 
     @torch.no_grad()

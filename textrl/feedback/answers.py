@@ -1,0 +1,137 @@
+"""One answer of one labeler: its fields, what is allowed in them, and the order they were seen in.
+
+Pure: no database, no web. Ranks and rating speak of outputs in the order that the labeler saw;
+`Submission.unshuffled` turns them to the stored order.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+FLAGS = {
+    "harmful": "harmful or offensive",
+    "language": "not in the expected language",
+    "unclear": "the prompt is unclear",
+}
+"""What a labeler can flag, and its wording on the page."""
+MAX_OUTPUTS = 9
+"""Outputs of one task: one number key each."""
+MAX_TEXT = 100_000
+"""Characters of a demonstration."""
+MAX_REASON = 2_000
+"""Characters of the reason for a skip."""
+
+
+class InvalidAnswerError(ValueError):
+    """What is wrong with an answer, in words for the labeler."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """What a labeler says about a task: a ranking, a demonstration, or both; or a skip.
+
+    Attributes:
+        ranks: of each output, 0 is best, equal ranks are ties. Length K, or None.
+        demonstration: the wanted completion, written by the labeler.
+        rating: of the best output, 1 (bad) to 7 (as good as it gets).
+        flags: keys of `FLAGS`.
+        skip_reason: why the task is left to others; then ranks and demonstration are None.
+        seconds: that the task was in front of the labeler.
+    """
+
+    ranks: list[int] | None = None
+    demonstration: str | None = None
+    rating: int | None = None
+    flags: list[str] | None = None
+    skip_reason: str | None = None
+    seconds: float = 0.0
+
+    @property
+    def is_skip(self) -> bool:
+        """Whether the labeler left the task to others."""
+        return self.skip_reason is not None
+
+    def checked(self, num_outputs: int) -> "Submission":
+        """Return the submission in its normal form: dense ranks, sorted flags, no blank texts.
+
+        Raises:
+            InvalidAnswerError: what is wrong with it, in words for the labeler.
+        """
+        written = self.demonstration if (self.demonstration or "").strip() else None
+        skip = None if self.skip_reason is None else self.skip_reason.strip()
+        flags = sorted(set(self.flags or []))
+        for text in (written, skip):
+            if text is not None and ("\x00" in text or not _is_unicode(text)):
+                raise InvalidAnswerError("the text holds characters that cannot be stored")
+        if len(written or "") > MAX_TEXT:
+            raise InvalidAnswerError(f"the demonstration is longer than {MAX_TEXT} characters")
+        if unknown := [flag for flag in flags if flag not in FLAGS]:
+            raise InvalidAnswerError(f"unknown flag {unknown[0]!r}; known: {', '.join(FLAGS)}")
+        if self.rating is not None and not 1 <= self.rating <= 7:
+            raise InvalidAnswerError("the rating is a whole number from 1 to 7")
+        if skip is not None:
+            if not skip:
+                raise InvalidAnswerError("a skip needs a reason")
+            if len(skip) > MAX_REASON:
+                raise InvalidAnswerError(f"the reason is longer than {MAX_REASON} characters")
+            return Submission(skip_reason=skip, flags=flags, seconds=self.seconds)
+        ranks = dense_ranks(self.ranks, num_outputs) if num_outputs >= 2 else None
+        if num_outputs < 2 and written is None:
+            raise InvalidAnswerError("the task asks for a text, and there is none")
+        if num_outputs == 0 and self.rating is not None:
+            raise InvalidAnswerError("a rating is of the best output, and the task has none")
+        return replace(self, ranks=ranks, demonstration=written, flags=flags, skip_reason=None)
+
+    def unshuffled(self, shown_order: Sequence[int]) -> "Submission":
+        """Return the submission with ranks in stored order.
+
+        Args:
+            shown_order: shown_order[i] is the stored index of the output shown at place i.
+
+        >>> Submission(ranks=[0, 1, 2]).unshuffled([2, 0, 1]).ranks
+        [1, 2, 0]
+        """
+        if self.ranks is None:
+            return self
+        stored = [0] * len(self.ranks)
+        for place, index in enumerate(shown_order):
+            stored[index] = self.ranks[place]
+        return replace(self, ranks=stored)
+
+    def shuffled(self, shown_order: Sequence[int]) -> "Submission":
+        """Return the submission with ranks in shown order: the inverse of `unshuffled`."""
+        if self.ranks is None:
+            return self
+        return replace(self, ranks=[self.ranks[index] for index in shown_order])
+
+    def as_columns(self) -> dict[str, Any]:
+        """Return the fields by name, as they are stored."""
+        return asdict(self)
+
+
+def dense_ranks(ranks: list[int] | None, num_outputs: int) -> list[int]:
+    """Return ranks without gaps, order and ties kept.
+
+    >>> dense_ranks([3, 0, 3], 3)
+    [1, 0, 1]
+
+    Raises:
+        InvalidAnswerError: no ranks, not as many as outputs, or a negative one.
+    """
+    if ranks is None or len(ranks) != num_outputs:
+        raise InvalidAnswerError(
+            f"expected a rank for each of the {num_outputs} outputs, got "
+            f"{'none' if ranks is None else len(ranks)}"
+        )
+    if any(rank < 0 for rank in ranks):
+        raise InvalidAnswerError("ranks are 0 (best) and above")
+    order = sorted(set(ranks))
+    return [order.index(rank) for rank in ranks]
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

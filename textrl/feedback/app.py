@@ -1,0 +1,76 @@
+"""The web application: pages, API and error answers, on one store."""
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.encoders import jsonable_encoder
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+from fastapi.templating import Jinja2Templates
+from sqlalchemy.exc import DBAPIError
+
+import textrl
+from textrl.feedback import labeler_api, lead_api
+from textrl.feedback.answers import InvalidAnswerError
+from textrl.feedback.security import Gate, SecurityHeaders
+from textrl.feedback.store import RefusedError, Store
+
+MAX_BODY = 1_000_000
+"""Bytes of a request."""
+HERE = Path(__file__).parent
+
+
+def create_app(store: Store) -> FastAPI:
+    """Return the application; FastAPI's own documentation pages, which load from a CDN, are off."""
+    app = FastAPI(
+        title="textrl collect",
+        version=textrl.__version__,
+        docs_url=None,
+        redoc_url=None,
+        max_body_size=MAX_BODY,
+    )
+    app.state.store, app.state.gate = store, Gate(store)
+    app.add_middleware(SecurityHeaders)
+    app.include_router(labeler_api.router)
+    app.include_router(lead_api.router)
+    app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
+    templates = Jinja2Templates(directory=HERE / "templates")
+
+    @app.get("/", include_in_schema=False)
+    def labeler_page(request: Request) -> HTMLResponse:
+        return templates.TemplateResponse(request, "labeler.html")
+
+    @app.get("/lead", include_in_schema=False)
+    def lead_page(request: Request) -> HTMLResponse:
+        return templates.TemplateResponse(request, "lead.html")
+
+    app.add_exception_handler(RefusedError, _refused)
+    app.add_exception_handler(InvalidAnswerError, _invalid)
+    app.add_exception_handler(RequestValidationError, _malformed)
+    app.add_exception_handler(DBAPIError, _database_failed)
+    return app
+
+
+def _refused(request: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"detail": str(error)}, status_code=409)
+
+
+def _invalid(request: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"detail": str(error)}, status_code=422)
+
+
+def _malformed(request: Request, error: Exception) -> JSONResponse:
+    """Name field and fault, without the value: it may be a megabyte, or no text at all."""
+    assert isinstance(error, RequestValidationError)
+    faults: list[Any] = [{"loc": e["loc"], "msg": e["msg"]} for e in error.errors()]
+    text = "; ".join(f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in faults[:10])
+    printable = text.encode(errors="replace").decode()
+    return JSONResponse(jsonable_encoder({"detail": printable}), status_code=422)
+
+
+def _database_failed(request: Request, error: Exception) -> JSONResponse:
+    """Say that nothing was stored: a full disk, a database that is gone. The page tries again."""
+    detail = "not stored: the database did not answer"
+    return JSONResponse({"detail": detail}, status_code=503, headers={"Retry-After": "5"})

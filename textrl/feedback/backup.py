@@ -1,0 +1,57 @@
+"""A copy of a label database, taken while labelers work."""
+
+import sqlite3
+from pathlib import Path
+
+from sqlalchemy import create_engine, insert, select
+from sqlalchemy.engine import Connection
+
+from textrl.errors import UserError
+from textrl.feedback.tables import Base, open_engine, parse_url
+
+
+def back_up(database: str, output: str) -> int:
+    """Write a consistent copy of the database to a new SQLite file; return its number of answers.
+
+    SQLite copies itself page by page; PostgreSQL is read in one snapshot, row by row. The copy
+    opens as `sqlite:///OUTPUT`, in `textrl collect` and in `textrl export`.
+
+    Raises:
+        UserError: no such database, a file that is there already, or a copy that is not whole.
+    """
+    target = Path(output)
+    if target.exists():
+        raise UserError(f"{target} exists; name another file")
+    if not target.resolve().parent.is_dir():
+        raise UserError(f"{target.parent}: no such folder")
+    engine = open_engine(database, create=False)
+    partial = target.with_name(target.name + ".part")
+    partial.unlink(missing_ok=True)
+    if engine.dialect.name == "sqlite":
+        source_path = parse_url(database).database or ""
+        with sqlite3.connect(source_path) as source, sqlite3.connect(partial) as copy:
+            source.backup(copy)
+    else:
+        snapshot = engine.execution_options(isolation_level="REPEATABLE READ")
+        with snapshot.connect() as source_connection:
+            _copy_rows(source_connection, f"sqlite:///{partial}")
+    engine.dispose()
+    with sqlite3.connect(partial) as copy:
+        verdict = copy.execute("PRAGMA integrity_check").fetchone()[0]
+        answers = int(copy.execute("SELECT count(*) FROM answer").fetchone()[0])
+        copy.execute("PRAGMA journal_mode=DELETE")  # one file, no -wal beside it
+    if verdict != "ok":
+        raise UserError(f"{partial}: the copy is not whole ({verdict})")
+    partial.rename(target)
+    return answers
+
+
+def _copy_rows(source: Connection, url: str) -> None:
+    copy = create_engine(url)
+    Base.metadata.create_all(copy)
+    with copy.begin() as connection:
+        for table in Base.metadata.sorted_tables:
+            rows = source.execution_options(stream_results=True).execute(select(table))
+            for part in rows.mappings().partitions(1000):
+                connection.execute(insert(table), [dict(row) for row in part])
+    copy.dispose()

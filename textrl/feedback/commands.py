@@ -1,0 +1,44 @@
+"""What `textrl collect`, `textrl collect backup` and `textrl export` do; none loads torch."""
+
+from collections.abc import Callable
+
+from textrl.command_config import BackupConfig, CollectConfig, ExportConfig
+from textrl.data import write_lines
+from textrl.errors import needing
+
+
+def run_collect(config: CollectConfig) -> None:
+    """Serve the labelers' and the lead's pages until stopped."""
+    with needing("collect"):
+        from textrl.feedback.server import serve
+    serve(config)
+
+
+def run_backup(config: BackupConfig) -> None:
+    """Copy a label database that is in use."""
+    with needing("collect"):
+        from textrl.feedback.backup import back_up
+    answers = back_up(config.database, config.output)
+    print(f"{answers} answers copied to {config.output}; it opens as sqlite:///{config.output}")
+
+
+def run_export(config: ExportConfig) -> None:
+    """Write labels as JSON lines."""
+    with needing("collect"):
+        from textrl.feedback.export import Filters, rows
+        from textrl.feedback.store import Store
+    names = None if config.labelers is None else tuple(config.labelers.split(","))
+    filters = Filters(
+        min_agreement=config.min_agreement, drop_flagged=config.drop_flagged, labelers=names
+    )
+    store = Store(config.database)
+    found = rows(store, config.rows, filters)
+    store.close()
+    write_lines(found, config.output)
+
+
+RUN: dict[str, Callable[..., None]] = {
+    "collect": run_collect,
+    "collect-backup": run_backup,
+    "export": run_export,
+}

@@ -1,0 +1,264 @@
+"""What the lead does and sees: labelers and their tokens, settings, progress, disagreements.
+
+Tokens are random, shown once, and kept as SHA-256 only. Everything seen here is a function of the
+database, computed when it is asked for.
+"""
+
+import hashlib
+import itertools
+import secrets
+import statistics
+import time
+from collections import defaultdict
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from textrl.feedback import agreement
+from textrl.feedback.store import RefusedError, Store, count_answers, note, read_setting
+from textrl.feedback.tables import Answer, Labeler, Meta, RewardCheck, Task, Token, writing
+
+
+def add_labeler(store: Store, name: str, *, is_lead: bool = False, by: int | None = None) -> str:
+    """Add a labeler, or a new token for one who is there, and return the token.
+
+    Old tokens of the labeler stay valid until `deactivate`.
+
+    Raises:
+        RefusedError: the name is blank or too long, or is a lead's and this is to be none.
+    """
+    name = name.strip()
+    if not 1 <= len(name) <= 64 or not name.isprintable():
+        raise RefusedError("a labeler's name has 1 to 64 printable characters")
+    token, now = secrets.token_urlsafe(24), time.time()
+    with writing(store.engine) as session:
+        labeler = session.scalars(select(Labeler).where(Labeler.name == name)).first()
+        if labeler is None:
+            labeler = Labeler(name=name, is_lead=is_lead, created_at=now)
+            session.add(labeler)
+            session.flush()
+        elif labeler.is_lead != is_lead:
+            raise RefusedError(
+                f"{name!r} is the name of a {'lead' if labeler.is_lead else 'labeler'}"
+            )
+        labeler.active = True
+        session.add(Token(hash=_hash(token), labeler_id=labeler.id, created_at=now))
+        note(session, "token", by, None, {"labeler": name})
+        session.commit()
+    return token
+
+
+def deactivate(store: Store, labeler_id: int, by: int | None = None) -> None:
+    """Revoke all tokens of a labeler; their answers stay."""
+    with writing(store.engine) as session:
+        labeler = session.get(Labeler, labeler_id)
+        if labeler is None:
+            raise RefusedError("there is no such labeler")
+        if labeler.id == by:
+            raise RefusedError("you cannot shut yourself out")
+        labeler.active = False
+        for token in session.scalars(select(Token).where(Token.labeler_id == labeler_id)):
+            session.delete(token)
+        note(session, "deactivated", by, None, {"labeler": labeler.name})
+        session.commit()
+
+
+def labeler_of(store: Store, token: str) -> Labeler | None:
+    """Return whose token this is; None if nobody's."""
+    query = select(Labeler).join(Token).where(Token.hash == _hash(token), Labeler.active)
+    with Session(store.engine) as session:
+        return session.scalars(query).first()
+
+
+def labelers(store: Store) -> list[Labeler]:
+    """Return all labelers and leads."""
+    with Session(store.engine) as session:
+        return list(session.scalars(select(Labeler).order_by(Labeler.id)))
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode(errors="replace")).hexdigest()
+
+
+def setting(store: Store, key: str, default: Any) -> Any:
+    """Return a setting: `paused`, `instructions`."""
+    with Session(store.engine) as session:
+        return read_setting(session, key, default)
+
+
+def change_setting(store: Store, key: str, value: Any, by: int | None = None) -> None:
+    """Store a setting."""
+    with writing(store.engine) as session:
+        session.merge(Meta(key=f"setting.{key}", value=value))
+        note(session, "setting", by, None, {key: value})
+        session.commit()
+
+
+def change_tasks(
+    store: Store,
+    *,
+    task_id: int | None = None,
+    overlap: int | None = None,
+    paused: bool | None = None,
+    by: int | None = None,
+) -> int:
+    """Set overlap or pause of one task or of all; return how many tasks that were."""
+    query = select(Task).with_for_update().order_by(Task.id)
+    with writing(store.engine) as session:
+        chosen = query if task_id is None else query.where(Task.id == task_id)
+        tasks = list(session.scalars(chosen))
+        for task in tasks:
+            task.overlap = task.overlap if overlap is None else overlap
+            task.paused = task.paused if paused is None else paused
+            count_answers(task, 0)
+        body = {"overlap": overlap, "paused": paused, "count": len(tasks)}
+        note(session, "tasks changed", by, task_id, body)
+        session.commit()
+    return len(tasks)
+
+
+def add_reward_check(store: Store, rankings: int, accuracy: float) -> None:
+    """Store the held-out accuracy of a reward model trained on so many rankings."""
+    with writing(store.engine) as session:
+        session.add(RewardCheck(rankings=rankings, accuracy=accuracy, created_at=time.time()))
+        session.commit()
+
+
+def count_rankings(store: Store) -> int:
+    """Return how many answers rank outputs."""
+    with Session(store.engine) as session:
+        return session.scalar(select(func.count()).where(Answer.ranks.is_not(None))) or 0
+
+
+def last_reward_check(store: Store) -> int:
+    """Return the number of rankings that the last check was trained on; 0 before the first."""
+    with Session(store.engine) as session:
+        return session.scalar(select(func.max(RewardCheck.rankings))) or 0
+
+
+def overview(store: Store) -> dict[str, Any]:
+    """Return progress per labeler and over all, agreement, and the reward model's checks."""
+    with Session(store.engine) as session:
+        answers = list(session.scalars(select(Answer).order_by(Answer.id)))
+        people = list(session.scalars(select(Labeler).order_by(Labeler.id)))
+        total = session.scalar(select(func.count()).select_from(Task)) or 0
+        left = session.scalar(select(func.count()).where(Task.open)) or 0
+        started = session.scalar(select(func.count()).where(Task.done > 0)) or 0
+        full = session.scalar(select(func.count()).where(Task.done >= Task.overlap)) or 0
+        overlap = session.scalar(select(func.max(Task.overlap)))
+        checks = list(session.scalars(select(RewardCheck).order_by(RewardCheck.id)))
+        paused = bool(read_setting(session, "paused", False))
+    by_task = _rankings_by_task(answers)
+    return {
+        "tasks": {"total": total, "open": left, "started": started, "complete": full},
+        "overlap": overlap or 1,
+        "paused": paused,
+        "agreement": agreement.summary([list(r.values()) for r in by_task.values()]),
+        "labelers": [_progress_of(person, answers, by_task) for person in people],
+        "flags": sum(bool(answer.flags) for answer in answers),
+        "reward_checks": [
+            {"rankings": check.rankings, "accuracy": check.accuracy} for check in checks
+        ],
+    }
+
+
+def _progress_of(
+    person: Labeler, answers: list[Answer], by_task: dict[int, dict[int, list[int]]]
+) -> dict[str, Any]:
+    mine = [answer for answer in answers if answer.labeler_id == person.id]
+    done = [answer for answer in mine if answer.skip_reason is None]
+    shared = [
+        agreement.pair_agreement(rankings[person.id], ranks)
+        for rankings in by_task.values()
+        if person.id in rankings
+        for other, ranks in rankings.items()
+        if other != person.id
+    ]
+    return {
+        "id": person.id,
+        "name": person.name,
+        "is_lead": person.is_lead,
+        "active": person.active,
+        "done": len(done),
+        "skipped": len(mine) - len(done),
+        "flagged": sum(bool(answer.flags) for answer in mine),
+        "median_seconds": statistics.median(a.seconds for a in done) if done else None,
+        "agreement": statistics.fmean(shared) if shared else None,
+        "last_at": max((answer.updated_at for answer in mine), default=None),
+    }
+
+
+def _rankings_by_task(answers: list[Answer]) -> dict[int, dict[int, list[int]]]:
+    """Return task -> labeler -> ranks."""
+    found: dict[int, dict[int, list[int]]] = defaultdict(dict)
+    for answer in answers:
+        if answer.ranks is not None:
+            found[answer.task_id][answer.labeler_id] = answer.ranks
+    return found
+
+
+def task_list(store: Store, *, limit: int, after: int = 0) -> list[dict[str, Any]]:
+    """Return tasks in order of their ids, with what was done and how long it took."""
+    query = select(Task).where(Task.id > after).order_by(Task.id).limit(limit)
+    with Session(store.engine) as session:
+        tasks = list(session.scalars(query))
+        ids = [task.id for task in tasks]
+        answers = list(session.scalars(select(Answer).where(Answer.task_id.in_(ids))))
+    by_task = _rankings_by_task(answers)
+    rows = []
+    for task in tasks:
+        mine = [answer for answer in answers if answer.task_id == task.id]
+        seconds = [answer.seconds for answer in mine if answer.skip_reason is None]
+        rows.append(
+            {
+                "id": task.id,
+                "prompt": task.prompt,
+                "outputs": len(task.outputs),
+                "overlap": task.overlap,
+                "done": task.done,
+                "paused": task.paused,
+                "skipped": len(mine) - len(seconds),
+                "flags": sorted({flag for answer in mine for flag in answer.flags}),
+                "median_seconds": statistics.median(seconds) if seconds else None,
+                "agreement": agreement.task_agreement(list(by_task[task.id].values())),
+            }
+        )
+    return rows
+
+
+def disagreements(store: Store, *, limit: int) -> list[dict[str, Any]]:
+    """Return the tasks on which labelers agree least, with each one's ranks, the worst first."""
+    with Session(store.engine) as session:
+        answers = list(session.scalars(select(Answer).where(Answer.ranks.is_not(None))))
+        names = {person.id: person.name for person in session.scalars(select(Labeler))}
+        by_task = _rankings_by_task(answers)
+        rates = {
+            task_id: agreement.task_agreement(list(rankings.values()))
+            for task_id, rankings in by_task.items()
+        }
+        unequal = [(rate, id) for id, rate in rates.items() if rate is not None and rate < 1]
+        worst = [task_id for _, task_id in sorted(unequal)[:limit]]
+        tasks = {t.id: t for t in session.scalars(select(Task).where(Task.id.in_(worst)))}
+    return [
+        {
+            "id": task_id,
+            "prompt": tasks[task_id].prompt,
+            "outputs": tasks[task_id].outputs,
+            "agreement": rates[task_id],
+            "rankings": [
+                {"labeler": names[labeler], "ranks": ranks}
+                for labeler, ranks in by_task[task_id].items()
+            ],
+            "disputed_pairs": [
+                [i, j]
+                for i, j in itertools.combinations(range(len(tasks[task_id].outputs)), 2)
+                if len({_order(ranks, i, j) for ranks in by_task[task_id].values()}) > 1
+            ],
+        }
+        for task_id in worst
+    ]
+
+
+def _order(ranks: list[int], i: int, j: int) -> int:
+    return (ranks[i] > ranks[j]) - (ranks[i] < ranks[j])

@@ -1,0 +1,139 @@
+"""What the lead's page asks for; every route refuses whoever is no lead."""
+
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from textrl.data import Kind
+from textrl.feedback import lead
+from textrl.feedback.export import Filters, rows
+from textrl.feedback.labeler_api import ERRORS, INSTRUCTIONS, Labels, TaskId
+from textrl.feedback.security import current_lead
+from textrl.feedback.tables import Labeler
+
+Lead = Annotated[Labeler, Depends(current_lead)]
+Overlap = Annotated[int, Field(ge=1, le=100)]
+router = APIRouter(
+    prefix="/api/lead",
+    responses=ERRORS | {403: {"description": "not the lead"}},
+)
+
+
+class NewLabeler(BaseModel):
+    """A labeler to be added, or to get a new link."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+
+
+class TokenOut(BaseModel):
+    """A token, shown this once."""
+
+    name: str
+    token: str
+
+
+class SettingsIn(BaseModel):
+    """What the lead can set."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    paused: bool | None = None
+    overlap: Overlap | None = None
+    instructions: Annotated[str, Field(max_length=10_000)] | None = None
+
+
+class TaskIn(BaseModel):
+    """What the lead can set of one task."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    paused: bool | None = None
+    overlap: Overlap | None = None
+
+
+@router.get("/overview")
+def overview(person: Lead, store: Labels) -> dict[str, Any]:
+    """Return progress, agreement and checks, see `lead.overview`."""
+    instructions = lead.setting(store, "instructions", INSTRUCTIONS)
+    return lead.overview(store) | {"instructions": instructions}
+
+
+@router.get("/tasks")
+def tasks(
+    person: Lead,
+    store: Labels,
+    after: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> list[dict[str, Any]]:
+    """Return some tasks in order, those after an id."""
+    return lead.task_list(store, limit=limit, after=after)
+
+
+@router.get("/disagreements")
+def disagreements(
+    person: Lead, store: Labels, limit: Annotated[int, Query(ge=1, le=100)] = 20
+) -> list[dict[str, Any]]:
+    """Return the tasks on which labelers agree least."""
+    return lead.disagreements(store, limit=limit)
+
+
+@router.post("/labelers", status_code=201)
+def add_labeler(body: NewLabeler, person: Lead, store: Labels) -> TokenOut:
+    """Add a labeler, or make a new link for one."""
+    token = lead.add_labeler(store, body.name, by=person.id)
+    return TokenOut(name=body.name.strip(), token=token)
+
+
+@router.post("/labelers/{labeler_id}/deactivate")
+def deactivate(labeler_id: TaskId, person: Lead, store: Labels) -> dict[str, bool]:
+    """Revoke a labeler's links."""
+    lead.deactivate(store, labeler_id, by=person.id)
+    return {"active": False}
+
+
+@router.put("/settings")
+def settings(body: SettingsIn, person: Lead, store: Labels) -> dict[str, Any]:
+    """Pause or go on, set the overlap of all tasks, write the instructions."""
+    if body.paused is not None:
+        lead.change_setting(store, "paused", body.paused, by=person.id)
+    if body.instructions is not None:
+        text = body.instructions.replace("\x00", "")
+        lead.change_setting(store, "instructions", text, by=person.id)
+    if body.overlap is not None:
+        lead.change_setting(store, "overlap", body.overlap, by=person.id)
+        lead.change_tasks(store, overlap=body.overlap, by=person.id)
+    return body.model_dump(exclude_none=True)
+
+
+@router.put("/tasks/{task_id}")
+def change_task(task_id: TaskId, body: TaskIn, person: Lead, store: Labels) -> dict[str, int]:
+    """Set overlap or pause of one task."""
+    changed = lead.change_tasks(
+        store, task_id=task_id, overlap=body.overlap, paused=body.paused, by=person.id
+    )
+    return {"changed": changed}
+
+
+@router.get("/export/{kind}", response_class=StreamingResponse)
+def export(
+    kind: Kind,
+    person: Lead,
+    store: Labels,
+    min_agreement: Annotated[float | None, Query(ge=0, le=1, allow_inf_nan=False)] = None,
+    drop_flagged: bool = False,
+) -> StreamingResponse:
+    """Return the rows of `textrl export` as JSON lines."""
+    filters = Filters(min_agreement=min_agreement, drop_flagged=drop_flagged)
+
+    def lines() -> Iterator[str]:
+        for row in rows(store, kind, filters):
+            yield json.dumps(row, ensure_ascii=False) + "\n"
+
+    return StreamingResponse(
+        lines(),
+        media_type="application/x-ndjson",
+        headers={"content-disposition": f'attachment; filename="{kind}.jsonl"'},
+    )

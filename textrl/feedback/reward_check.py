@@ -1,0 +1,66 @@
+"""A reward model trained again and again on the rankings so far: what the data teach.
+
+A thread of the server that runs `textrl reward` in a process of its own and stores the held-out
+accuracy, which the lead's page draws.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+
+from textrl.feedback.lead import add_reward_check, count_rankings, last_reward_check
+from textrl.feedback.store import Store
+
+FIRST_AT = 20
+"""Rankings before the first check; each next one comes after a quarter more."""
+HELDOUT_SHARE = 0.25
+SECONDS_BETWEEN_LOOKS = 5.0
+
+
+class RewardChecker(threading.Thread):
+    """Watches the number of rankings and checks when there are enough new ones."""
+
+    def __init__(self, store: Store, model: str) -> None:
+        """Check with a reward model that starts from `model` (a language model or encoder)."""
+        super().__init__(name="reward-check", daemon=True)
+        self._store, self._model = store, model
+        self._stopped = threading.Event()
+        self._process: subprocess.Popen[str] | None = None
+
+    def run(self) -> None:
+        """Check until stopped."""
+        checked = last_reward_check(self._store)
+        while not self._stopped.wait(SECONDS_BETWEEN_LOOKS):
+            count = count_rankings(self._store)
+            if count < max(FIRST_AT, 1.25 * checked):
+                continue
+            checked = count
+            accuracy = self._train()
+            if accuracy is not None:
+                add_reward_check(self._store, count, accuracy)
+
+    def stop(self) -> None:
+        """End the thread and what it runs."""
+        self._stopped.set()
+        if self._process is not None:
+            self._process.terminate()
+        self.join()
+
+    def _train(self) -> float | None:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [
+                *(sys.executable, "-m", "textrl", "reward"),
+                *("--model", self._model, "--data", self._store.url),
+                *("--heldout_share", str(HELDOUT_SHARE), "--output_dir", f"{folder}/run"),
+            ]
+            self._process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+            output, errors = self._process.communicate()
+        found = re.search(r"heldout_accuracy: ([\d.]+)", output)
+        if found is None and not self._stopped.is_set():
+            reason = (errors.strip().splitlines() or ["no reason given"])[-1]
+            print(f"reward model check failed: {reason}", file=sys.stderr, flush=True)
+        return float(found.group(1)) if found else None

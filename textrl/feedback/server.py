@@ -1,0 +1,152 @@
+"""`textrl collect`: checks where it may listen, fills the store, prints the links, serves.
+
+A kill at any moment loses no acknowledged answer: each is committed before it is acknowledged, and
+starting again with the same database goes on where it stopped.
+"""
+
+import ipaddress
+import json
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from textrl.command_config import CollectConfig
+from textrl.errors import UserError
+from textrl.feedback import lead
+from textrl.feedback.app import create_app
+from textrl.feedback.reward_check import RewardChecker
+from textrl.feedback.store import RefusedError, Store
+from textrl.feedback.task_file import read_tasks
+
+if TYPE_CHECKING:
+    from textrl.feedback.sampler import SamplerSettings
+
+LEAD = "lead"
+"""The name of the lead that a start of the server makes a link for."""
+
+
+def check_address(config: CollectConfig) -> None:
+    """Refuse an address that others reach, unless TLS or a proxy with TLS keeps tokens secret.
+
+    Raises:
+        UserError: the remedy is named.
+    """
+    try:
+        loopback = ipaddress.ip_address(config.host).is_loopback
+    except ValueError:
+        loopback = config.host == "localhost"
+    secured = config.tls_cert is not None or config.behind_proxy
+    if not loopback and not secured:
+        raise UserError(
+            f"--host {config.host} is open to others, and tokens would travel unprotected; give "
+            f"--tls_cert and --tls_key, or --behind_proxy where a proxy in front does TLS"
+        )
+
+
+def serve(config: CollectConfig) -> None:
+    """Serve the pages until stopped."""
+    check_address(config)
+    tasks = read_tasks(config.prompts) if config.prompts and config.model is None else []
+    with ExitStack() as stack:
+        store = Store(config.database, create=True)
+        stack.callback(store.close)
+        listener = _listen(config)
+        stack.callback(listener.close)
+        overlap = int(lead.setting(store, "overlap", config.overlap))
+        added = store.add_tasks(tasks, overlap)
+        links = _links(store, config)
+        if config.model is not None:
+            sampler = _start_sampler(config, overlap)
+            stack.callback(sampler.terminate)
+        if config.reward_model is not None:
+            checker = RewardChecker(store, config.reward_model)
+            checker.start()
+            stack.callback(checker.stop)
+        _print_welcome(store, config, added, links, listener.getsockname()[1])
+        server = uvicorn.Server(
+            uvicorn.Config(
+                create_app(store),
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                proxy_headers=config.behind_proxy,
+                ssl_certfile=config.tls_cert,
+                ssl_keyfile=config.tls_key,
+            )
+        )
+        server.run(sockets=[listener])
+
+
+def _listen(config: CollectConfig) -> socket.socket:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((config.host, config.port))
+    except OSError as error:
+        listener.close()
+        raise UserError(
+            f"cannot listen at {config.host} port {config.port} ({error.strerror}); give another "
+            f"--port, or 0 for any that is free"
+        ) from error
+    return listener
+
+
+def _links(store: Store, config: CollectConfig) -> dict[str, str]:
+    """Return name -> token of the labelers that are new, and of the lead, who is always there."""
+    known = {person.name for person in lead.labelers(store) if not person.is_lead}
+    names = [name.strip() for name in (config.labelers or "").split(",") if name.strip()]
+    if not known and not names:
+        names = ["me"]
+    try:
+        fresh = {n: lead.add_labeler(store, n) for n in dict.fromkeys(names) if n not in known}
+        return fresh | {LEAD: lead.add_labeler(store, LEAD, is_lead=True)}
+    except RefusedError as error:
+        raise UserError(f"--labelers: {error}") from error
+
+
+def _start_sampler(config: CollectConfig, overlap: int) -> subprocess.Popen[str]:
+    """Start the sampling process and return it once its model is loaded."""
+    settings: SamplerSettings | dict[str, object] = {
+        "database": config.database,
+        "overlap": overlap,
+        **{
+            name: asdict(config)[name]
+            for name in (
+                *("prompts", "model", "samples", "max_completion_tokens", "temperature", "seed"),
+            )
+        },
+    }
+    print(f"loading {config.model} to sample from", flush=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "textrl.feedback.sampler", json.dumps(settings)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    first = process.stdout.readline().strip()
+    if first != "ready":
+        process.wait()
+        raise UserError(first or f"the model {config.model} could not be loaded, see above")
+    return process
+
+
+def _print_welcome(
+    store: Store, config: CollectConfig, added: int, links: dict[str, str], port: int
+) -> None:
+    scheme = "https" if config.tls_cert or config.behind_proxy else "http"
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    print(f"{store.open_tasks()} open tasks in {config.database}, {added} of them new")
+    for name, token in links.items():
+        page = "lead" if name == LEAD else ""
+        print(f"{name:>12}: {scheme}://{host}:{port}/{page}#token={token}")
+    print(
+        "Links are shown this once; the lead's page makes new ones. Ctrl+C stops; nothing is lost."
+    )
+    sys.stdout.flush()

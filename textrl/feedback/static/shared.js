@@ -1,0 +1,100 @@
+// What both pages share: the token, requests, making elements, showing text that nobody may trust.
+
+/** The token comes once in the link's fragment and stays in this tab's session storage. */
+export function takeToken() {
+  const given = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (given) {
+    sessionStorage.setItem("textrl.token", given);
+    history.replaceState(null, "", location.pathname);
+  }
+  return sessionStorage.getItem("textrl.token") ?? "";
+}
+
+export class RequestError extends Error {
+  /** @param {number} status HTTP status, 0 when there was no answer at all */
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+  /** Whether the same request may succeed later: no connection, server restarting, too fast. */
+  get temporary() {
+    return this.status === 0 || this.status === 429 || this.status >= 500;
+  }
+}
+
+/** Send a request with the token; return the parsed answer or throw a RequestError. */
+export async function request(method, path, body) {
+  let response;
+  try {
+    response = await fetch(path, {
+      method,
+      headers: {
+        authorization: `Bearer ${sessionStorage.getItem("textrl.token") ?? ""}`,
+        ...(body === undefined ? {} : { "content-type": "application/json" }),
+      },
+      body: body === undefined ? undefined : JSON.stringify(body),
+      signal: AbortSignal.timeout(30_000),
+    });
+  } catch {
+    throw new RequestError(0, "no connection to the server");
+  }
+  if (!response.ok) {
+    const problem = await response.json().catch(() => ({}));
+    throw new RequestError(response.status, problem.detail ?? `error ${response.status}`);
+  }
+  return response;
+}
+
+export const find = (id) => document.getElementById(id);
+
+/** Make an element; strings become text nodes, never markup. */
+export function make(tag, properties = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name === "class") element.className = value;
+    else if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value !== false && value !== null) element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children);
+  return element;
+}
+
+const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069\ufeff]/g;
+
+/** Return the text with control characters and direction overrides made visible. */
+export function visible(text) {
+  return text.replaceAll("\r\n", "\n").replace(HIDDEN, (character) => {
+    const code = character.charCodeAt(0);
+    if (code < 0x20) return String.fromCharCode(0x2400 + code);
+    return `⟦U+${code.toString(16).toUpperCase().padStart(4, "0")}⟧`;
+  });
+}
+
+const SHOWN_AT_ONCE = 20_000;
+
+/** Return a block that shows a text as it is, a long one cut with a button for the rest. */
+export function textBlock(text) {
+  const block = make("div", { class: "text", dir: "auto" });
+  if (text.length <= SHOWN_AT_ONCE) {
+    block.append(visible(text));
+    return block;
+  }
+  const more = make("button", { type: "button" }, `Show all ${text.length.toLocaleString()} characters`);
+  more.addEventListener("click", () => {
+    block.replaceChildren(visible(text));
+    more.remove();
+  });
+  block.append(visible(text.slice(0, SHOWN_AT_ONCE)), "…");
+  return make("div", {}, block, more);
+}
+
+/** Show a message above the page until it is called with nothing. */
+export function banner(message) {
+  find("banner").textContent = message ?? "";
+  find("banner").hidden = !message;
+}
+
+/** Tell a screen reader. */
+export function say(message) {
+  find("said").textContent = message;
+}

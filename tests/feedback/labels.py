@@ -1,7 +1,12 @@
 """What the tests of feedback share."""
 
 import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
+import httpx2
 import pytest
 
 from textrl.feedback.store import NewTask
@@ -17,3 +22,46 @@ def or_fail(reason: str) -> None:
 def task(name: str, outputs: int = 4) -> NewTask:
     texts = [f"{name} output {index}" for index in range(outputs)]
     return NewTask(prompt=f"{name} prompt", outputs=texts, source={"file": "t"}, columns={})
+
+
+class Served:
+    """A running `textrl collect`, and the links that it printed."""
+
+    def __init__(self, folder: Path, *arguments: str, port: int = 0) -> None:
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "textrl", "collect", f"--port={port}", *arguments],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        self.printed, self.links = "", {}
+        for line in self.process.stdout:
+            self.printed += line
+            if found := re.match(r" *(\S+): (http\S+#token=\S+)$", line):
+                self.links[found[1]] = found[2]
+            if line.startswith("Links are shown"):
+                break
+
+    @property
+    def port(self) -> int:
+        return int(self.links["lead"].split("/")[2].rsplit(":", 1)[1])
+
+    def client(self, name: str) -> httpx2.Client:
+        """Return an HTTP client with a labeler's token."""
+        page, token = self.links[name].split("#token=")
+        base = "/".join(page.split("/")[:3])
+        return httpx2.Client(
+            base_url=base, headers={"authorization": f"Bearer {token}"}, timeout=30
+        )
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.communicate(timeout=30)
+
+    def kill(self) -> None:
+        """SIGKILL, as a power cut would."""
+        self.process.kill()
+        self.process.communicate(timeout=30)

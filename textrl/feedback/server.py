@@ -62,7 +62,7 @@ def serve(config: CollectConfig) -> None:
         links = _links(store, config)
         if config.model is not None:
             sampler = _start_sampler(config, overlap)
-            stack.callback(sampler.terminate)
+            stack.callback(_end, sampler)
         if config.reward_model is not None:
             checker = RewardChecker(store, config.reward_model)
             checker.start()
@@ -88,6 +88,7 @@ def _listen(config: CollectConfig) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((config.host, config.port))
+        listener.listen()  # whoever follows a link as soon as it is printed waits, and gets in
     except OSError as error:
         listener.close()
         raise UserError(
@@ -132,9 +133,14 @@ def _start_sampler(config: CollectConfig, overlap: int) -> subprocess.Popen[str]
     assert process.stdout is not None
     first = process.stdout.readline().strip()
     if first != "ready":
-        process.wait()
+        process.communicate()
         raise UserError(first or f"the model {config.model} could not be loaded, see above")
     return process
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    process.communicate()
 
 
 def _print_welcome(

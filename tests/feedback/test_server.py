@@ -1,0 +1,199 @@
+"""`textrl collect` as a process: where it listens, what it prints, what outlives a kill."""
+
+import json
+import os
+import random
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx2
+import pytest
+from labels import Served
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from textrl.cli import main
+from textrl.feedback.store import Store
+from textrl.feedback.tables import Answer, Audit
+
+
+def write_tasks(folder: Path, count: int, outputs: int = 4) -> None:
+    rows = [
+        {"prompt": f"prompt {i}", "completions": [f"output {i} {k}" for k in range(outputs)]}
+        for i in range(count)
+    ]
+    (folder / "tasks.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--host=0.0.0.0"], "--behind_proxy"),
+        (["--host=192.168.1.7"], "tokens would travel unprotected"),
+        (["--host=::"], "--tls_cert"),
+        (["--model=none"], "a file of prompts"),
+        (["--tls_cert=a.pem"], "certificate and key together"),
+        (["--samples=1", "--prompts=tasks.jsonl"], "2 to 9"),
+        (["--prompts=none.jsonl"], "none.jsonl"),
+        (["--database=labels.db"], "sqlite:///labels.db"),
+        (["--labelers=" + "x" * 65], "1 to 64"),
+        (["--prompts=tasks.jsonl", "--model=no/such"], "no/such"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_tasks(tmp_path, 1)
+    with pytest.raises(SystemExit) as stopped:
+        main(["collect", "--port=0", *arguments])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert words in error
+    assert error.count("\n") == 0
+
+
+def test_a_taken_port_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(SystemExit):
+            main(["collect", f"--port={port}", f"--database=sqlite:///{tmp_path}/l.db"])
+    assert "give another --port" in capsys.readouterr().err
+
+
+def test_links_last_over_a_restart(tmp_path: Path) -> None:
+    write_tasks(tmp_path, 3)
+    began = time.monotonic()
+    first = Served(tmp_path, "--prompts=tasks.jsonl")
+    assert set(first.links) == {"me", "lead"}
+    assert "3 open tasks" in first.printed
+    with first.client("me") as me:
+        task = me.post("/api/claim").json()["task"]
+        sent = me.post(f"/api/tasks/{task['task_id']}/answer", json={"ranks": [0, 1, 2, 3]})
+        assert sent.status_code == 201
+        assert time.monotonic() - began < 60  # from the command to the first stored ranking
+        first.kill()
+        second = Served(tmp_path, "--prompts=tasks.jsonl", port=first.port)
+        assert set(second.links) == {"lead"}  # "me" keeps the link
+        assert "0 of them new" in second.printed
+        assert me.get("/api/me").json()["done"] == 1
+    second.stop()
+
+
+def test_backup_of_a_running_server(tmp_path: Path) -> None:
+    write_tasks(tmp_path, 2)
+    served = Served(tmp_path, "--prompts=tasks.jsonl")
+    with served.client("me") as me:
+        task = me.post("/api/claim").json()["task"]
+        me.post(f"/api/tasks/{task['task_id']}/answer", json={"ranks": [0, 1, 2, 3]})
+        command = [sys.executable, "-m", "textrl", "collect", "backup", "--output=copy.db"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "1 answers copied" in done.stdout
+    served.stop()
+    with sqlite3.connect(tmp_path / "copy.db") as copy:
+        assert copy.execute("SELECT count(*) FROM answer").fetchone() == (1,)
+
+
+LABELERS = 16
+RANKINGS = 2000
+
+
+class Worker(threading.Thread):
+    """A labeler who ranks through HTTP until nothing is left, over a server that comes and goes."""
+
+    def __init__(self, client: httpx2.Client, seed: int) -> None:
+        super().__init__(daemon=True)
+        self.client, self.random = client, random.Random(seed)
+        self.acknowledged: dict[int, list[int]] = {}
+        self.faults: list[str] = []
+        self.finished = threading.Event()
+
+    def run(self) -> None:
+        empty = 0
+        while empty < 5 and not self.finished.is_set():
+            try:
+                task = self.client.post("/api/claim").json()["task"]
+                if task is None:
+                    empty += 1
+                    time.sleep(0.2)
+                    continue
+                empty = 0
+                ranks = self.random.sample(range(4), 4)
+                path = f"/api/tasks/{task['task_id']}/answer"
+                self._send(path, ranks, task)
+            except httpx2.TransportError:
+                time.sleep(0.1)
+
+    def _send(self, path: str, ranks: list[int], task: dict[str, object]) -> None:
+        """Send until there is an answer, as the page does: the same body, again and again."""
+        while True:
+            try:
+                response = self.client.post(path, json={"ranks": ranks})
+                break
+            except httpx2.TransportError:
+                time.sleep(0.1)
+        if response.status_code == 201:
+            assert isinstance(task["task_id"], int)
+            self.acknowledged[task["task_id"]] = response.json()["ranks"]
+        else:
+            self.faults.append(response.text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_kill_9_loses_no_acknowledged_answer(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """16 labelers, 2,000 rankings over HTTP, SIGKILL of the server in the middle, restart."""
+    url = "sqlite:///labels.db" if kind == "sqlite" else request.getfixturevalue("postgres_url")
+    write_tasks(tmp_path, RANKINGS // 2)
+    names = [f"p{index}" for index in range(LABELERS)]
+    arguments = [f"--database={url}", "--prompts=tasks.jsonl", "--overlap=2"]
+    served = Served(tmp_path, *arguments, f"--labelers={','.join(names)}")
+    workers = [Worker(served.client(name), seed) for seed, name in enumerate(names)]
+    began = time.monotonic()
+    for worker in workers:
+        worker.start()
+
+    def acknowledged() -> int:
+        return sum(len(worker.acknowledged) for worker in workers)
+
+    for share in (0.3, 0.6):
+        while acknowledged() < share * RANKINGS:
+            time.sleep(0.01)
+            assert time.monotonic() - began < 300
+        served.kill()
+        served = Served(tmp_path, *arguments, port=served.port)
+    for worker in workers:
+        worker.join(300)
+        assert not worker.is_alive()
+    print(
+        f"{acknowledged() / (time.monotonic() - began):.0f} rankings a second, two kills included"
+    )
+    served.stop()
+    assert [worker.faults for worker in workers] == [[]] * LABELERS
+    os.chdir(tmp_path)
+    store = Store(url)
+    with Session(store.engine) as session:
+        stored = list(session.scalars(select(Answer)))
+        audited = session.scalars(select(Audit.task_id).where(Audit.action == "answer")).all()
+    assert len(stored) == acknowledged() == RANKINGS == len(audited)
+    shown: dict[int, dict[int, list[int]]] = {}
+    for answer in stored:
+        ranks = [answer.ranks[index] for index in answer.shown_order]
+        shown.setdefault(answer.labeler_id, {})[answer.task_id] = ranks
+    for worker in workers:
+        assert worker.acknowledged in list(shown.values())
+    store.close()

@@ -58,8 +58,9 @@ class Served:
         )
 
     def stop(self) -> None:
-        self.process.terminate()
-        self.process.communicate(timeout=30)
+        if self.process.poll() is None:
+            self.process.terminate()
+            self.process.communicate(timeout=30)
 
     def kill(self) -> None:
         """SIGKILL, as a power cut would."""

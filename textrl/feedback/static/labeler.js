@@ -65,6 +65,7 @@ async function next() {
     show(task, null);
     return;
   }
+  find("main").focus();
   find("nothing").textContent = paused
     ? "The lead has paused the work. This page goes on by itself."
     : "Nothing left for you at the moment. This page goes on by itself when there is.";
@@ -75,6 +76,7 @@ function show(task, answer) {
   find("task").hidden = false;
   find("nothing").hidden = true;
   find("editing").hidden = !answer;
+  find("task").dataset.task = task.task_id;
   fault();
   view = new TaskView(task, flags, answer, answer ? null : outbox.draft(task.task_id), (draft) => {
     if (!answer) outbox.keepDraft(task.task_id, draft);
@@ -93,9 +95,7 @@ async function send() {
       } catch (error) {
         if (error.status !== 409) throw error;
         outbox.dropDraft(error.task);
-        say(error.message);
-        find("fault").textContent = capital(error.message);
-        find("fault").hidden = false;
+        fault(capital(error.message));
         await outbox.flush();
       }
     });
@@ -107,7 +107,6 @@ async function send() {
 function fault(message) {
   find("fault").textContent = message ?? "";
   find("fault").hidden = !message;
-  if (message) say(message);
 }
 
 async function submit(skipReason) {
@@ -166,7 +165,7 @@ function onKey(event) {
     return;
   }
   if (event.ctrlKey && event.key !== "z") return;
-  if (!find("keys-on").checked || !view) return;
+  if (!find("keys-on").checked || !(view || ["a", "?"].includes(event.key))) return;
   const rating = event.target.closest("#rating");
   if (/^[1-9]$/.test(event.key)) {
     if (rating) view.rate(Number(event.key));

@@ -18,7 +18,7 @@ demo: $(VENV)/.stamp-demo
 test: $(VENV)/.stamp-test
 	$(BIN)/python -m pytest -m "not slow"
 
-test-slow: $(VENV)/.stamp-test
+test-slow: $(VENV)/.stamp-slow
 	$(BIN)/python -m pytest -m slow
 
 examples: $(VENV)/.stamp-examples
@@ -51,6 +51,10 @@ $(VENV)/.stamp-demo: setup.cfg $(VENV)/.stamp-torch
 
 $(VENV)/.stamp-test: setup.cfg $(VENV)/.stamp-torch
 	$(BIN)/python -m pip install --quiet -e ".[test]"
+	touch $@
+
+$(VENV)/.stamp-slow: setup.cfg $(VENV)/.stamp-torch
+	$(BIN)/python -m pip install --quiet -e ".[browser]"
 	touch $@
 
 $(VENV)/.stamp-examples: setup.cfg $(VENV)/.stamp-torch

@@ -15,7 +15,7 @@ __all__ = [
     "CausalLMPolicy",
     "EpisodeRolloutBuffer",
     "MaskableCausalLMPolicy",  # noqa: F822  # below
-    "MaskableEpisodeRolloutBuffer",  # noqa: F822
+    "MaskableEpisodeRolloutBuffer",  # noqa: F822  # lazily, see __getattr__
     "SubtractPolicyKL",
     "TextVecEnv",
 ]

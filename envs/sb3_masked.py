@@ -20,6 +20,7 @@ class MaskableCausalLMPolicy(TokenPolicy, MaskableActorCriticPolicy):  # type: i
     """The policy for sb3-contrib's MaskablePPO: see `TokenPolicy`."""
 
 
+# the two bases type `get` differently
 class MaskableEpisodeRolloutBuffer(EpisodeRolloutBuffer, MaskableDictRolloutBuffer):  # type: ignore[misc]
     """`EpisodeRolloutBuffer` with a mask a step, float32 [V] each (sb3-contrib's)."""
 

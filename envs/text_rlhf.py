@@ -129,6 +129,7 @@ class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
         self.core = TextCore(1, config)
         self.render_mode = render_mode
         # Gymnasium's Dict space is typed by its subspaces, Env by the observation's type.
+        # a spaces.Dict, which Gymnasium types as Space[dict]
         self.observation_space = observation_space(self.core)  # type: ignore[assignment]
         self.action_space = spaces.Discrete(self.core.lm.vocab_size)
         self._stream: PromptStream | None = None

@@ -237,6 +237,15 @@ def test_policy_kl_pays_the_other_half() -> None:
         before = after
 
 
+@pytest.mark.parametrize("check", [gymnasium_check_env, sb3_check_env])
+def test_policy_kl_passes_check_env_without_a_warning(check) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # Gymnasium says this of every wrapper
+        warnings.filterwarnings("ignore", message=".*different from the unwrapped version.*")
+        check(PolicyKL(make().unwrapped, lambda observation, action: -1.5))
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [

@@ -15,6 +15,7 @@ import random
 import re
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 
@@ -86,11 +87,16 @@ def collect(model: str, database: str, prompts: Path, gold: RewardModel) -> floa
         if line.startswith("Links"):
             break
     labelers = [Labeler(links[name], gold, seed) for seed, name in enumerate(("ann", "bob"))]
-    while sum(len(labeler.scores) for labeler in labelers) < OVERLAP * 4 * 0.98 * PROMPTS:
-        for labeler in labelers:
-            labeler.work_once()
-    server.terminate()
-    server.wait()
+    idle_since = time.monotonic()
+    try:  # until the sampler has nothing more to show, which it does not say
+        while time.monotonic() < idle_since + 20:
+            if any([labeler.work_once() for labeler in labelers]):
+                idle_since = time.monotonic()
+            else:
+                time.sleep(0.2)
+    finally:
+        server.terminate()
+        server.wait()
     scores = [score for labeler in labelers for score in labeler.scores]
     return sum(scores) / len(scores)
 

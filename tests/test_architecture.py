@@ -28,7 +28,7 @@ LAYERS = [
     {"presets", "demo_models", "report", "demo", "benchmark", "benchmark_agents"}
     | {"benchmark_task", "commands", "feedback", "cli", "__main__"},
 ]
-LABELS = {"answers", "agreement", "tables", "store", "lead", "export", "backup", "task_file"}
+LABELS = {"answers", "agreement", "tables", "store", "lead", "export", "backup", "tasks"}
 """Files of textrl/feedback that are the store, which the data layer reads; the rest is the app."""
 PURE = {"masking", "logprobs", "advantages", "losses", "preference_losses"}
 OPTIONAL = {"matplotlib": 1, "datasets": 1, "gguf": 1, "vaderSentiment": 1, "peft": 1, "uvicorn": 1}

@@ -249,6 +249,8 @@ class CollectConfig:
     """File of its key."""
     behind_proxy: bool = False
     """A proxy on this machine does TLS and names the caller in X-Forwarded-For."""
+    public_url: str | None = None
+    """Where labelers reach the server, for the links: https://labels.example.org behind a proxy."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""

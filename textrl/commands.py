@@ -22,7 +22,7 @@ from textrl.command_config import (
     RunConfig,
 )
 from textrl.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig
-from textrl.data import load_records, refuse_existing, write_lines
+from textrl.data import hide_password, load_records, refuse_existing, write_lines
 from textrl.errors import UserError, needing
 from textrl.metrics import open_logger
 from textrl.resolve import resolve, resolve_reward
@@ -210,6 +210,10 @@ def _checked(run: RunConfig) -> Path:
 def _begin(run: RunConfig, *configs: Any) -> Path:
     """Make the run folder, with the resolved configuration in it."""
     settings = {key: value for part in configs for key, value in asdict(part).items()}
+    settings = {
+        name: hide_password(value) if isinstance(value, str) else value
+        for name, value in settings.items()
+    }
     settings |= {"output_dir": run.output_dir, "log_table": run.log_table}
     inputs = [
         str(settings[key])

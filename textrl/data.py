@@ -159,16 +159,26 @@ def _read_with_datasets(name: str) -> Iterable[Row]:
     return found
 
 
+def hide_password(source: str) -> str:
+    """Return the URL of a database without its password; whatever else it is, as it is.
+
+    >>> hide_password("postgresql://ann:secret@host/labels")
+    'postgresql://ann:***@host/labels'
+    """
+    return re.sub(r"^(\w+(?:\+\w+)?://[^:/@]*):.*@", r"\1:***@", source)
+
+
 def _read_labels(url: str, kind: Kind) -> Records:
+    shown = hide_password(url)
     try:
         from textrl.feedback.export import read
     except ImportError as error:
         raise UserError(
-            f"{url}: a label database needs `pip install 'textrl-gym[collect]'` ({error})"
+            f"{shown}: a label database needs `pip install 'textrl-gym[collect]'` ({error})"
         ) from error
     rows = read(url, kind)
     if not rows:
-        raise UserError(f"{url}: no {kind} there (yet)")
+        raise UserError(f"{shown}: no {kind} there (yet)")
     return Records(rows=rows, places=[f"{kind} {index}" for index in range(len(rows))])
 
 

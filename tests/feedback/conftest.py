@@ -3,7 +3,6 @@
 import getpass
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 
 pytest.importorskip("sqlalchemy", reason="needs the extra collect")
 
-from labels import or_fail
+from labels import free_port, or_fail
 
 from textrl.feedback.store import Store
 
@@ -32,9 +31,7 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         for path in (folder, *list(folder.parents)[:2]):
             path.chmod(0o755)
         shutil.chown(folder, user)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     data, bin_folder = folder / "data", Path(initdb).resolve().parent
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
     subprocess.run(

@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from textrl.feedback.store import NewTask
+from textrl.feedback.tasks import NewTask
 
 
 def or_fail(reason: str) -> None:
@@ -22,6 +23,13 @@ def or_fail(reason: str) -> None:
 def task(name: str, outputs: int = 4) -> NewTask:
     texts = [f"{name} output {index}" for index in range(outputs)]
     return NewTask(prompt=f"{name} prompt", outputs=texts, source={"file": "t"}, columns={})
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 class Served:
@@ -63,6 +71,6 @@ class Served:
             self.process.communicate(timeout=30)
 
     def kill(self) -> None:
-        """SIGKILL, as a power cut would."""
+        """SIGKILL: the process has no chance to tidy up."""
         self.process.kill()
         self.process.communicate(timeout=30)

@@ -10,7 +10,8 @@ from labels import task
 
 from textrl.feedback import lead
 from textrl.feedback.app import create_app
-from textrl.feedback.store import NewTask, Store
+from textrl.feedback.store import Store
+from textrl.feedback.tasks import NewTask
 
 
 class Clients:

@@ -238,6 +238,80 @@ def test_nothing_typed_is_lost(browser: Any, serve: Serve) -> None:
     assert page.locator("#demonstration").input_value() == ""
 
 
+def test_what_is_typed_while_sending_cannot_be_lost(browser: Any, serve: Serve) -> None:
+    served = serve(ranking_tasks(3))
+    visit = Visit(browser)
+    page = visit.task(served.links["ann"])
+    page.route("**/answer", lambda route: route.abort())
+    for key in ("1", "2", "3", "Enter"):
+        page.keyboard.press(key)
+    page.get_by_text("Your work is kept here").wait_for()
+    assert "Sent" not in page.locator("#said").inner_text()
+    page.keyboard.press("d")  # the form takes nothing while the answer is on its way
+    page.keyboard.type("too late")
+    assert page.locator("#demonstration").input_value() == ""
+    page.unroute("**/answer")
+    visit.at(2)
+    assert page.locator("#order .chip").count() == 0
+    assert page.locator("#demonstration").input_value() == ""
+    page.get_by_text("Sent.").wait_for(state="attached")
+
+
+def test_a_refused_answer_is_told_and_its_text_shown(browser: Any, serve: Serve) -> None:
+    served = serve(ranking_tasks(2))
+    visit = Visit(browser)
+    page = visit.task(served.links["ann"])
+    with served.client("ann") as other_tab:
+        task = other_tab.post("/api/claim").json()["task"]["task_id"]
+        other_tab.post(f"/api/tasks/{task}/answer", json={"ranks": [0, 0, 0, 1]})
+    for key in ("1", "2", "3", "d"):
+        page.keyboard.press(key)
+    page.keyboard.type("my text")
+    page.keyboard.press("Control+Enter")
+    visit.at(2)
+    page.get_by_text("edit that answer. You wrote: my text").wait_for()
+    page.get_by_role("button", name="I have seen it").click()
+    assert page.locator("#refused").is_hidden()
+    assert "Sent" not in page.locator("#said").inner_text()
+
+
+def test_an_edit_survives_a_reload(browser: Any, serve: Serve) -> None:
+    served = serve(ranking_tasks(2))
+    visit = Visit(browser)
+    page = visit.task(served.links["ann"])
+    for key in ("1", "2", "3", "Enter"):
+        page.keyboard.press(key)
+    visit.at(2)
+    page.keyboard.press("u")
+    visit.at(1)
+    page.locator("#demonstration").fill("a long second thought")
+    page.reload()
+    visit.at(2)
+    page.keyboard.press("u")
+    visit.at(1)
+    assert page.locator("#demonstration").input_value() == "a long second thought"
+    page.locator("#stop-editing").click()
+    visit.at(2)
+
+
+def test_another_database_and_another_link_begin_afresh(browser: Any, serve: Serve) -> None:
+    first = serve(ranking_tasks(1))
+    visit = Visit(browser)
+    page = visit.task(first.links["ann"])
+    page.keyboard.press("4")
+    port = first.port
+    first.stop()
+    rows = [{"prompt": "Something else.", "completions": ["a", "b"]}]
+    second = serve(rows, "--database=sqlite:///other.db", port=port)
+    page = visit.task(second.links["ann"])  # the old draft of "task 1" has a fourth output
+    page.get_by_text("Something else.").wait_for()
+    assert page.locator("#order .chip").count() == 0
+    page.goto(second.links["bob"])  # only the fragment changes
+    page.get_by_text("bob: 0 done").wait_for()
+    assert "token" not in page.url
+    assert visit.errors == []
+
+
 def hostile() -> list[str]:
     """Return fifty texts that would like to be more than text."""
     payloads = [

@@ -16,8 +16,8 @@ from textrl.errors import UserError
 from textrl.feedback import lead
 from textrl.feedback.answers import Submission
 from textrl.feedback.export import Filters, rows
-from textrl.feedback.store import NewTask, Store
-from textrl.feedback.task_file import read_tasks
+from textrl.feedback.store import Store
+from textrl.feedback.tasks import NewTask, read_tasks
 from textrl.trainers import DPOTrainer, RewardTrainer, SFTTrainer, reward_model_from
 
 
@@ -172,11 +172,18 @@ def test_tasks_from_files(tmp_path: Path) -> None:
     assert read({"prompt": "p", "outputs": ["a", "b"]})[0].outputs == ["a", "b"]
     gathered = read(*({"prompt": p, "completion": c} for p, c in ("pa", "pb", "qa")))
     assert [made.outputs for made in gathered] == [["a", "b"], ["a"]]
+    doubled = read(*({"prompt": "p", "completion": c} for c in ("a", "", "a", "b")))
+    assert doubled[0].outputs == ["a", "b"]  # as `textrl generate` may write them
     for row, words in (
         ({"text": "p"}, "expected a 'prompt'"),
         ({"prompt": "p", "completions": ["a", "a"]}, "same text"),
         ({"prompt": "p", "completions": ["a", " "]}, "expected a text"),
         ({"prompt": "p", "completions": "ab"}, "expected a list"),
+        ({"prompt": "p\x00"}, "expected a 'prompt'"),
+        ({"prompt": "half \ud83d"}, "expected a 'prompt'"),
+        ({"prompt": [{"role": "user", "content": [{"type": "text"}]}]}, "expected a 'prompt'"),
+        ({"prompt": [{"role": "user", "content": "x\x00"}]}, "expected a 'prompt'"),
+        ({"prompt": "p", "completions": ["a", "half \udc00"]}, "expected a text"),
         ({"prompt": "p", "completions": [str(i) for i in range(10)]}, "at most 9"),
     ):
         with pytest.raises(UserError, match=f"jsonl:1: .*{words}"):

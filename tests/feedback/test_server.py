@@ -3,8 +3,10 @@
 import json
 import os
 import random
+import shutil
 import socket
 import sqlite3
+import ssl
 import subprocess
 import sys
 import threading
@@ -13,13 +15,13 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from labels import Served
+from labels import Served, free_port, or_fail
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from textrl.cli import main
 from textrl.feedback.store import Store
-from textrl.feedback.tables import Answer, Audit
+from textrl.feedback.tables import Answer, Audit, Task
 
 
 def write_tasks(folder: Path, count: int, outputs: int = 4) -> None:
@@ -42,6 +44,9 @@ def write_tasks(folder: Path, count: int, outputs: int = 4) -> None:
         (["--prompts=none.jsonl"], "none.jsonl"),
         (["--database=labels.db"], "sqlite:///labels.db"),
         (["--labelers=" + "x" * 65], "1 to 64"),
+        (["--labelers=lead"], "'lead' is the name of a lead"),
+        (["--tls_cert=none.pem", "--tls_key=none.pem"], "none.pem"),
+        (["--database=postgresql://ann:secret@host:port/x"], "ann:***@host"),
         (["--prompts=tasks.jsonl", "--model=no/such"], "no/such"),
     ],
 )
@@ -86,7 +91,7 @@ def test_links_last_over_a_restart(tmp_path: Path) -> None:
         first.kill()
         second = Served(tmp_path, "--prompts=tasks.jsonl", port=first.port)
         assert set(second.links) == {"lead"}  # "me" keeps the link
-        assert "0 of them new" in second.printed
+        assert "0 new" in second.printed
         assert me.get("/api/me").json()["done"] == 1
     second.stop()
 
@@ -104,6 +109,117 @@ def test_backup_of_a_running_server(tmp_path: Path) -> None:
     served.stop()
     with sqlite3.connect(tmp_path / "copy.db") as copy:
         assert copy.execute("SELECT count(*) FROM answer").fetchone() == (1,)
+
+
+def test_tls(tmp_path: Path) -> None:
+    write_tasks(tmp_path, 1)
+    certificate = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "key.pem"]
+    certificate += ["-out", "cert.pem", "-days", "2", "-subj", "/CN=localhost"]
+    certificate += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    if shutil.which("openssl") is None:
+        or_fail("no openssl here")
+    subprocess.run(certificate, cwd=tmp_path, check=True, capture_output=True)
+    files = ["--tls_cert=cert.pem", "--tls_key=key.pem"]
+    served = Served(tmp_path, "--prompts=tasks.jsonl", "--host=0.0.0.0", *files)
+    assert served.links["me"].startswith("https://0.0.0.0:")
+    token = served.links["me"].split("#token=")[1]
+    trusted = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+    with httpx2.Client(base_url=f"https://127.0.0.1:{served.port}", verify=trusted) as client:
+        headers = {"authorization": f"Bearer {token}"}
+        assert client.get("/api/me", headers=headers).json()["left"] == 1
+    served.stop()
+
+
+def test_behind_a_proxy_the_links_are_public_and_the_caller_is_the_proxys(tmp_path: Path) -> None:
+    write_tasks(tmp_path, 1)
+    options = ["--behind_proxy", "--public_url=https://labels.example.org/"]
+    port = free_port()
+    served = Served(tmp_path, "--prompts=tasks.jsonl", *options, port=port)
+    assert served.links["me"].startswith("https://labels.example.org/#token=")
+    with httpx2.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        codes = [
+            client.get("/api/me", headers={"x-forwarded-for": f"10.0.0.{caller}"}).status_code
+            for caller in (1, 2)
+            for _ in range(28)
+        ]
+    assert codes == [401] * 56  # two strangers, 30 tries each
+    served.stop()
+
+
+@pytest.mark.parametrize("way", ["sampler", "checker"])
+def test_live_from_a_checkpoint(way: str, tmp_path: Path, checkpoint: str) -> None:
+    """Outputs are sampled ahead, differ, and can be made again; the reward model is checked."""
+    prompts = [{"prompt": letter, "topic": letter} for letter in "abcdefgh"]
+    (tmp_path / "tasks.jsonl").write_text("\n".join(json.dumps(row) for row in prompts))
+    if way == "sampler":
+        options = [f"--model={checkpoint}", "--samples=3", "--max_completion_tokens=6"]
+    else:
+        write_tasks(tmp_path, 24, outputs=2)
+        options = [f"--reward_model={checkpoint}"]
+    served = Served(tmp_path, "--prompts=tasks.jsonl", *options)
+    with served.client("me") as me, served.client("lead") as lead:
+        done = 0
+        while done < (8 if way == "sampler" else 24):
+            task = me.post("/api/claim").json()["task"]
+            if task is None:
+                time.sleep(0.1)
+                continue
+            count = len(task["outputs"])
+            if way == "sampler":
+                assert len(set(task["outputs"])) == count == 3
+            ranks = list(range(count))
+            me.post(f"/api/tasks/{task['task_id']}/answer", json={"ranks": ranks})
+            done += 1
+        if way == "checker":
+            deadline = time.monotonic() + 90
+            while not (checks := lead.get("/api/lead/overview").json()["reward_checks"]):
+                assert time.monotonic() < deadline
+                time.sleep(0.5)
+            assert checks[0]["rankings"] == 24
+            assert 0 <= checks[0]["accuracy"] <= 1
+    served.stop()
+    if way == "sampler":
+        again = tmp_path / "again"
+        again.mkdir()
+        (again / "tasks.jsonl").write_text("\n".join(json.dumps(row) for row in prompts[::-1]))
+        second = Served(again, "--prompts=tasks.jsonl", *options)
+        wait_for_tasks(second, 8)
+        second.stop()
+        made = [
+            {task.prompt: task.outputs for task in tasks_in(folder)} for folder in (tmp_path, again)
+        ]
+        assert made[0] == made[1]  # in another order, from the same seed
+        source = tasks_in(again)[0].source
+        assert source["model"] == checkpoint
+        assert source["seed"] == 0
+
+
+def tasks_in(folder: Path) -> list[Task]:
+    store = Store(f"sqlite:///{folder}/labels.db")
+    with Session(store.engine) as session:
+        found = list(session.scalars(select(Task)))
+    store.close()
+    return found
+
+
+def wait_for_tasks(served: Served, count: int) -> None:
+    deadline = time.monotonic() + 60
+    with served.client("lead") as lead:
+        while lead.get("/api/lead/overview").json()["tasks"]["total"] < count:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+
+def test_a_prompt_file_with_a_password_in_the_url_leaves_none_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = "postgresql://ann:secret@127.0.0.1:1/labels"
+    with pytest.raises(SystemExit):
+        main(["export", f"--database={url}"])
+    with pytest.raises(SystemExit):
+        main(["sft", "--model=x", f"--data={url}", f"--output_dir={tmp_path}/run"])
+    printed = capsys.readouterr()
+    assert "secret" not in printed.out + printed.err
 
 
 LABELERS = 16
@@ -179,6 +295,7 @@ def test_kill_9_loses_no_acknowledged_answer(
     for worker in workers:
         worker.join(300)
         assert not worker.is_alive()
+        worker.client.close()
     print(
         f"{acknowledged() / (time.monotonic() - began):.0f} rankings a second, two kills included"
     )

@@ -61,7 +61,7 @@ class Submission:
         skip = None if self.skip_reason is None else self.skip_reason.strip()
         flags = sorted(set(self.flags or []))
         for text in (written, skip):
-            if text is not None and ("\x00" in text or not _is_unicode(text)):
+            if text is not None and not is_storable(text):
                 raise InvalidAnswerError("the text holds characters that cannot be stored")
         if len(written or "") > MAX_TEXT:
             raise InvalidAnswerError(f"the demonstration is longer than {MAX_TEXT} characters")
@@ -129,9 +129,10 @@ def dense_ranks(ranks: list[int] | None, num_outputs: int) -> list[int]:
     return [order.index(rank) for rank in ranks]
 
 
-def _is_unicode(text: str) -> bool:
+def is_storable(text: str) -> bool:
+    """Say whether a text is UTF-8 without NUL, which PostgreSQL refuses: no half of an emoji."""
     try:
         text.encode()
     except UnicodeEncodeError:
         return False
-    return True
+    return "\x00" not in text

@@ -1,5 +1,6 @@
 """The web application: pages, API and error answers, on one store."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 
 import textrl
 from textrl.feedback import labeler_api, lead_api
 from textrl.feedback.answers import InvalidAnswerError
-from textrl.feedback.security import Gate, SecurityHeaders
+from textrl.feedback.security import HEADERS, Gate, SecurityHeaders
 from textrl.feedback.store import RefusedError, Store
 
 MAX_BODY = 1_000_000
@@ -22,8 +23,13 @@ MAX_BODY = 1_000_000
 HERE = Path(__file__).parent
 
 
-def create_app(store: Store) -> FastAPI:
-    """Return the application; FastAPI's own documentation pages, which load from a CDN, are off."""
+def create_app(store: Store, trouble: Callable[[], str] = lambda: "") -> FastAPI:
+    """Return the application; FastAPI's own documentation pages, which load from a CDN, are off.
+
+    Args:
+        store: the labels.
+        trouble: returns what the lead should know of the server, or "".
+    """
     app = FastAPI(
         title="textrl collect",
         version=textrl.__version__,
@@ -31,6 +37,7 @@ def create_app(store: Store) -> FastAPI:
         redoc_url=None,
         max_body_size=MAX_BODY,
     )
+    app.state.trouble = trouble
     app.state.store, app.state.gate = store, Gate(store)
     app.add_middleware(SecurityHeaders)
     app.include_router(labeler_api.router)
@@ -49,7 +56,8 @@ def create_app(store: Store) -> FastAPI:
     app.add_exception_handler(RefusedError, _refused)
     app.add_exception_handler(InvalidAnswerError, _invalid)
     app.add_exception_handler(RequestValidationError, _malformed)
-    app.add_exception_handler(DBAPIError, _database_failed)
+    app.add_exception_handler(SQLAlchemyError, _database_failed)
+    app.add_exception_handler(Exception, _broken)
     return app
 
 
@@ -74,3 +82,8 @@ def _database_failed(request: Request, error: Exception) -> JSONResponse:
     """Say that nothing was stored: a full disk, a database that is gone. The page tries again."""
     detail = "not stored: the database did not answer"
     return JSONResponse({"detail": detail}, status_code=503, headers={"Retry-After": "5"})
+
+
+def _broken(request: Request, error: Exception) -> JSONResponse:
+    """Answer for a fault of ours; it runs outside the middleware, so it brings the headers."""
+    return JSONResponse({"detail": "a fault in the server"}, status_code=500, headers=HEADERS)

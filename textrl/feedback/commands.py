@@ -25,11 +25,12 @@ def run_backup(config: BackupConfig) -> None:
 def run_export(config: ExportConfig) -> None:
     """Write labels as JSON lines."""
     with needing("collect"):
-        from textrl.feedback.export import Filters, rows
+        from textrl.feedback.export import Filters, rows, split_names
         from textrl.feedback.store import Store
-    names = None if config.labelers is None else tuple(config.labelers.split(","))
     filters = Filters(
-        min_agreement=config.min_agreement, drop_flagged=config.drop_flagged, labelers=names
+        min_agreement=config.min_agreement,
+        drop_flagged=config.drop_flagged,
+        labelers=split_names(config.labelers),
     )
     store = Store(config.database)
     found = rows(store, config.rows, filters)

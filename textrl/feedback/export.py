@@ -5,6 +5,7 @@ A pure function of the database. `read` serves `--data sqlite:///labels.db` of e
 """
 
 import itertools
+import unicodedata
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -12,7 +13,7 @@ from typing import Any, get_args
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from textrl.data import Kind, Row
+from textrl.data import Kind, Row, hide_password
 from textrl.errors import UserError
 from textrl.feedback.agreement import task_agreement
 from textrl.feedback.store import Store
@@ -53,17 +54,21 @@ def read(url: str, kind: Kind) -> list[Row]:
     own = {key: query.pop(key) for key in list(query) if key in Filters.__dataclass_fields__}
     if query and parsed.get_backend_name() == "sqlite":
         known = ", ".join(Filters.__dataclass_fields__)
-        raise UserError(f"{url}: unknown filter {next(iter(query))!r}; known: {known}")
+        raise UserError(
+            f"{hide_password(url)}: unknown filter {next(iter(query))!r}; known: {known}"
+        )
     try:
         share = float(own["min_agreement"]) if "min_agreement" in own else None
     except ValueError:
         raise UserError(
-            f"{url}: min_agreement is {own['min_agreement']!r}; expected a share"
+            f"{hide_password(url)}: min_agreement is {own['min_agreement']!r}; expected a share"
         ) from None
     flagged = own.get("drop_flagged", "false").lower()
     if flagged not in ("true", "false"):
-        raise UserError(f"{url}: drop_flagged is {flagged!r}; expected true or false")
-    names = tuple(own["labelers"].split(",")) if "labelers" in own else None
+        raise UserError(
+            f"{hide_password(url)}: drop_flagged is {flagged!r}; expected true or false"
+        )
+    names = split_names(own.get("labelers"))
     filters = Filters(min_agreement=share, drop_flagged=flagged == "true", labelers=names)
     plain = parsed.difference_update_query(list(own)).render_as_string(hide_password=False)
     store = Store(plain)
@@ -71,6 +76,11 @@ def read(url: str, kind: Kind) -> list[Row]:
         return rows(store, kind, filters)
     finally:
         store.close()
+
+
+def split_names(names: str | None) -> tuple[str, ...] | None:
+    """Return names that stand with commas between."""
+    return None if names is None else tuple(name.strip() for name in names.split(","))
 
 
 def rows(store: Store, kind: Kind, filters: Filters = Filters()) -> list[Row]:  # frozen
@@ -168,7 +178,11 @@ def _reply(task: Task, text: str) -> Any:
 
 
 def _continuing(prompt: Any, written: str) -> str:
-    """Return a written text so that it continues a plain prompt: people do not type the space."""
-    if not isinstance(prompt, str) or prompt[-1:].isspace() or not written[:1].isalnum():
+    """Return a written text so that it continues a plain prompt: people do not type the space.
+
+    Scripts of wide characters (Chinese, Japanese) have none.
+    """
+    wide = unicodedata.east_asian_width(written[0]) in "WF"
+    if not isinstance(prompt, str) or prompt[-1:].isspace() or not written[0].isalnum() or wide:
         return written
     return f" {written}"

@@ -105,6 +105,7 @@ class MeOut(BaseModel):
     """Who the labeler is and how far they are."""
 
     name: str
+    database: str
     is_lead: bool
     done: int
     left: int
@@ -134,6 +135,7 @@ def me(labeler: Me, store: Labels) -> MeOut:
     """Return who the labeler is and how far they are."""
     return MeOut(
         name=labeler.name,
+        database=store.identity,
         is_lead=labeler.is_lead,
         **store.progress(labeler.id),
         paused=setting(store, "paused", False),

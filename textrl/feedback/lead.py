@@ -19,6 +19,9 @@ from textrl.feedback import agreement
 from textrl.feedback.store import RefusedError, Store, count_answers, note, read_setting
 from textrl.feedback.tables import Answer, Labeler, Meta, RewardCheck, Task, Token, writing
 
+SHOWN = 5_000
+"""Characters of an output on the lead's page."""
+
 
 def add_labeler(store: Store, name: str, *, is_lead: bool = False, by: int | None = None) -> str:
     """Add a labeler, or a new token for one who is there, and return the token.
@@ -47,6 +50,15 @@ def add_labeler(store: Store, name: str, *, is_lead: bool = False, by: int | Non
         note(session, "token", by, None, {"labeler": name})
         session.commit()
     return token
+
+
+def new_lead(store: Store, name: str) -> str:
+    """Return a token of the lead's, who is added if need be; earlier ones are revoked."""
+    with writing(store.engine) as session:
+        for token in session.scalars(select(Token).join(Labeler).where(Labeler.name == name)):
+            session.delete(token)
+        session.commit()
+    return add_labeler(store, name, is_lead=True)
 
 
 def deactivate(store: Store, labeler_id: int, by: int | None = None) -> None:
@@ -244,7 +256,7 @@ def disagreements(store: Store, *, limit: int) -> list[dict[str, Any]]:
         {
             "id": task_id,
             "prompt": tasks[task_id].prompt,
-            "outputs": tasks[task_id].outputs,
+            "outputs": [output[:SHOWN] for output in tasks[task_id].outputs],
             "agreement": rates[task_id],
             "rankings": [
                 {"labeler": names[labeler], "ranks": ranks}

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -55,10 +55,11 @@ class TaskIn(BaseModel):
 
 
 @router.get("/overview")
-def overview(person: Lead, store: Labels) -> dict[str, Any]:
+def overview(person: Lead, store: Labels, request: Request) -> dict[str, Any]:
     """Return progress, agreement and checks, see `lead.overview`."""
     instructions = lead.setting(store, "instructions", INSTRUCTIONS)
-    return lead.overview(store) | {"instructions": instructions}
+    trouble: str = request.app.state.trouble()
+    return lead.overview(store) | {"instructions": instructions, "trouble": trouble}
 
 
 @router.get("/tasks")

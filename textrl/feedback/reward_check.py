@@ -4,11 +4,15 @@ A thread of the server that runs `textrl reward` in a process of its own and sto
 accuracy, which the lead's page draws.
 """
 
+import json
 import re
 import subprocess
 import sys
 import tempfile
 import threading
+from pathlib import Path
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from textrl.feedback.lead import add_reward_check, count_rankings, last_reward_check
 from textrl.feedback.store import Store
@@ -26,41 +30,56 @@ class RewardChecker(threading.Thread):
         """Check with a reward model that starts from `model` (a language model or encoder)."""
         super().__init__(name="reward-check", daemon=True)
         self._store, self._model = store, model
-        self._stopped = threading.Event()
+        self._stopped, self._lock = threading.Event(), threading.Lock()
         self._process: subprocess.Popen[str] | None = None
 
     def run(self) -> None:
         """Check until stopped."""
-        checked = last_reward_check(self._store)
+        checked = 0
         while not self._stopped.wait(SECONDS_BETWEEN_LOOKS):
-            count = count_rankings(self._store)
-            if count < max(FIRST_AT, 1.25 * checked):
-                continue
-            checked = count
-            accuracy = self._train()
-            if accuracy is not None:
-                add_reward_check(self._store, count, accuracy)
+            try:
+                checked = max(checked, last_reward_check(self._store))
+                count = count_rankings(self._store)
+                if count < max(FIRST_AT, 1.25 * checked):
+                    continue
+                checked = count
+                accuracy = self._train()
+                if accuracy is not None:
+                    add_reward_check(self._store, count, accuracy)
+            except SQLAlchemyError as error:  # a restart of the database, a lock held too long
+                print(f"reward model check: {error}", file=sys.stderr, flush=True)
 
     def stop(self) -> None:
         """End the thread and what it runs."""
         self._stopped.set()
-        if self._process is not None:
-            self._process.terminate()
+        with self._lock:
+            if self._process is not None:
+                self._process.terminate()
         self.join()
 
     def _train(self) -> float | None:
         with tempfile.TemporaryDirectory() as folder:
-            command = [
-                *(sys.executable, "-m", "textrl", "reward"),
-                *("--model", self._model, "--data", self._store.url),
-                *("--heldout_share", str(HELDOUT_SHARE), "--output_dir", f"{folder}/run"),
-            ]
-            self._process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            config = Path(folder) / "config.json"  # JSON is YAML; the URL may hold a password
+            config.write_text(
+                json.dumps(
+                    {
+                        "model": self._model,
+                        "data": self._store.url,
+                        "heldout_share": HELDOUT_SHARE,
+                        "output_dir": f"{folder}/run",
+                    }
+                )
             )
+            command = [sys.executable, "-m", "textrl", "reward", f"--config={config}"]
+            with self._lock:
+                if self._stopped.is_set():
+                    return None
+                self._process = subprocess.Popen(
+                    command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+                )
             output, errors = self._process.communicate()
         found = re.search(r"heldout_accuracy: ([\d.]+)", output)
         if found is None and not self._stopped.is_set():
             reason = (errors.strip().splitlines() or ["no reason given"])[-1]
-            print(f"reward model check failed: {reason}", file=sys.stderr, flush=True)
+            print(f"reward model check: {reason}", file=sys.stderr, flush=True)
         return float(found.group(1)) if found else None

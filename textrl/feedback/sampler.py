@@ -1,32 +1,37 @@
 """Outputs from a checkpoint, sampled ahead of the labelers, in a process of its own.
 
-`textrl collect --model` starts `python -m textrl.feedback.sampler SETTINGS`; the server itself
-never loads torch. The process says "ready" once the model is loaded, and ends with its parent.
+`textrl collect --model` starts `python -m textrl.feedback.sampler` and writes the settings to its
+standard input; the server itself never loads torch. The process says "ready" once the model is
+loaded, and ends with its parent.
 """
 
+import hashlib
 import json
 import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from sqlalchemy.exc import SQLAlchemyError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from textrl.data import Row, load_records
+from textrl.data import load_records
 from textrl.errors import UserError
 from textrl.evaluation import sample_and_score
-from textrl.feedback.store import NewTask, Store
+from textrl.feedback.lead import setting
+from textrl.feedback.store import Store
+from textrl.feedback.tasks import NewTask
 from textrl.models import load_causal_lm, load_tokenizer
 
 AHEAD = 32
-"""Open tasks that are kept ready."""
-PROMPTS_AT_ONCE = 8
+"""Tasks that every labeler should find ready."""
 ATTEMPTS = 4
-"""Rounds of sampling for K different outputs; a prompt that gives fewer is shown with fewer."""
+"""Rounds of sampling for K different outputs. A prompt that gives fewer is shown with fewer, one
+that gives a single one is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,90 +47,91 @@ class SamplerSettings:
     seed: int
     overlap: int
 
-    @property
-    def source(self) -> dict[str, Any]:
-        """What a task remembers."""
+    def source(self, prompt: Any) -> dict[str, Any]:
+        """Return what a task remembers; with the same model files it makes the same outputs."""
         kept = ("model", "samples", "max_completion_tokens", "temperature", "seed")
-        return {name: asdict(self)[name] for name in kept}
+        text = json.dumps(prompt, sort_keys=True)
+        return {
+            **{name: asdict(self)[name] for name in kept},
+            "model_files": fingerprint(self.model),
+            "prompt_digest": hashlib.sha256(text.encode()).hexdigest()[:16],
+        }
+
+
+def fingerprint(model: str) -> str:
+    """Return what changes when a folder's weights do: a digest of names, sizes and times."""
+    files = sorted(Path(model).glob("*.safetensors"))
+    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 def different_outputs(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Any],
+    prompt: Any,
     settings: SamplerSettings,
-    seed: int,
-) -> list[list[str]]:
-    """Return up to `settings.samples` different non-blank completions of each prompt."""
-    found: list[list[str]] = [[] for _ in prompts]
+) -> list[str]:
+    """Return up to `settings.samples` different non-blank completions of a prompt.
+
+    The seed depends on the settings' and on the prompt alone, not on what was sampled before.
+    """
+    text = f"{settings.seed} {json.dumps(prompt, sort_keys=True)}"
+    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
+    found: list[str] = []
     for attempt in range(ATTEMPTS):
-        asked = [
-            index
-            for index, outputs in enumerate(found)
-            for _ in range(settings.samples - len(outputs))
-        ]
-        if not asked:
+        if len(found) == settings.samples:
             break
         samples = sample_and_score(
             model,
             model,
             tokenizer,
-            [prompts[index] for index in asked],
+            [prompt] * (settings.samples - len(found)),
             lambda texts, completions: [0.0] * len(texts),
             max_new_tokens=settings.max_completion_tokens,
             temperature=settings.temperature,
-            seed=seed * ATTEMPTS + attempt,
+            seed=seed + attempt,
         )
-        for index, text in zip(asked, samples.completions, strict=True):
-            if text.strip() and text not in found[index]:
-                found[index].append(text)
+        for completion in samples.completions:
+            if completion.strip() and completion not in found:
+                found.append(completion)
     return found
 
 
-def tasks_of(settings: SamplerSettings, store: Store) -> Iterator[list[NewTask]]:
-    """Yield tasks for the prompts that have none of this model and seed yet, a few at a time."""
+def fill(settings: SamplerSettings, store: Store) -> None:
+    """Keep tasks ready until every prompt has one of this model and these settings."""
     model, tokenizer = load_causal_lm(settings.model), load_tokenizer(settings.model)
     records = load_records(settings.prompts)
     records.require("prompt")
-    done = {(s.get("model"), s.get("seed"), s.get("prompt_index")) for s in store.sources()}
-    todo: list[tuple[int, Row]] = [
-        (index, row)
-        for index, row in enumerate(records.rows)
-        if (settings.model, settings.seed, index) not in done
-    ]
-    yield []  # loaded
-    for start in range(0, len(todo), PROMPTS_AT_ONCE):
-        part = todo[start : start + PROMPTS_AT_ONCE]
-        seed = settings.seed * 1_000_003 + part[0][0]
-        outputs = different_outputs(
-            model, tokenizer, [row["prompt"] for _, row in part], settings, seed
-        )
-        yield [
-            NewTask(
-                prompt=row["prompt"],
-                outputs=texts,
-                source=settings.source | {"prompt_index": index},
-                columns={name: value for name, value in row.items() if name != "prompt"},
-            )
-            for (index, row), texts in zip(part, outputs, strict=True)
-            if len(texts) >= 2
-        ]
+    print("ready", flush=True)
+    done = {json.dumps(source, sort_keys=True) for source in store.sources()}
+    for row in records.rows:
+        prompt, source = row["prompt"], settings.source(row["prompt"])
+        if json.dumps(source, sort_keys=True) in done:
+            continue
+        while store.shortest_queue() >= AHEAD:
+            time.sleep(0.5)
+        outputs = different_outputs(model, tokenizer, prompt, settings)
+        if len(outputs) < 2:
+            print(f"no two different outputs: {prompt!r}", file=sys.stderr, flush=True)
+            continue
+        columns = {name: value for name, value in row.items() if name != "prompt"}
+        task = NewTask(prompt=prompt, outputs=outputs, source=source, columns=columns)
+        store.add_tasks([task], int(setting(store, "overlap", settings.overlap)))
 
 
 def main() -> None:
-    """Fill the database until all prompts are done."""
-    settings = SamplerSettings(**json.loads(sys.argv[1]))
+    """Read the settings, and fill the database until all prompts are done."""
+    settings = SamplerSettings(**json.loads(sys.stdin.readline()))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    store = Store(settings.database)
     try:
-        for tasks in tasks_of(settings, store):
-            if tasks:
-                store.add_tasks(tasks, settings.overlap)
-            else:
-                print("ready", flush=True)
-            while store.open_tasks() >= AHEAD:
-                time.sleep(0.5)
+        while True:
+            try:
+                fill(settings, Store(settings.database))
+                break
+            except SQLAlchemyError as error:  # a restart of the database, a lock held too long
+                print(f"sampler: {error}; trying again", file=sys.stderr, flush=True)
+                time.sleep(5)
     except UserError as error:
         print(error, flush=True)
         sys.exit(2)

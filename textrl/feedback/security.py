@@ -48,8 +48,8 @@ class Buckets:
         now = time.monotonic()
         with self._lock:
             if len(self._left) > 10_000:  # addresses that came once
-                self._left.clear()
-            left, then = self._left.get(key, (self._burst, now))
+                del self._left[next(iter(self._left))]
+            left, then = self._left.pop(key, (self._burst, now))
             left = min(self._burst, left + (now - then) * self._rate)
             if left < 1:
                 self._left[key] = (left, now)

@@ -6,25 +6,23 @@ starting again with the same database goes on where it stopped.
 
 import ipaddress
 import json
+import signal
 import socket
+import ssl
 import subprocess
 import sys
-from contextlib import ExitStack
-from dataclasses import asdict
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, suppress
 
 import uvicorn
 
 from textrl.command_config import CollectConfig
+from textrl.data import hide_password
 from textrl.errors import UserError
 from textrl.feedback import lead
 from textrl.feedback.app import create_app
 from textrl.feedback.reward_check import RewardChecker
 from textrl.feedback.store import RefusedError, Store
-from textrl.feedback.task_file import read_tasks
-
-if TYPE_CHECKING:
-    from textrl.feedback.sampler import SamplerSettings
+from textrl.feedback.tasks import read_tasks
 
 LEAD = "lead"
 """The name of the lead that a start of the server makes a link for."""
@@ -51,7 +49,9 @@ def check_address(config: CollectConfig) -> None:
 def serve(config: CollectConfig) -> None:
     """Serve the pages until stopped."""
     check_address(config)
+    check_certificate(config)
     tasks = read_tasks(config.prompts) if config.prompts and config.model is None else []
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # so that the stack unwinds
     with ExitStack() as stack:
         store = Store(config.database, create=True)
         stack.callback(store.close)
@@ -59,7 +59,7 @@ def serve(config: CollectConfig) -> None:
         stack.callback(listener.close)
         overlap = int(lead.setting(store, "overlap", config.overlap))
         added = store.add_tasks(tasks, overlap)
-        links = _links(store, config)
+        sampler = None
         if config.model is not None:
             sampler = _start_sampler(config, overlap)
             stack.callback(_end, sampler)
@@ -67,10 +67,11 @@ def serve(config: CollectConfig) -> None:
             checker = RewardChecker(store, config.reward_model)
             checker.start()
             stack.callback(checker.stop)
-        _print_welcome(store, config, added, links, listener.getsockname()[1])
+        _print_welcome(store, config, added, listener.getsockname()[1])
+        app = create_app(store, lambda: _trouble(sampler))
         server = uvicorn.Server(
             uvicorn.Config(
-                create_app(store),
+                app,
                 log_level="warning",
                 access_log=False,
                 server_header=False,
@@ -79,7 +80,25 @@ def serve(config: CollectConfig) -> None:
                 ssl_keyfile=config.tls_key,
             )
         )
-        server.run(sockets=[listener])
+        with suppress(KeyboardInterrupt):  # uvicorn raises it again after its shutdown
+            server.run(sockets=[listener])
+    print("stopped; the same command goes on")
+
+
+def check_certificate(config: CollectConfig) -> None:
+    """Raise UserError unless certificate and key can be used."""
+    if config.tls_cert is not None:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(config.tls_cert, config.tls_key)
+        except (OSError, ssl.SSLError) as error:
+            files = f"{config.tls_cert}, {config.tls_key}"
+            raise UserError(f"--tls_cert, --tls_key {files}: {error}") from error
+
+
+def _trouble(sampler: subprocess.Popen[str] | None) -> str:
+    if sampler is None or sampler.poll() in (None, 0):
+        return ""
+    return "Sampling has stopped, see the server's terminal; start the server again."
 
 
 def _listen(config: CollectConfig) -> socket.socket:
@@ -99,38 +118,42 @@ def _listen(config: CollectConfig) -> socket.socket:
 
 
 def _links(store: Store, config: CollectConfig) -> dict[str, str]:
-    """Return name -> token of the labelers that are new, and of the lead, who is always there."""
+    """Return name -> token of the labelers that are new, and of the lead, whose old one ends."""
     known = {person.name for person in lead.labelers(store) if not person.is_lead}
     names = [name.strip() for name in (config.labelers or "").split(",") if name.strip()]
     if not known and not names:
         names = ["me"]
     try:
+        lead_token = lead.new_lead(store, LEAD)
         fresh = {n: lead.add_labeler(store, n) for n in dict.fromkeys(names) if n not in known}
-        return fresh | {LEAD: lead.add_labeler(store, LEAD, is_lead=True)}
     except RefusedError as error:
         raise UserError(f"--labelers: {error}") from error
+    return fresh | {LEAD: lead_token}
 
 
 def _start_sampler(config: CollectConfig, overlap: int) -> subprocess.Popen[str]:
     """Start the sampling process and return it once its model is loaded."""
-    settings: SamplerSettings | dict[str, object] = {
+    settings = {
         "database": config.database,
+        "prompts": config.prompts,
+        "model": config.model,
+        "samples": config.samples,
+        "max_completion_tokens": config.max_completion_tokens,
+        "temperature": config.temperature,
+        "seed": config.seed,
         "overlap": overlap,
-        **{
-            name: asdict(config)[name]
-            for name in (
-                *("prompts", "model", "samples", "max_completion_tokens", "temperature", "seed"),
-            )
-        },
     }
     print(f"loading {config.model} to sample from", flush=True)
     process = subprocess.Popen(
-        [sys.executable, "-m", "textrl.feedback.sampler", json.dumps(settings)],
+        [sys.executable, "-m", "textrl.feedback.sampler"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
+    assert process.stdin is not None
     assert process.stdout is not None
+    process.stdin.write(json.dumps(settings) + "\n")
+    process.stdin.flush()
     first = process.stdout.readline().strip()
     if first != "ready":
         process.communicate()
@@ -143,15 +166,14 @@ def _end(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
-def _print_welcome(
-    store: Store, config: CollectConfig, added: int, links: dict[str, str], port: int
-) -> None:
-    scheme = "https" if config.tls_cert or config.behind_proxy else "http"
+def _print_welcome(store: Store, config: CollectConfig, added: int, port: int) -> None:
     host = f"[{config.host}]" if ":" in config.host else config.host
-    print(f"{store.open_tasks()} open tasks in {config.database}, {added} of them new")
-    for name, token in links.items():
-        page = "lead" if name == LEAD else ""
-        print(f"{name:>12}: {scheme}://{host}:{port}/{page}#token={token}")
+    address = f"{'https' if config.tls_cert else 'http'}://{host}:{port}"
+    if config.public_url is not None:
+        address = config.public_url.rstrip("/")
+    print(f"{store.open_tasks()} open tasks in {hide_password(config.database)}, {added} new")
+    for name, token in _links(store, config).items():
+        print(f"{name:>12}: {address}/{'lead' if name == LEAD else ''}#token={token}")
     print(
         "Links are shown this once; the lead's page makes new ones. Ctrl+C stops; nothing is lost."
     )

@@ -4,8 +4,6 @@ Every write is one transaction, and a method returns after it is committed. Here
 token (`lead.py` has the labelers); reading for the trainers is in `export.py`.
 """
 
-import hashlib
-import json
 import random
 import time
 from collections.abc import Sequence
@@ -16,8 +14,7 @@ from sqlalchemy import ColumnElement, exists, func, select
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
-from textrl.errors import UserError
-from textrl.feedback.answers import MAX_OUTPUTS, Submission
+from textrl.feedback.answers import Submission
 from textrl.feedback.tables import (
     Answer,
     Audit,
@@ -28,6 +25,7 @@ from textrl.feedback.tables import (
     open_engine,
     writing,
 )
+from textrl.feedback.tasks import NewTask
 
 LEASE_SECONDS = 15 * 60
 """How long a task is kept for a labeler who does not come back to it."""
@@ -35,28 +33,6 @@ LEASE_SECONDS = 15 * 60
 
 class RefusedError(Exception):
     """An answer that cannot count, with the reason in words for the labeler."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class NewTask:
-    """A task to be stored."""
-
-    prompt: Any
-    outputs: list[str]
-    source: dict[str, Any]
-    columns: dict[str, Any]
-
-    def __post_init__(self) -> None:
-        """Raise UserError for more outputs than there are number keys."""
-        if len(self.outputs) > MAX_OUTPUTS:
-            count = len(self.outputs)
-            raise UserError(f"a task has {count} outputs; at most {MAX_OUTPUTS} can be ranked")
-
-    @property
-    def digest(self) -> str:
-        """What makes it this task: prompt and outputs, in any order."""
-        body = json.dumps([self.prompt, sorted(self.outputs)], sort_keys=True)
-        return hashlib.sha256(body.encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +53,10 @@ class Store:
         """Open it; UserError if it is out of reach or of another version."""
         self.url = url
         self.engine: Engine = open_engine(url, create=create)
+        with Session(self.engine) as session:
+            self.identity = str(
+                session.scalars(select(Meta.value).where(Meta.key == "identity")).one()
+            )
 
     def close(self) -> None:
         """Close all connections."""
@@ -131,12 +111,20 @@ class Store:
             return _assignment(task, lease.shown_order, lease.expires_at)
 
     def renew(self, labeler_id: int, task_id: int) -> float:
-        """Prolong a lease and return when it ends now, seconds since 1970."""
+        """Prolong a lease and return when it ends now, seconds since 1970.
+
+        Raises:
+            RefusedError: it has expired, and others have taken the task since.
+        """
         with writing(self.engine) as session:
+            now = time.time()
+            task = session.get(Task, task_id, with_for_update=True)
             lease = session.get(Lease, (task_id, labeler_id))
-            if lease is None:
+            if task is None or lease is None:
                 raise RefusedError("this task is not in your hands")
-            lease.expires_at = time.time() + LEASE_SECONDS
+            if lease.expires_at < now and not _has_room(session, task, labeler_id, now):
+                raise RefusedError("others have taken this task in the meantime")
+            lease.expires_at = now + LEASE_SECONDS
             session.commit()
             return lease.expires_at
 
@@ -200,9 +188,13 @@ class Store:
             if _same(answer, stored):
                 return answer
             if answer.revision != revision:
+                note(session, "late", labeler_id, task_id, stored.as_columns())
+                session.commit()
                 raise RefusedError("this answer was changed since; load it again")
             more = int(answer.skip_reason is not None) - int(stored.is_skip)
             if more > 0 and task.done >= task.overlap:
+                note(session, "late", labeler_id, task_id, stored.as_columns())
+                session.commit()
                 raise RefusedError("others have answered this task in the meantime")
             _fill(answer, stored, time.time())
             answer.revision += 1
@@ -243,6 +235,14 @@ class Store:
             )
             left = session.scalar(select(func.count()).where(Task.open, Task.id.not_in(mine)))
         return {"done": done or 0, "left": left or 0}
+
+    def shortest_queue(self) -> int:
+        """Return how many open tasks the labeler with the fewest has not answered yet."""
+        with Session(self.engine) as session:
+            people = list(
+                session.scalars(select(Labeler.id).where(Labeler.active, ~Labeler.is_lead))
+            )
+        return min((self.progress(person)["left"] for person in people), default=self.open_tasks())
 
     def open_tasks(self) -> int:
         """Return how many tasks still want answers."""

@@ -4,6 +4,7 @@ SQLite runs in WAL mode with synchronous=FULL: a commit that returned is on the 
 table refuses updates and deletions by trigger. `SCHEMA_VERSION` is checked at every start.
 """
 
+import secrets
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
+from textrl.data import hide_password
 from textrl.errors import UserError
 
 SCHEMA_VERSION = 1
@@ -162,15 +164,16 @@ def parse_url(url: str) -> URL:
     """
     try:
         parsed = make_url(url)
-    except ArgumentError:
-        raise UserError(f"{url!r} is no database URL; write sqlite:///labels.db") from None
+    except (ArgumentError, ValueError):
+        shown = hide_password(url)
+        raise UserError(f"{shown!r} is no database URL; write sqlite:///labels.db") from None
     kind = parsed.get_backend_name()
     if kind in ("postgresql", "postgres"):
         return parsed.set(drivername="postgresql+psycopg")
     if kind != "sqlite" or not parsed.database or parsed.database == ":memory:":
         raise UserError(
-            f"{url!r}: expected sqlite:///FILE (four slashes for an absolute path) or "
-            f"postgresql://USER@HOST/NAME"
+            f"{hide_password(url)!r}: expected sqlite:///FILE (four slashes for an absolute path) "
+            f"or postgresql://USER@HOST/NAME"
         )
     return parsed
 
@@ -235,6 +238,7 @@ def _check_schema(engine: Engine, *, create: bool, shown: str) -> None:
         if not found & ours and create:
             Base.metadata.create_all(session.connection())
             session.add(Meta(key="schema_version", value=SCHEMA_VERSION))
+            session.add(Meta(key="identity", value=secrets.token_hex(8)))  # of this database
             session.add(Audit(at=time.time(), action="created", body={"version": SCHEMA_VERSION}))
             session.commit()
             return

@@ -1,35 +1,36 @@
 // The labeler's page: fetch a task, let it be ranked and written, send the answer, fetch the next.
-// `task_view.js` draws the task in hand; `outbox.js` keeps what is not sent yet.
+// `task_view.js` draws the task in hand; `outbox.js` keeps what is not sent yet; `keys.js` has the keys.
 
+import { onKey } from "./keys.js";
 import { Outbox } from "./outbox.js";
 import { banner, find, make, request, say, takeToken, visible } from "./shared.js";
 import { TaskView } from "./task_view.js";
 
 const RENEW_EVERY = 4 * 60_000;
 const ASK_AGAIN_EVERY = 5_000;
+const page = { view: null, submit, undo, openSkip, openAnswers };
 let outbox;
-let view = null;
-let sending = false;
+let me;
+let round = 0; // counts what was asked for last: whoever waited longer for something older gives up
+let pollTimer;
+let refusals = 0;
 
 async function start() {
   if (!takeToken()) {
     banner("Open this page with the link that the lead gave you.");
     return;
   }
-  const me = await persistently(() => fetchMe());
-  outbox = new Outbox(me.name);
+  await persistently(fetchMe);
+  outbox = new Outbox(me);
   await next();
 }
 
 async function fetchMe() {
-  const me = await (await request("GET", "/api/me")).json();
+  me = await request("GET", "/api/me");
   find("instructions").textContent = me.instructions;
   find("progress").textContent = `${me.name}: ${me.done} done, ${me.left} left`;
   find("bar").value = me.done / Math.max(1, me.done + me.left);
-  flags = me.flags;
-  return me;
 }
-let flags = {};
 
 /** Repeat an action while its error may pass, and say so meanwhile. */
 async function persistently(action) {
@@ -40,7 +41,7 @@ async function persistently(action) {
       return result;
     } catch (error) {
       if (!error.temporary) {
-        banner(error.message);
+        banner(capital(error.message));
         throw error;
       }
       banner(`${capital(error.message)}. Your work is kept here and is sent as soon as it can be.`);
@@ -53,55 +54,55 @@ const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 /** Send what waits, then show the next task, or why there is none. */
 async function next() {
-  await send();
-  view = null;
+  const mine = (round += 1);
+  clearTimeout(pollTimer);
+  page.view?.close();
+  page.view = null;
+  find("task").inert = true; // what is typed now would be lost
+  await persistently(() => outbox.flush(refused));
   const { task, paused } = await persistently(async () => {
     await fetchMe();
-    return (await request("POST", "/api/claim")).json();
+    return request("POST", "/api/claim");
   });
-  find("task").hidden = !task;
-  find("nothing").hidden = Boolean(task);
+  if (mine !== round) return;
   if (task) {
     show(task, null);
     return;
   }
-  find("main").focus();
+  find("task").hidden = true;
+  find("nothing").hidden = false;
   find("nothing").textContent = paused
     ? "The lead has paused the work. This page goes on by itself."
     : "Nothing left for you at the moment. This page goes on by itself when there is.";
-  setTimeout(() => view || next().catch(() => {}), ASK_AGAIN_EVERY);
+  if (document.activeElement === document.body) find("main").focus();
+  pollTimer = setTimeout(() => next().catch(() => {}), ASK_AGAIN_EVERY);
+}
+
+/** Tell of an answer that cannot count, until the labeler has seen it; its text is kept there. */
+function refused(message, { body }) {
+  refusals += 1;
+  const text = body.demonstration ? ` You wrote: ${visible(body.demonstration)}` : "";
+  find("refused-text").textContent = `An answer was not taken: ${message}.${text}`;
+  find("refused").hidden = false;
 }
 
 function show(task, answer) {
+  page.view?.close();
+  clearTimeout(pollTimer);
+  const key = answer ? `${task.task_id}.${answer.revision}` : task.task_id;
+  page.view = new TaskView(task, me.flags, answer, outbox.draft(key), (draft) => {
+    outbox.keepDraft(key, draft);
+    if (outbox.full) banner("This browser keeps no drafts (no room, or not allowed): do not reload.");
+  });
+  page.view.draftKey = key;
+  find("task").inert = false;
   find("task").hidden = false;
   find("nothing").hidden = true;
   find("editing").hidden = !answer;
   find("task").dataset.task = task.task_id;
   fault();
-  view = new TaskView(task, flags, answer, answer ? null : outbox.draft(task.task_id), (draft) => {
-    if (!answer) outbox.keepDraft(task.task_id, draft);
-  });
   find("prompt-heading").focus({ preventScroll: true });
   window.scrollTo(0, 0);
-}
-
-/** Send the outbox; an answer that cannot count is reported and does not stop the rest. */
-async function send() {
-  sending = true;
-  try {
-    await persistently(async () => {
-      try {
-        await outbox.flush();
-      } catch (error) {
-        if (error.status !== 409) throw error;
-        outbox.dropDraft(error.task);
-        fault(capital(error.message));
-        await outbox.flush();
-      }
-    });
-  } finally {
-    sending = false;
-  }
 }
 
 function fault(message) {
@@ -110,7 +111,8 @@ function fault(message) {
 }
 
 async function submit(skipReason) {
-  if (!view || sending) return;
+  const { view } = page;
+  if (!view) return;
   const missing = skipReason === undefined && view.missing;
   if (missing) {
     fault(missing);
@@ -118,87 +120,50 @@ async function submit(skipReason) {
   }
   const body = view.answer(skipReason);
   const id = view.task.task_id;
-  if (view.before) outbox.add("PUT", id, { ...body, revision: view.before.revision });
-  else outbox.add("POST", id, body);
-  fault();
-  say("Sent.");
+  const kept = view.before
+    ? outbox.add("PUT", id, { ...body, revision: view.before.revision })
+    : outbox.add("POST", id, body);
+  if (!kept) {
+    fault("This browser has no room to keep the answer while it is sent. Shorten it, or clear site data.");
+    return;
+  }
+  const before = refusals;
   await next();
+  outbox.dropDraft(view.draftKey);
+  if (refusals === before) say("Sent.");
 }
 
 async function openAnswers() {
-  const past = await persistently(async () => (await request("GET", "/api/answers")).json());
+  const past = await persistently(() => request("GET", "/api/answers"));
   const items = past.map(({ task_id, prompt, skipped }) =>
     make("li", {}, make("button", { type: "button", onclick: () => edit(task_id) },
       `${skipped ? "Skipped: " : ""}${visible(prompt)}`)));
   find("answers").replaceChildren(...(items.length ? items : [make("li", {}, "None yet.")]));
-  find("answers-dialog").showModal();
+  if (!find("answers-dialog").open) find("answers-dialog").showModal();
 }
 
 async function edit(taskId) {
+  const mine = (round += 1);
   find("answers-dialog").close();
-  const { task, answer } = await persistently(async () =>
-    (await request("GET", `/api/tasks/${taskId}/answer`)).json());
-  show(task, answer);
+  const { task, answer } = await persistently(() => request("GET", `/api/tasks/${taskId}/answer`));
+  if (mine === round) show(task, answer);
 }
 
 async function undo() {
-  if (!view) return;
-  if (view.undo()) return;
-  const [last] = await persistently(async () => (await request("GET", "/api/answers")).json());
-  if (last && !view.before && !view.touched) await edit(last.task_id);
+  const { view } = page;
+  if (!view || view.undo() || view.before || view.touched) return;
+  const [last] = await persistently(() => request("GET", "/api/answers"));
+  if (last && page.view === view) await edit(last.task_id);
 }
 
 function openSkip() {
-  if (!view) return;
+  if (!page.view) return;
   find("reason").value = "";
+  find("skip-dialog").dataset.task = page.view.task.task_id;
   find("skip-dialog").showModal();
 }
 
-function onKey(event) {
-  const inText = event.target.matches("textarea, input:not([type=checkbox], [type=radio]), select");
-  if (document.querySelector("dialog[open]") || event.altKey || event.metaKey) return;
-  if (inText) {
-    if (event.key === "Escape") event.target.blur();
-    else if (event.key === "Enter" && event.ctrlKey) submit();
-    else return;
-    event.preventDefault();
-    return;
-  }
-  if (event.ctrlKey && event.key !== "z") return;
-  if (!find("keys-on").checked || !(view || ["a", "?"].includes(event.key))) return;
-  const rating = event.target.closest("#rating");
-  if (/^[1-9]$/.test(event.key)) {
-    if (rating) view.rate(Number(event.key));
-    else view.place(Number(event.key) - 1);
-  } else if (event.key === "Enter") {
-    if (event.target.closest("button, summary, a")) return;
-    submit();
-  } else if (!act(event)) return;
-  event.preventDefault();
-}
-
-function act(event) {
-  const focused = event.target.closest("[data-placed]");
-  const actions = {
-    "=": () => view.tie(focused && Number(focused.dataset.placed)),
-    u: undo,
-    z: () => event.ctrlKey && undo(),
-    Backspace: undo,
-    r: () => view.focusRating(),
-    d: () => find("demonstration").focus(),
-    f: () => find("flag-choices").querySelector("input").focus(),
-    s: openSkip,
-    a: openAnswers,
-    "?": () => find("keys-dialog").showModal(),
-    ArrowUp: focused && (() => view.move(Number(focused.dataset.placed), -1)),
-    ArrowDown: focused && (() => view.move(Number(focused.dataset.placed), 1)),
-  };
-  const action = actions[event.key];
-  action?.();
-  return Boolean(action);
-}
-
-document.addEventListener("keydown", onKey);
+document.addEventListener("keydown", (event) => onKey(event, page));
 find("task").addEventListener("submit", (event) => {
   event.preventDefault();
   submit();
@@ -206,18 +171,22 @@ find("task").addEventListener("submit", (event) => {
 find("undo").addEventListener("click", undo);
 find("skip").addEventListener("click", openSkip);
 find("skip-cancel").addEventListener("click", () => find("skip-dialog").close());
-find("skip-dialog").addEventListener("submit", () => submit(find("reason").value));
-find("stop-editing").addEventListener("click", () => next());
+find("skip-dialog").addEventListener("submit", () => {
+  const meant = Number(find("skip-dialog").dataset.task);
+  if (page.view?.task.task_id === meant) submit(find("reason").value);
+});
+find("stop-editing").addEventListener("click", () => {
+  outbox.dropDraft(page.view.draftKey);
+  next();
+});
+find("refused-seen").addEventListener("click", () => { find("refused").hidden = true; });
 find("open-answers").addEventListener("click", openAnswers);
 find("answers-close").addEventListener("click", () => find("answers-dialog").close());
 find("open-keys").addEventListener("click", () => find("keys-dialog").showModal());
 find("keys-close").addEventListener("click", () => find("keys-dialog").close());
-find("keys-on").checked = localStorage.getItem("textrl.keys") !== "off";
-find("keys-on").addEventListener("change", (event) =>
-  localStorage.setItem("textrl.keys", event.target.checked ? "on" : "off"));
 setInterval(() => {
-  if (view && !view.before && !document.hidden) {
-    request("POST", `/api/tasks/${view.task.task_id}/renew`).catch(() => {});
+  if (page.view && !page.view.before && page.view.worksOn) {
+    request("POST", `/api/tasks/${page.view.task.task_id}/renew`).catch(() => {});
   }
 }, RENEW_EVERY);
 start().catch(() => {});

@@ -4,7 +4,10 @@ import { banner, find, make, request, say, takeToken, textBlock, visible } from 
 
 const REFRESH_EVERY = 5_000;
 let paused = false;
-let lastTask = 0;
+const PART = 50;
+let shownTasks = PART;
+let saved = {};
+let trouble = "";
 
 const percent = (share) => (share === null ? "–" : `${(100 * share).toFixed(0)} %`);
 const number = (value, digits = 2) => (value === null ? "–" : value.toFixed(digits));
@@ -12,12 +15,12 @@ const seconds = (value) => (value === null ? "–" : `${value.toFixed(0)} s`);
 const promptText = (prompt) => visible(typeof prompt === "string" ? prompt : prompt.map((turn) => turn.content).join("\n"));
 
 async function get(path) {
-  return (await request("GET", `/api/lead/${path}`)).json();
+  return request("GET", `/api/lead/${path}`);
 }
 
 async function change(method, path, body) {
   try {
-    return await (await request(method, `/api/lead/${path}`, body)).json();
+    return await request(method, `/api/lead/${path}`, body);
   } catch (error) {
     banner(error.message);
     throw error;
@@ -26,9 +29,10 @@ async function change(method, path, body) {
 
 async function refresh() {
   try {
-    draw(await get("overview"));
-    drawDisagreements(await get("disagreements?limit=10"));
-    banner();
+    await redraw("overview", draw);
+    await redraw("disagreements?limit=10", drawDisagreements);
+    await redrawTasks();
+    banner(trouble);
   } catch (error) {
     banner(error.status === 403 ? "This page is the lead's; yours is the other link." : error.message);
     if (!error.temporary) return;
@@ -36,9 +40,20 @@ async function refresh() {
   setTimeout(refresh, REFRESH_EVERY);
 }
 
+const last = {};
+
+/** Draw anew what has changed: a button in focus and an opened text stay as they are. */
+async function redraw(path, drawn) {
+  const found = await get(path);
+  const text = JSON.stringify(found);
+  if (last[path] !== text) drawn(found);
+  last[path] = text;
+}
+
 function draw(overview) {
   const { tasks, agreement, labelers } = overview;
   const first = find("main").hidden;
+  trouble = overview.trouble;
   find("main").hidden = false;
   find("progress").textContent =
     `${tasks.complete} of ${tasks.total} tasks complete, ${tasks.started} begun, ${overview.flags} answers flagged`;
@@ -59,9 +74,9 @@ function draw(overview) {
     ]));
   drawChecks(overview.reward_checks);
   if (first) {
-    find("overlap").value = overview.overlap;
-    find("instructions").value = overview.instructions;
-    moreTasks();
+    saved = { overlap: overview.overlap, instructions: overview.instructions };
+    find("overlap").value = saved.overlap;
+    find("instructions").value = saved.instructions;
   }
 }
 
@@ -74,8 +89,8 @@ function labelerButtons(person) {
     } }, "Shut out"));
 }
 
-async function refreshOnce() {
-  draw(await get("overview"));
+function refreshOnce() {
+  return redraw("overview", draw);
 }
 
 function pairs(list, rows) {
@@ -96,7 +111,7 @@ function drawChecks(checks) {
       "None yet. Start with --reward_model FOLDER, and a reward model is trained again and again on the rankings so far."));
     return;
   }
-  const last = checks.at(-1);
+  const newest = checks.at(-1);
   const most = Math.max(...checks.map((check) => check.rankings));
   const x = (check) => 40 + (250 * check.rankings) / most;
   const y = (share) => 110 - 100 * share;
@@ -107,7 +122,7 @@ function drawChecks(checks) {
     return element;
   };
   const figure = svg("svg", { viewBox: "0 0 300 130", role: "img", class: "figure",
-    "aria-label": `Accuracy ${percent(last.accuracy)} after ${last.rankings} rankings` });
+    "aria-label": `Accuracy ${percent(newest.accuracy)} after ${newest.rankings} rankings` });
   figure.append(
     svg("line", { x1: 40, x2: 290, y1: y(0.5), y2: y(0.5), class: "chance" }),
     svg("polyline", { points: checks.map((check) => `${x(check)},${y(check.accuracy)}`).join(" "), class: "curve" }),
@@ -115,7 +130,7 @@ function drawChecks(checks) {
     ...[0, 0.5, 1].map((share) => svg("text", { x: 34, y: y(share) + 4, "text-anchor": "end" }, percent(share))),
     svg("text", { x: 290, y: 126, "text-anchor": "end" }, `${most} rankings`));
   find("check").replaceChildren(figure,
-    make("p", {}, `${percent(last.accuracy)} of held-out pairs ordered as labelers did, after ${last.rankings} rankings.`));
+    make("p", {}, `${percent(newest.accuracy)} of held-out pairs ordered as labelers did, after ${newest.rankings} rankings.`));
 }
 
 function drawDisagreements(tasks) {
@@ -129,38 +144,42 @@ function drawDisagreements(tasks) {
 function rankTable(task) {
   const place = make("table");
   table(place, ["Output", ...task.rankings.map((ranking) => ranking.labeler)], task.outputs.map((text, output) => [
-    textBlock(text.slice(0, 500)),
+    textBlock(text),
     ...task.rankings.map((ranking) => ranking.ranks[output] + 1),
   ]));
   return place;
 }
 
-async function moreTasks() {
-  const tasks = await get(`tasks?after=${lastTask}&limit=50`);
-  find("more").hidden = tasks.length < 50;
-  if (!tasks.length) return;
-  if (!lastTask) {
-    table(find("tasks"), ["Task", "Prompt", "Outputs", "Answers", "Skipped", "Flags", "Median time", "Agreement", ""], []);
+/** Show as many tasks as were asked for so far, as they are now. */
+async function redrawTasks() {
+  const rows = [];
+  while (rows.length < shownTasks) {
+    const part = await get(`tasks?after=${rows.at(-1)?.id ?? 0}&limit=${PART}`);
+    rows.push(...part);
+    if (part.length < PART) break;
   }
-  lastTask = tasks.at(-1).id;
-  for (const task of tasks) {
-    const cells = [promptText(task.prompt).slice(0, 80), task.outputs, `${task.done} of ${task.overlap}`, task.skipped,
-      task.flags.join(", "), seconds(task.median_seconds), percent(task.agreement)];
-    find("tasks").tBodies[0].append(make("tr", {}, make("th", { scope: "row" }, String(task.id)),
-      ...cells.map((cell) => make("td", {}, String(cell))), make("td", {}, taskPause(task))));
-  }
+  find("more").hidden = rows.length < shownTasks;
+  const text = JSON.stringify(rows);
+  if (last.tasks === text) return;
+  last.tasks = text;
+  table(find("tasks"), ["Task", "Prompt", "Outputs", "Answers", "Skipped", "Flags", "Median time", "Agreement", "Labelers", ""],
+    rows.map((task) => [task.id, promptText(task.prompt).slice(0, 80), task.outputs, `${task.done} of ${task.overlap}`,
+      task.skipped, task.flags.join(", "), seconds(task.median_seconds), percent(task.agreement), taskOverlap(task), taskPause(task)]));
+}
+
+function taskOverlap(task) {
+  return make("input", { type: "number", min: 1, max: 100, value: task.overlap, "aria-label": `Labelers for task ${task.id}`,
+    onchange: async (event) => {
+      if (event.target.checkValidity()) await change("PUT", `tasks/${task.id}`, { overlap: Number(event.target.value) });
+    } });
 }
 
 function taskPause(task) {
-  const button = make("button", { type: "button", "aria-label": `Pause task ${task.id}`, "aria-pressed": task.paused },
-    task.paused ? "Go on" : "Pause");
-  button.addEventListener("click", async () => {
-    task.paused = !task.paused;
-    await change("PUT", `tasks/${task.id}`, { paused: task.paused });
-    button.textContent = task.paused ? "Go on" : "Pause";
-    button.setAttribute("aria-pressed", task.paused);
-  });
-  return button;
+  return make("button", { type: "button", "aria-label": `${task.paused ? "Go on with" : "Pause"} task ${task.id}`,
+    onclick: async () => {
+      await change("PUT", `tasks/${task.id}`, { paused: !task.paused });
+      redrawTasks();
+    } }, task.paused ? "Go on" : "Pause");
 }
 
 async function addLabeler(name) {
@@ -179,7 +198,10 @@ find("add").addEventListener("submit", async (event) => {
 });
 find("settings").addEventListener("submit", async (event) => {
   event.preventDefault();
-  await change("PUT", "settings", { overlap: Number(find("overlap").value), instructions: find("instructions").value });
+  const wanted = { overlap: Number(find("overlap").value), instructions: find("instructions").value };
+  const changed = Object.entries(wanted).filter(([name, value]) => saved[name] !== value);
+  await change("PUT", "settings", Object.fromEntries(changed));
+  saved = wanted;
   say("Saved.");
   refreshOnce();
 });
@@ -187,16 +209,23 @@ find("pause").addEventListener("click", async () => {
   await change("PUT", "settings", { paused: !paused });
   refreshOnce();
 });
-find("more").addEventListener("click", moreTasks);
+find("more").addEventListener("click", () => {
+  shownTasks += PART;
+  redrawTasks();
+});
 find("export").addEventListener("submit", async (event) => {
   event.preventDefault();
   const filters = new URLSearchParams({ drop_flagged: find("unflagged").checked });
   if (find("least").value) filters.set("min_agreement", find("least").value);
   const kind = find("kind").value;
-  const response = await request("GET", `/api/lead/export/${kind}?${filters}`);
-  const link = make("a", { href: URL.createObjectURL(await response.blob()), download: `${kind}.jsonl` });
-  link.click();
-  URL.revokeObjectURL(link.href);
+  try {
+    const blob = await request("GET", `/api/lead/export/${kind}?${filters}`, undefined, (response) => response.blob());
+    const link = make("a", { href: URL.createObjectURL(blob), download: `${kind}.jsonl` });
+    link.click();
+    URL.revokeObjectURL(link.href);
+  } catch (error) {
+    banner(error.message);
+  }
 });
 if (takeToken()) refresh();
 else banner("Open this page with the lead's link.");

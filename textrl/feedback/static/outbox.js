@@ -4,52 +4,65 @@
 import { request } from "./shared.js";
 
 export class Outbox {
-  /** @param {string} name of the labeler: two people may use one browser */
-  constructor(name) {
-    this.key = `textrl.outbox.${name}`;
-    this.name = name;
+  /** @param me as /api/me gives it: keys hold database and labeler, for a browser may know several */
+  constructor(me) {
+    this.prefix = `textrl.${me.database}.${me.name}`;
+    this.key = `${this.prefix}.outbox`;
+    this.full = false;
   }
 
   get waiting() {
     return JSON.parse(localStorage.getItem(this.key) ?? "[]");
   }
 
-  #keep(entries) {
-    localStorage.setItem(this.key, JSON.stringify(entries));
+  /** Store a value; a full or forbidden storage is remembered in `full`, and work goes on without. */
+  #store(key, value) {
+    try {
+      localStorage.setItem(key, JSON.stringify(value));
+      this.full = false;
+    } catch {
+      this.full = true;
+    }
+    return !this.full;
   }
 
+  /** Keep an answer to be sent; false if the browser has no room for it. */
   add(method, task, body) {
-    this.#keep([...this.waiting.filter((entry) => entry.task !== task), { method, task, body }]);
+    const others = this.waiting.filter((entry) => entry.task !== task);
+    return this.#store(this.key, [...others, { method, task, body }]);
   }
 
-  drop(task) {
-    this.#keep(this.waiting.filter((entry) => entry.task !== task));
+  /** Remove exactly this entry: another tab may have replaced it meanwhile. */
+  #drop(entry) {
+    const same = JSON.stringify(entry);
+    this.#store(this.key, this.waiting.filter((other) => JSON.stringify(other) !== same));
   }
 
-  /** Send all; what the server refused for good is dropped here and thrown. */
-  async flush() {
-    for (const { method, task, body } of this.waiting) {
+  /** Send all. What the server refuses for good is dropped, with `refused(message, entry)`. */
+  async flush(refused) {
+    for (const entry of this.waiting) {
       try {
-        await request(method, `/api/tasks/${task}/answer`, body);
+        await request(entry.method, `/api/tasks/${entry.task}/answer`, entry.body);
       } catch (error) {
-        if (!error.temporary && error.status !== 401) this.drop(task);
-        error.task = task;
-        throw error;
+        if (error.temporary || error.status === 401) throw error;
+        this.#drop(entry);
+        refused(error.message, entry);
+        continue;
       }
-      this.drop(task);
-      this.dropDraft(task);
+      this.#drop(entry);
+      this.dropDraft(entry.task);
     }
   }
 
   draft(task) {
-    return JSON.parse(localStorage.getItem(`textrl.draft.${this.name}.${task}`) ?? "null");
+    return JSON.parse(localStorage.getItem(`${this.prefix}.draft.${task}`) ?? "null");
   }
 
   keepDraft(task, draft) {
-    localStorage.setItem(`textrl.draft.${this.name}.${task}`, JSON.stringify(draft));
+    this.#store(`${this.prefix}.draft.${task}`, draft);
   }
 
   dropDraft(task) {
-    localStorage.removeItem(`textrl.draft.${this.name}.${task}`);
+    localStorage.removeItem(`${this.prefix}.draft.${task}`);
   }
 }

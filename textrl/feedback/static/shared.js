@@ -3,6 +3,7 @@
 /** The token comes once in the link's fragment and stays in this tab's session storage. */
 export function takeToken() {
   const given = new URLSearchParams(location.hash.slice(1)).get("token");
+  addEventListener("hashchange", () => location.hash.includes("token=") && location.reload());
   if (given) {
     sessionStorage.setItem("textrl.token", given);
     history.replaceState(null, "", location.pathname);
@@ -22,27 +23,29 @@ export class RequestError extends Error {
   }
 }
 
-/** Send a request with the token; return the parsed answer or throw a RequestError. */
-export async function request(method, path, body) {
-  let response;
+/**
+ * Send a request with the token and return what `read` makes of the response, by default its JSON.
+ * Whatever goes wrong is a RequestError, also a response that breaks off.
+ */
+export async function request(method, path, body, read = (response) => response.json()) {
   try {
-    response = await fetch(path, {
+    const response = await fetch(path, {
       method,
       headers: {
         authorization: `Bearer ${sessionStorage.getItem("textrl.token") ?? ""}`,
         ...(body === undefined ? {} : { "content-type": "application/json" }),
       },
       body: body === undefined ? undefined : JSON.stringify(body),
-      signal: AbortSignal.timeout(30_000),
+      signal: AbortSignal.timeout(60_000),
     });
-  } catch {
-    throw new RequestError(0, "no connection to the server");
+    if (!response.ok) {
+      const problem = await response.json().catch(() => ({}));
+      throw new RequestError(response.status, problem.detail ?? `error ${response.status}`);
+    }
+    return await read(response);
+  } catch (error) {
+    throw error instanceof RequestError ? error : new RequestError(0, "no connection to the server");
   }
-  if (!response.ok) {
-    const problem = await response.json().catch(() => ({}));
-    throw new RequestError(response.status, problem.detail ?? `error ${response.status}`);
-  }
-  return response;
 }
 
 export const find = (id) => document.getElementById(id);
@@ -59,7 +62,7 @@ export function make(tag, properties = {}, ...children) {
   return element;
 }
 
-const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069\ufeff]/g;
+const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200b\u2028-\u202e\u2066-\u2069\ufeff]/g;
 
 /** Return the text with control characters and direction overrides made visible. */
 export function visible(text) {

@@ -6,6 +6,7 @@ import { Order } from "./order.js";
 import { find, make, say, textBlock, visible } from "./shared.js";
 
 const AWAY_AFTER = 60_000;
+const GONE_AFTER = 10 * 60_000;
 const places = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth"];
 
 export class TaskView {
@@ -23,12 +24,24 @@ export class TaskView {
     this.touched = Boolean(draft);
     this.seconds = draft?.seconds ?? before?.seconds ?? 0;
     const start = draft ?? before ?? { demonstration: task.outputs.length === 1 ? task.outputs[0] : "" };
-    if (start.tiers) this.order.tiers = start.tiers;
+    if (start.tiers) this.order.tiers = start.tiers.filter((tier) => tier.every((i) => i < this.order.count));
     else if (before?.ranks) this.order.ranks = before.ranks;
     this.rating = start.rating ?? null;
     this.#drawTask(flags, start);
     this.#drawOrder();
     this.#countSeconds();
+  }
+
+  /** Whether the labeler has been here lately: then the task stays theirs. */
+  get worksOn() {
+    return !document.hidden && Date.now() - this.activeAt < GONE_AFTER;
+  }
+
+  /** Stop counting and listening; the page may show another task. */
+  close() {
+    clearInterval(this.timer);
+    this.listening.abort();
+    find("demonstration").oninput = null;
   }
 
   get ranked() {
@@ -190,13 +203,14 @@ export class TaskView {
   }
 
   #countSeconds() {
-    let active = Date.now();
-    const touch = () => { active = Date.now(); };
-    for (const kind of ["pointermove", "keydown", "scroll"]) document.addEventListener(kind, touch, { passive: true });
-    const timer = setInterval(() => {
-      if (!document.contains(find("task")) || find("task").hidden || TaskView.current !== this) clearInterval(timer);
-      else if (!document.hidden && Date.now() - active < AWAY_AFTER) this.seconds += 0.25;
+    this.activeAt = Date.now();
+    this.listening = new AbortController();
+    const options = { passive: true, signal: this.listening.signal };
+    for (const kind of ["pointermove", "keydown", "scroll"]) {
+      document.addEventListener(kind, () => { this.activeAt = Date.now(); }, options);
+    }
+    this.timer = setInterval(() => {
+      if (!document.hidden && Date.now() - this.activeAt < AWAY_AFTER) this.seconds += 0.25;
     }, 250);
-    TaskView.current = this;
   }
 }

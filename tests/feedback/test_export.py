@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,55 @@ def test_training_from_the_database_is_training_from_the_file(
     assert scores[0] == scores[1]
     assert losses[0] == losses[1]
     assert math.isfinite(sum(losses[0]))
+
+
+@pytest.mark.slow
+def test_rankings_teach_what_their_pairs_in_a_file_teach(
+    tmp_path: Path, checkpoint: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Accuracy on held-out synthetic preferences: within a point, and far above chance."""
+    rng = random.Random(0)
+
+    def text() -> str:
+        return "".join(rng.choice("abcdefghij") for _ in range(8))
+
+    def worth(completion: str) -> int:
+        return sum(ord(letter) - ord("a") for letter in completion)
+
+    store = Store(f"sqlite:///{tmp_path}/labels.db", create=True)
+    tasks = [
+        NewTask(prompt=text()[:3], outputs=[text() for _ in range(4)], source={}, columns={})
+        for _ in range(1000)
+    ]
+    store.add_tasks(tasks)
+    for made in tasks:
+        felt = [worth(output) + rng.gauss(0, 4) for output in made.outputs]  # people waver
+        answer(store, "ann", [sum(other > mine for other in felt) for mine in felt])
+    pairs = tmp_path / "pairs.jsonl"
+    main(["export", f"--database={store.url}", "--rows=pairs", f"--output={pairs}"])
+    heldout = [(text(), text()) for _ in range(2000)]
+    decided = [pair for pair in heldout if worth(pair[0]) != worth(pair[1])]
+    means = []
+    for source, minibatch in ((store.url, 8), (str(pairs), 48)):  # the same pairs in an update
+        accuracies = []
+        for seed in range(3):
+            config = RewardConfig(learning_rate=2e-3, minibatch_size=minibatch, seed=seed)
+            base = reward_model_from(checkpoint, seed)
+            trainer = RewardTrainer(base, tokenizer, source, config, shown=False)
+            trainer.train()
+            model = trainer.reward_model()
+            first, second = (
+                model([""] * len(decided), [pair[side] for pair in decided]) for side in (0, 1)
+            )
+            right = [
+                (one > other) == (worth(a) > worth(b))
+                for one, other, (a, b) in zip(first, second, decided, strict=True)
+            ]
+            accuracies.append(sum(right) / len(right))
+        means.append(sum(accuracies) / len(accuracies))
+    print(f"accuracy from rankings {means[0]:.3f}, from their pairs {means[1]:.3f}")
+    assert min(means) > 0.9
+    assert abs(means[0] - means[1]) <= 0.01
 
 
 def test_tasks_from_files(tmp_path: Path) -> None:

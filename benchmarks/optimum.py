@@ -1,7 +1,7 @@
 """The exact-optimum suite: how far each agent is from the best policy there is.
 
     python benchmarks/optimum.py              the whole: 10 seeds, 4 tasks, up to 5 kl_coefs
-    python benchmarks/optimum.py --quick      2 seeds, 1 value an agent: about 10 minutes on 2 cores
+    python benchmarks/optimum.py --quick      2 seeds, 1 value an agent: about 6 minutes on 2 cores
 
 Each cell (agent, task, kl_coef, seed) trains a policy and values it by enumeration (`exact.py`).
 Finished cells are kept in OUTPUT/cells.jsonl and not run again, unless the tasks or the settings in

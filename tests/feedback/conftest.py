@@ -62,7 +62,7 @@ def postgres_url(postgres_server: str) -> str:
         count = connection.execute("SELECT count(*) FROM pg_database").fetchone()
         assert count is not None
         name = f"labels_{count[0]}"
-        connection.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]  # ours
+        connection.execute(f"CREATE DATABASE {name}")
     return f"{postgres_server}/{name}"
 
 

@@ -3,13 +3,16 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from fastapi.testclient import TestClient
 from labels import task
 
 from textrl.feedback import lead
+from textrl.feedback.answers import FLAGS
 from textrl.feedback.app import create_app
+from textrl.feedback.labeler_api import Flag
 from textrl.feedback.store import Store
 from textrl.feedback.tasks import NewTask
 
@@ -39,6 +42,10 @@ def clients(tmp_path: Path) -> Iterator[Clients]:
 
 
 RANKED = {"ranks": [0, 1, 2, 3]}
+
+
+def test_the_api_knows_every_flag() -> None:
+    assert get_args(Flag) == tuple(FLAGS)
 
 
 def test_a_labeler_ranks_writes_and_edits(clients: Clients) -> None:

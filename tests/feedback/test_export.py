@@ -30,7 +30,7 @@ def answer(store: Store, name: str, ranks: list[int], **fields: object) -> None:
         known = {person.name: person.id for person in lead.labelers(store)}
     given = store.claim(known[name])
     assert given is not None
-    shown = Submission(ranks=ranks, **fields).shuffled(given.shown_order)  # type: ignore[arg-type]
+    shown = Submission(ranks=ranks, **fields).shuffled(given.shown_order)
     store.submit(known[name], given.task_id, shown)
 
 
@@ -111,7 +111,7 @@ def test_the_command_writes_the_same_rows(labelled: Store, tmp_path: Path) -> No
     for kind in ("rankings", "pairs", "demonstrations", "prompts"):
         path = tmp_path / f"{kind}.jsonl"
         main(["export", f"--database={labelled.url}", f"--rows={kind}", f"--output={path}"])
-        assert load_records(str(path)).rows == rows(labelled, kind)  # type: ignore[arg-type]
+        assert load_records(str(path)).rows == rows(labelled, kind)
     with pytest.raises(SystemExit):
         main(["export", f"--database={labelled.url}", f"--output={path}"])
 
@@ -149,13 +149,13 @@ def test_training_from_the_database_is_training_from_the_file(
     for way in ("url", "file"):
         model = reward_model_from(checkpoint)
         config = RewardConfig(heldout_share=0.3, learning_rate=1e-3, num_epochs=2)
-        trained = RewardTrainer(model, tokenizer, sources["rankings"][way], config, shown=False)  # type: ignore[arg-type]
+        trained = RewardTrainer(model, tokenizer, sources["rankings"][way], config, shown=False)
         scores.append(trained.train())
         policy = tiny_model().requires_grad_(True)
         SFTTrainer(
             policy, tokenizer, sources["demonstrations"][way], SFTConfig(), shown=False
-        ).train()  # type: ignore[arg-type]
-        DPOTrainer(policy, tokenizer, sources["pairs"][way], DPOConfig(), shown=False).train()  # type: ignore[arg-type]
+        ).train()
+        DPOTrainer(policy, tokenizer, sources["pairs"][way], DPOConfig(), shown=False).train()
         losses.append([p.sum().item() for p in policy.parameters()])
     assert scores[0] == scores[1]
     assert losses[0] == losses[1]

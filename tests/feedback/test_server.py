@@ -93,6 +93,9 @@ def test_links_last_over_a_restart(tmp_path: Path) -> None:
         assert set(second.links) == {"lead"}  # "me" keeps the link
         assert "0 new" in second.printed
         assert me.get("/api/me").json()["done"] == 1
+        with first.client("lead") as former, second.client("lead") as today:
+            assert former.get("/api/me").status_code == 401  # a start revokes the lead's old link
+            assert today.get("/api/lead/overview").status_code == 200
     second.stop()
 
 

@@ -37,7 +37,8 @@ class Critic(nn.Module):
 
     def values_of(self, states: Tensor) -> Tensor:
         """Return values [...] of states [... H], in float32."""
-        result = self.head(states.float()).squeeze(-1)
+        with torch.autocast(states.device.type, enabled=False):
+            result = self.head(states.float()).squeeze(-1)
         assert isinstance(result, Tensor)
         return result
 
@@ -93,8 +94,8 @@ class Evaluation:
     """In nats, differentiable."""
     values: Tensor
     """In reward units, differentiable."""
-    entropies: Tensor
-    """In nats, differentiable."""
+    entropies: Tensor | None
+    """In nats, differentiable; None where nobody asked."""
     exact_kl: Tensor | None
     """KL(pi || pi_ref) over the vocabulary, in nats, differentiable; None without a reference."""
 
@@ -131,12 +132,19 @@ class ActorCritic:
             return values
         return self.critic.values_of(self.lm.completion_hidden(input_ids, prompt_lengths, steps))
 
-    def evaluate(self, rollout: Rollout, reference: ReferenceStates | None = None) -> Evaluation:
-        """Return log-probs, values and entropies of the episodes under the present weights.
+    def evaluate(
+        self,
+        rollout: Rollout,
+        reference: ReferenceStates | None = None,
+        *,
+        entropies: bool = False,
+    ) -> Evaluation:
+        """Return log-probs and values of the episodes under the present weights.
 
         Args:
             rollout: some episodes.
             reference: the reference's states of the same episodes, for the exact KL.
+            entropies: whether to compute these too (another pass over all logits).
         """
         width, mask = int(rollout.lengths.max()), rollout.mask
         ids, steps = rollout.input_ids[:, :width], mask.shape[1]
@@ -149,7 +157,8 @@ class ActorCritic:
         def numbers(states: Tensor, chosen: Tensor, *others: Tensor) -> Tensor:
             logits = self.lm.head(states)
             columns = [token_logprobs(logits, chosen, temperature=self.temperature)]
-            columns.append(token_entropy(logits, temperature=self.temperature))
+            if entropies:
+                columns.append(token_entropy(logits, temperature=self.temperature))
             for other, head in zip(others, heads, strict=True):
                 other_logits = head(other)
                 columns.append(token_kl(logits, other_logits, temperature=self.temperature))
@@ -161,6 +170,6 @@ class ActorCritic:
         return Evaluation(
             logprobs=table[..., 0],
             values=values.masked_fill(~mask, 0.0),
-            entropies=table[..., 1],
-            exact_kl=None if reference is None else table[..., 2],
+            entropies=table[..., 1] if entropies else None,
+            exact_kl=None if reference is None else table[..., -1],
         )

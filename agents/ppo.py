@@ -138,8 +138,9 @@ class PPO(TextAgent):
     def train_on(self, rollout: Rollout) -> Numbers:
         """Update actor and critic from an iteration's episodes; return what to log."""
         config, kl_coef = self.config, self.env.kl_coef
-        states = self._reference_states(rollout)
-        targets, scale = self._targets(rollout, kl_coef, states)
+        with self.autocast():
+            states = self._reference_states(rollout)
+            targets, scale = self._targets(rollout, kl_coef, states)
         exact = None if states is None else ExactKL(reference_states=states, weight=kl_coef / scale)
         limit = config.target_kl
         rows = self.run_minibatches(
@@ -185,7 +186,9 @@ class PPO(TextAgent):
         """Return the token-mean loss of some episodes, and what to log of it."""
         config, part, target = self.config, rollout.rows(rows), targets.rows(rows)
         mask = part.mask
-        now = self.actor_critic.evaluate(part, self._reference_of(exact, rows))
+        now = self.actor_critic.evaluate(
+            part, self._reference_of(exact, rows), entropies=config.ent_coef > 0
+        )
         policy_loss = ppo_policy_loss(
             now.logprobs, part.logprobs, target.advantages, mask, clip_range=config.clip_range
         )
@@ -193,7 +196,7 @@ class PPO(TextAgent):
             now.values, part.values, target.returns, mask, clip_range_vf=config.clip_range_vf
         )
         loss = policy_loss + config.vf_coef * value_loss
-        if config.ent_coef:
+        if now.entropies is not None:
             loss = loss - config.ent_coef * masked_mean(now.entropies, mask)
         if exact is not None and now.exact_kl is not None:
             loss = loss + exact.weight * masked_mean(now.exact_kl, mask)
@@ -234,7 +237,9 @@ class PPO(TextAgent):
         picked = torch.randint(len(self._demonstrations), (count,), generator=self._generator)
         sequences = [self._demonstrations[int(i)] for i in picked]
         batch = stack_sequences(sequences, self.policy.device)
-        yield self.config.ptx_coef * sft_loss(self.lm.token_logprobs(batch), batch.mask)
+        with self.autocast():
+            loss = self.config.ptx_coef * sft_loss(self.lm.token_logprobs(batch), batch.mask)
+        yield loss
 
     def _encode(self, demonstrations: Source | None) -> list[Any]:
         if demonstrations is None:

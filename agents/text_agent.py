@@ -8,7 +8,7 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -22,15 +22,21 @@ from textrl.agents.base import AnyVectorEnv, Observation, TextEnv
 from textrl.agents.collect import collect, concatenate
 from textrl.agents.diagnostics import rollout_report
 from textrl.agents.predict import next_tokens
+from textrl.batching import token_batches
 from textrl.checkpoint import load_state, save_model, save_state, write_json
 from textrl.config import AgentConfig
 from textrl.errors import UserError
 from textrl.logprobs import chunked_token_logprobs
-from textrl.loop import Updater, make_accelerator, token_batches
+from textrl.loop import Updater, autocast, make_accelerator
+from textrl.masking import masked_mean
 from textrl.metrics import StageProgress, log
 from textrl.models import load_causal_lm, split_lm
 from textrl.types import Rollout
 
+PROBE = 8
+"""Episodes on which sampling and update are held against each other."""
+AGREEMENT = 1e-3
+"""Mean distance of their log-probs, nats a token, up to which those of sampling are used."""
 Numbers = dict[str, float]
 MinibatchLoss = Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
 """Row indices of a micro-batch -> (its mean loss, means to log)."""
@@ -122,7 +128,8 @@ class TextAgent(ABC):
             show: gets the tokens done and a few numbers after each optimiser step.
         """
         began = time.monotonic()
-        rollout, kl_coef = self.collect(), self.env.kl_coef
+        with self.autocast():
+            rollout, kl_coef = self._with_agreeing_logprobs(self.collect()), self.env.kl_coef
         collected, tokens = time.monotonic(), int(rollout.mask.sum())
         report = rollout_report(rollout)
         episodes = {name: report[name] for name in ("rollout/score", "rollout/kl")}
@@ -149,6 +156,10 @@ class TextAgent(ABC):
                 "time/iteration": self.iteration,
             }
         )
+
+    def autocast(self) -> torch.autocast:
+        """Return the context of a forward pass, see `textrl.loop.autocast`."""
+        return autocast(self.config.precision, self.policy.device)
 
     def collect(self) -> Rollout:
         """Return an iteration's episodes, groups of one prompt in consecutive rows."""
@@ -278,6 +289,21 @@ class TextAgent(ABC):
             self.env.venv.unwrapped.load_prompt_state(json.loads(state["prompts"]))
         return state
 
+    @torch.no_grad()
+    def _with_agreeing_logprobs(self, rollout: Rollout) -> Rollout:
+        """Return the episodes with log-probs that the update's kernels agree with.
+
+        Those of sampling are kept where they do, else (as in bfloat16) computed once more: the
+        ratio of the first update must be 1. A few episodes tell.
+        """
+        some = rollout.rows(torch.arange(min(PROBE, len(rollout.scores))))
+        if float(masked_mean((self.logprobs(some) - some.logprobs).abs(), some.mask)) < AGREEMENT:
+            return rollout
+        logprobs = torch.zeros_like(rollout.logprobs)
+        for rows in token_batches(rollout.lengths.tolist(), self.config.micro_batch_tokens):
+            logprobs[rows] = self.logprobs(rollout.rows(torch.tensor(rows)))
+        return replace(rollout, logprobs=logprobs)
+
     def _step(
         self,
         chosen: Tensor,
@@ -292,7 +318,8 @@ class TextAgent(ABC):
         def losses() -> Iterable[Tensor]:
             for batch in token_batches(lengths.tolist(), self.config.micro_batch_tokens):
                 share = weights[batch].sum().item() / weights.sum().item()
-                value, numbers = loss(chosen[batch])
+                with self.autocast():
+                    value, numbers = loss(chosen[batch])
                 for name, number in numbers.items():
                     sums[name] = sums.get(name, 0.0) + share * number.item()
                 yield share * value

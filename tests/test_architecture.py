@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors"},
     {"types", "config", "command_config"},
-    {"masking", "logprobs", "advantages", "losses", "preference_losses"},
+    {"masking", "logprobs", "advantages", "losses", "preference_losses", "batching"},
     {
         "data",
         "labels",

@@ -13,7 +13,7 @@ from transformers import (
 from textrl.envs import tiny_model, tiny_tokenizer
 from textrl.errors import UserError
 from textrl.generation import Decoder, draw, sample
-from textrl.logprobs import chunked_token_logprobs
+from textrl.logprobs import chunked_token_logprobs, token_logprobs
 from textrl.models import (
     ensure_pad,
     eos_id,
@@ -120,6 +120,30 @@ def test_a_row_keeps_its_own_uniforms_when_its_neighbours_leave() -> None:
             log_p = full_logits(model, ids)[-1:].log_softmax(-1)
             expected = draw(log_p, uniforms[row : row + 1]).item()
             assert samples.completion_ids[row, t].item() == expected
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_equal_prompts_are_read_once(name: str, monkeypatch) -> None:
+    lm = split_lm(make(name))
+    prompts = torch.tensor([[1, 5, 6], [1, 7, 9], [1, 5, 6], [1, 7, 4]])
+    lengths = torch.tensor([3, 2, 3, 2])  # what lies behind a prompt's end is no part of it
+    read: list[int] = []
+    prefill = Decoder.prefill
+
+    def counted(self: Decoder, rows: torch.Tensor, *arguments: torch.Tensor) -> torch.Tensor:
+        read.append(len(rows))
+        return prefill(self, rows, *arguments)
+
+    monkeypatch.setattr(Decoder, "prefill", counted)
+    arguments = dict(max_new_tokens=6, eos_id=-1, generator=torch.Generator().manual_seed(0))
+    samples = sample(lm, prompts, lengths, **arguments)
+    assert read == [2]
+    for row in range(4):
+        length = int(lengths[row])
+        ids = torch.cat([prompts[row, :length], samples.completion_ids[row]])[None]
+        logits = lm.head(lm.completion_hidden(ids, lengths[row : row + 1], 6))
+        expected = token_logprobs(logits, samples.completion_ids[row : row + 1])
+        assert torch.allclose(samples.logprobs[row], expected[0], atol=1e-5)
 
 
 def test_generation_settings_of_the_model_do_not_leak_in() -> None:

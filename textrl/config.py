@@ -122,6 +122,8 @@ class TrainingConfig:
     """Gradients are scaled down to this norm."""
     heldout_share: float = 0.0
     """Share of the prompts kept out of training and evaluated at the end."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of matrix products: bfloat16 for GPUs and CPUs with AMX; weights and losses stay float32."""
     save_every: int = 0
     """Updates between resumable states; 0 is once an epoch."""
     seed: int = 0
@@ -182,6 +184,8 @@ class AgentConfig:
     """Tokens, padding included, in one forward and backward pass; never changes the result."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of matrix products: bfloat16 for GPUs and CPUs with AMX; weights and losses stay float32."""
     seed: int = 0
     """Seed of sampling and of the minibatches."""
 

@@ -152,7 +152,7 @@ class Decoder:
         return first_output(output)[:, 0]
 
     def select(self, rows: Tensor) -> None:
-        """Keep only these rows, in this order: finished rows leave the batch."""
+        """Keep these rows, in this order: finished ones leave, a group shares its prompt's."""
         self.lengths, self._ids = self.lengths[rows], self._ids[rows]
         if self._cache is not None:
             self._cache.select(rows)
@@ -223,10 +223,10 @@ def sample(
         observe: maps states [n H] to one number each [n], such as a value head.
     """
     batch, device = prompt_ids.shape[0], lm.device
-    width = int(prompt_lengths.max())
-    decoder = Decoder(lm, batch, width + max_new_tokens)
     alive = torch.arange(batch, device=device)
-    states = decoder.prefill(alive, prompt_ids.to(device), prompt_lengths.to(device))
+    decoder, states = _prefilled(
+        lm, prompt_ids.to(device), prompt_lengths.to(device), max_new_tokens
+    )
     ids = torch.zeros(batch, max_new_tokens, dtype=torch.long, device=device)
     mask = torch.zeros(batch, max_new_tokens, dtype=torch.bool, device=device)
     logprobs, entropies, observed = (
@@ -256,6 +256,27 @@ def sample(
         entropies=entropies[:, :longest],
         observed=observed[:, :longest],
     )
+
+
+def _prefilled(
+    lm: SplitLM, prompt_ids: Tensor, prompt_lengths: Tensor, max_new_tokens: int
+) -> tuple[Decoder, Tensor]:
+    """Return a decoder that has read the prompts, and the states after them, [B H].
+
+    Equal prompts (the samples of one group) are read once.
+    """
+    width = int(prompt_lengths.max())
+    real = torch.arange(width, device=prompt_ids.device) < prompt_lengths.unsqueeze(1)
+    rows = torch.cat([prompt_lengths.unsqueeze(1), prompt_ids[:, :width].long() * real], dim=1)
+    distinct, places = rows.unique(dim=0, return_inverse=True)
+    if len(distinct) == len(rows):
+        distinct, places = rows, torch.arange(len(rows), device=rows.device)
+    decoder = Decoder(lm, len(distinct), width + max_new_tokens)
+    everything = torch.arange(len(distinct), device=rows.device)
+    states = decoder.prefill(everything, distinct[:, 1:], distinct[:, 0])
+    if len(distinct) < len(rows):
+        decoder.select(places)
+    return decoder, states[places]
 
 
 class GrowingTexts:

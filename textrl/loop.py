@@ -23,13 +23,12 @@ from accelerate.utils import gather_object
 from stable_baselines3.common.logger import Logger
 from torch import Tensor, nn
 
+from textrl.batching import epoch_minibatches, filled_batches, token_batches
 from textrl.checkpoint import load_state, save_state
 from textrl.config import TrainingConfig
 from textrl.errors import UserError
 from textrl.metrics import StageProgress, log
 
-POOL = 32
-"""Minibatches in whose pool examples are sorted by length."""
 MAX_SKIPPED = 5
 """Updates in a row with a non-finite gradient after which a run stops."""
 
@@ -63,27 +62,19 @@ def make_accelerator(device: torch.device) -> Accelerator:
     return accelerator
 
 
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Return a context of forward passes whose matrix products run in bfloat16 if that is asked.
+
+    Weights, log-softmax, losses and gradients stay float32. Weights are cast once a context, so it
+    must be left before they change, and entered anew for passes with a gradient.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
 def leave_process_group() -> None:
     """End the process group, where there is one: at exit its threads would abort the process."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def token_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Return the indices sorted by length in batches of at most max_tokens, padding included.
-
-    A sequence longer than max_tokens gets a batch of its own.
-
-    >>> token_batches([5, 2, 2, 9], max_tokens=10)
-    [[1, 2], [0], [3]]
-    """
-    batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if batches and (len(batches[-1]) + 1) * lengths[index] <= max_tokens:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +181,9 @@ class FitTask:
 
     stage: str
     lengths: Sequence[int]
-    """Tokens of each example, for length-sorted micro-batches."""
+    """Tokens of each example, for length-sorted minibatches and bounded micro-batches."""
+    padded: bool = True
+    """Whether a micro-batch is padded to its longest example (False: the loss splits it itself)."""
     weights: Sequence[float]
     """What each example adds to the divisor of a step's loss: its tokens, or 1."""
     loss: Callable[[list[int]], LossSum]
@@ -251,40 +244,20 @@ def fit(
     accelerator.wait_for_everyone()  # nobody leaves while another still receives
 
 
-def epoch_minibatches(
-    lengths: Sequence[int], minibatch_size: int, generator: torch.Generator
-) -> list[list[int]]:
-    """Return an epoch's minibatches: random, but each of examples of about one length.
-
-    Padding to the longest of 32 random texts nearly doubles the tokens. So the shuffled examples
-    are sorted by length within pools of 32 minibatches, with a random 20% on each length so that
-    the company changes from epoch to epoch, and the minibatches are shuffled again.
-    """
-    size = len(lengths)
-    order: list[int] = torch.randperm(size, generator=generator).tolist()
-    blur = (1 + 0.2 * torch.rand(size, generator=generator)).tolist()
-    minibatches = []
-    for start in range(0, size, POOL * minibatch_size):
-        pool = order[start : start + POOL * minibatch_size]
-        pool.sort(key=lambda i: lengths[i] * blur[i])
-        parts = range(0, len(pool), minibatch_size)
-        minibatches += [pool[begin : begin + minibatch_size] for begin in parts]
-    shuffled = torch.randperm(len(minibatches), generator=generator).tolist()
-    return [minibatches[i] for i in shuffled]
-
-
 def _fit_update(
     rows: list[int], task: FitTask, config: TrainingConfig, updater: Updater
 ) -> dict[str, float]:
     accelerator = updater.accelerator
     divisor = sum(task.weights[row] for row in rows)
     own = rows[accelerator.process_index :: accelerator.num_processes]
-    batches = token_batches([task.lengths[row] for row in own], config.micro_batch_tokens)
+    split = token_batches if task.padded else filled_batches
+    batches = split([task.lengths[row] for row in own], config.micro_batch_tokens)
     sums: dict[str, float] = {"loss": 0.0}
 
     def losses() -> Iterable[Tensor]:
         for batch in batches:
-            part = task.loss([own[i] for i in batch])
+            with autocast(config.precision, accelerator.device):
+                part = task.loss([own[i] for i in batch])
             sums["loss"] += part.loss.item()
             for name, value in part.metrics.items():
                 sums[name] = sums.get(name, 0.0) + value

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from textrl.batching import token_batches
 from textrl.errors import UserError
 from textrl.models import first_output, freeze, load_classifier, load_tokenizer, max_positions
 
-SCORING_BATCH = 64
-"""Texts scored in one forward pass, sorted by length."""
+SCORING_TOKENS = 8192
+"""Tokens in one forward pass of a reward model, padding included."""
 
 
 class RewardFunction(Protocol):
@@ -89,14 +90,10 @@ class RewardModel:
     @torch.no_grad()
     def raw_scores(self, texts: list[str]) -> list[float]:
         """Return the classifier's own number for each text, not normalised."""
+        if not texts:
+            return []
         encoded = [encode_for_scoring(self.tokenizer, text, self.max_length) for text in texts]
-        order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))
-        scores = [0.0] * len(texts)
-        for start in range(0, len(order), SCORING_BATCH):
-            rows = order[start : start + SCORING_BATCH]
-            batch = sequence_scores(self.model, [encoded[i] for i in rows])
-            for row, score in zip(rows, batch.tolist(), strict=True):
-                scores[row] = score
+        scores: list[float] = sequence_scores(self.model, encoded).tolist()
         return scores
 
 
@@ -117,7 +114,18 @@ def encode_for_scoring(tokenizer: PreTrainedTokenizerBase, text: str, max_length
 
 
 def sequence_scores(model: PreTrainedModel, encoded: list[list[int]]) -> Tensor:
-    """Return one score a text, [B], read at its last real token whatever the padding id is.
+    """Return one score a text, [N], from passes of texts of like lengths.
+
+    A score is read at the text's last real token whatever the padding id is.
+    """
+    groups = token_batches([len(ids) for ids in encoded], SCORING_TOKENS)
+    found = [_padded_scores(model, [encoded[i] for i in rows]) for rows in groups]
+    places = torch.tensor([i for rows in groups for i in rows], device=model.device)
+    return torch.cat(found)[places.argsort()]
+
+
+def _padded_scores(model: PreTrainedModel, encoded: list[list[int]]) -> Tensor:
+    """Return the scores of one pass.
 
     A decoder is pooled by explicit length (transformers' own pooling looks for ids != pad, which
     goes wrong where pad == EOS); an encoder gets its attention mask and pools by itself.
@@ -131,7 +139,9 @@ def sequence_scores(model: PreTrainedModel, encoded: list[list[int]]) -> Tensor:
     head = dict(model.named_children()).get("score")
     if head is not None:
         states = first_output(model.base_model(input_ids=input_ids, use_cache=False))
-        logits = head(states[torch.arange(len(encoded), device=model.device), lengths - 1])
+        last = states[torch.arange(len(encoded), device=model.device), lengths - 1]
+        with torch.autocast(model.device.type, enabled=False):  # a score wants more than 8 bits
+            logits = head(last.to(next(head.parameters()).dtype))
     else:
         mask = torch.arange(width, device=model.device) < lengths.unsqueeze(1)
         logits = model(input_ids=input_ids, attention_mask=mask.long()).logits

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 
 import gymnasium as gym
 import numpy as np
@@ -58,6 +59,40 @@ def test_first_minibatch_identities(critic: str, kl_loss: str, reward_folder: st
     assert numbers["train/explained_variance"] == 0.0  # a zero head knows nothing
     agent.iterate()
     assert weights(agent.actor_critic.critic).abs().sum() > 0
+
+
+def test_logprobs_that_the_update_disputes_are_computed_anew(monkeypatch) -> None:
+    agent = PPO(tiny_model(), make_venv(), config(num_epochs=1, minibatch_size=32))
+    rollout = agent.collect()
+    assert agent._with_agreeing_logprobs(rollout) is rollout
+    shifted = dataclasses.replace(rollout, logprobs=rollout.logprobs + 0.1 * rollout.mask)
+    monkeypatch.setattr(agent, "collect", lambda: shifted)
+    assert agent.iterate()["train/first_ratio_error"] < 1e-5
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_bfloat16_learns_what_float32_learns(precision: str) -> None:
+    settings = dict(precision=precision, learning_rate=1e-2, minibatch_size=32)
+    agent = PPO(
+        tiny_model(), make_venv(32, kl_coef=0.01), config(**settings, episodes_per_iteration=64)
+    )
+    numbers = [agent.iterate() for _ in range(30)]
+    assert numbers[0]["train/first_ratio_error"] < 1e-5
+    assert abs(numbers[0]["rollout/kl"]) < 1e-2  # the reference runs in the same precision
+    assert all(p.dtype == torch.float32 for p in agent.policy.parameters())
+    scores = [row["rollout/score"] for row in numbers]
+    assert np.mean(scores[:5]) < 0.2
+    assert np.mean(scores[-5:]) > 0.27
+
+
+@pytest.mark.parametrize("kl_loss", ["sampled", "exact"])
+@pytest.mark.parametrize("critic", ["value_head", "separate"])
+def test_bfloat16_keeps_the_identities(critic: str, kl_loss: str) -> None:
+    settings = dict(critic=critic, kl_loss=kl_loss, precision="bfloat16", num_epochs=1)
+    numbers = PPO(tiny_model(), make_venv(), config(**settings, minibatch_size=32)).iterate()
+    assert numbers["train/first_ratio_error"] < 1e-5
+    assert numbers["train/clip_fraction"] == 0.0
+    assert abs(numbers["rollout/kl"]) < 1e-2
 
 
 def test_dropout_is_off(model) -> None:

@@ -1,15 +1,18 @@
+import itertools
 import json
 
 import pytest
 import torch
 from accelerate import Accelerator
+from stable_baselines3.common.logger import KVWriter, Logger
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from textrl.batching import PASS_COST, epoch_minibatches, filled_batches, token_batches
 from textrl.config import DPOConfig, RewardConfig, SFTConfig
 from textrl.envs import tiny_model, tiny_tokenizer
 from textrl.errors import UserError
-from textrl.loop import Updater, epoch_minibatches, token_batches, warmup_cosine
+from textrl.loop import Updater, warmup_cosine
 from textrl.losses import dpo_loss, ranking_loss
 from textrl.rewards import RewardModel
 from textrl.trainers import DPOTrainer, RewardTrainer, SFTTrainer, reward_model_from
@@ -281,15 +284,62 @@ def test_heldout_share_evaluates_unseen_prompts() -> None:
     assert trainer.train()["heldout_loss"] > 0
 
 
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
+def test_bfloat16_keeps_the_losses_within_a_percent(stage: str, checkpoint: str) -> None:
+    pairs = [{"prompt": "a", "chosen": "b" * n, "rejected": "c" * (9 - n)} for n in range(1, 9)]
+    texts = TEXTS if stage == "sft" else pairs
+    configs = {"sft": SFTConfig, "reward": RewardConfig, "dpo": DPOConfig}
+    losses: dict[str, list[float]] = {"float32": [], "bfloat16": []}
+    for precision, found in losses.items():
+
+        class Losses(KVWriter):
+            def write(self, key_values, *_, found=found) -> None:
+                found.append(key_values[f"{stage}/loss"])
+
+        config = configs[stage](
+            minibatch_size=4, num_epochs=8, learning_rate=1e-3, precision=precision
+        )
+        trainers = {"sft": SFTTrainer, "reward": RewardTrainer, "dpo": DPOTrainer}
+        model = reward_model_from(checkpoint) if stage == "reward" else tiny_model()
+        logger = Logger(folder=None, output_formats=[Losses()])
+        trainer = trainers[stage](
+            model, tiny_tokenizer(), texts, config, logger=logger, shown=False
+        )
+        trainer.train()
+        assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.01)
+
+
 def test_token_batches_and_schedule() -> None:
     lengths = [9, 1, 5, 5, 2]
     batches = token_batches(lengths, 10)
     assert sorted(i for batch in batches for i in batch) == list(range(5))
     assert all(len(b) * max(lengths[i] for i in b) <= 10 for b in batches)
+    filled = filled_batches(lengths, 10)
+    assert sorted(i for batch in filled for i in batch) == list(range(5))
+    assert all(sum(lengths[i] for i in b) <= 10 for b in filled)
     factor = warmup_cosine(100, 0.1)
     assert factor(0) == pytest.approx(0.1)
     assert factor(9) == factor(10) == 1.0
     assert factor(99) < 0.001
+
+
+def test_token_batches_are_the_cheapest_split() -> None:
+    def cost(batches: list[list[int]], lengths: list[int]) -> int:
+        return sum(PASS_COST + len(b) * max(lengths[i] for i in b) for b in batches)
+
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        lengths = torch.randint(1, 200, (7,), generator=generator).tolist()
+        order = sorted(range(7), key=lambda i: lengths[i])
+        splits = []
+        for bits in range(2**6):  # every way to cut the sorted row
+            cuts = [0, *(i + 1 for i in range(6) if bits >> i & 1), 7]
+            split = [order[a:b] for a, b in itertools.pairwise(cuts)]
+            if all(len(b) == 1 or len(b) * max(lengths[i] for i in b) <= 600 for b in split):
+                splits.append(cost(split, lengths))
+        assert cost(token_batches(lengths, 600), lengths) == min(splits)
 
 
 def test_minibatches_are_a_shuffled_partition_of_like_lengths() -> None:

@@ -1,9 +1,11 @@
 """Direct preference optimisation on a fixed set of pairs (2305.18290).
 
 The reference is the model as it is given: its log-probs of all pairs are computed once, before the
-first update, and kept; no second model stays in memory. Chosen and rejected share one pass.
+first update, and kept; no second model stays in memory. Chosen and rejected are read together, in
+passes of like lengths.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,12 +15,13 @@ from stable_baselines3.common.logger import Logger
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from textrl.batching import filled_batches, token_batches
 from textrl.checkpoint import clear_state, save_model
 from textrl.config import DPOConfig
 from textrl.data import Records, Source, load_records, split_by_prompt
 from textrl.encoding import continuation
 from textrl.errors import UserError
-from textrl.loop import FitTask, LossSum, fit, make_accelerator, token_batches
+from textrl.loop import FitTask, LossSum, autocast, fit, make_accelerator
 from textrl.losses import dpo_loss
 from textrl.metrics import open_logger
 from textrl.models import SplitLM, eos_id, split_lm
@@ -35,14 +38,20 @@ class Pair:
     """Share of raters who preferred the chosen one."""
 
     @property
-    def padded_tokens(self) -> int:
-        """Tokens of both sequences, padding included."""
-        return 2 * max(len(self.chosen.ids), len(self.rejected.ids))
+    def num_tokens(self) -> int:
+        """Tokens of both sequences."""
+        return len(self.chosen.ids) + len(self.rejected.ids)
 
 
 def sequence_logprobs(lm: SplitLM, sequences: list[Sequence]) -> Tensor:
-    """Return the completions' log-probs, nats a sequence, [N]."""
-    return lm.token_logprobs(stack_sequences(sequences, lm.device)).sum(1)
+    """Return the completions' log-probs, nats a sequence, [N], from passes of like lengths."""
+    groups = token_batches([len(s.ids) for s in sequences], sys.maxsize)
+    found = [
+        lm.token_logprobs(stack_sequences([sequences[i] for i in rows], lm.device)).sum(1)
+        for rows in groups
+    ]
+    places = torch.tensor([i for rows in groups for i in rows], device=lm.device)
+    return torch.cat(found)[places.argsort()]
 
 
 def pair_logprobs(lm: SplitLM, pairs: list[Pair]) -> Tensor:
@@ -190,9 +199,10 @@ class DPOTrainer:
         self._strangers = (
             mismatched(self.train_pairs, self.config.max_length) if self._needs_kl else []
         )
-        self._reference_of_strangers = all_logprobs(self._lm, self._strangers, tokens)
-        self._reference = reference_logprobs(self._lm, self.train_pairs, tokens)
-        self._heldout_reference = reference_logprobs(self._lm, self.heldout_pairs, tokens)
+        with autocast(self.config.precision, self._lm.device):
+            self._reference_of_strangers = all_logprobs(self._lm, self._strangers, tokens)
+            self._reference = reference_logprobs(self._lm, self.train_pairs, tokens)
+            self._heldout_reference = reference_logprobs(self._lm, self.heldout_pairs, tokens)
 
     def train(self) -> dict[str, float]:
         """Train, save to output_dir, and return the final metrics.
@@ -203,7 +213,8 @@ class DPOTrainer:
         pairs = self.train_pairs
         task = FitTask(
             stage="dpo",
-            lengths=[p.padded_tokens for p in pairs],
+            lengths=[p.num_tokens for p in pairs],
+            padded=False,
             weights=[1.0] * len(pairs),
             loss=lambda rows: dpo_loss_sum(
                 self._lm, [pairs[i] for i in rows], self._reference[:, rows], self.config, self._kl
@@ -230,9 +241,10 @@ class DPOTrainer:
         """Return the share of held-out pairs whose implicit reward is in the right order."""
         pairs, right = self.heldout_pairs, 0.0
         tokens = self.config.micro_batch_tokens
-        for rows in token_batches([p.padded_tokens for p in pairs], tokens):
+        for rows in filled_batches([p.num_tokens for p in pairs], tokens):
             reference = self._heldout_reference[:, rows]
-            chosen, rejected = pair_logprobs(self._lm, [pairs[i] for i in rows]) - reference
+            with autocast(self.config.precision, self._lm.device):
+                chosen, rejected = pair_logprobs(self._lm, [pairs[i] for i in rows]) - reference
             right += float((chosen > rejected).sum())
         return {"heldout_accuracy": right / len(pairs)}
 
@@ -248,7 +260,8 @@ class DPOTrainer:
         """
         if self._needs_kl:
             strangers = [self._strangers[i] for i in rows]
-            found = all_logprobs(self._lm, strangers, self.config.micro_batch_tokens)
+            with autocast(self.config.precision, self._lm.device):
+                found = all_logprobs(self._lm, strangers, self.config.micro_batch_tokens)
             self._kl = (found - self._reference_of_strangers[rows]).mean()
 
     def _encode(self, records: Records) -> list[Pair]:

@@ -34,9 +34,9 @@ class Ranking:
     margin: float | None
 
     @property
-    def padded_tokens(self) -> int:
-        """Tokens of the example's sequences, padding included."""
-        return len(self.encoded) * max(len(ids) for ids in self.encoded)
+    def num_tokens(self) -> int:
+        """Tokens of all completions, each with its prompt."""
+        return sum(len(ids) for ids in self.encoded)
 
 
 def reward_model_from(name: str | Path, seed: int = 0) -> PreTrainedModel:
@@ -112,7 +112,8 @@ class RewardTrainer:
         rankings = self.train_rankings
         task = FitTask(
             stage="reward",
-            lengths=[r.padded_tokens for r in rankings],
+            lengths=[r.num_tokens for r in rankings],
+            padded=False,
             weights=[1.0] * len(rankings),
             loss=lambda rows: self._loss([rankings[i] for i in rows]),
         )
@@ -137,8 +138,7 @@ class RewardTrainer:
         """Store in the model's config the mean and std that give these texts scores of 0 and 1."""
         self.model.eval()
         encoded = [self._encode_text(text) for text in texts]
-        chunks = [encoded[i : i + 64] for i in range(0, len(encoded), 64)]
-        scores = torch.cat([sequence_scores(self.model, chunk) for chunk in chunks]).double()
+        scores = sequence_scores(self.model, encoded).double()
         mean, std = float(scores.mean()), float(scores.std(unbiased=False))
         if not std > 0:
             raise UserError("the reward model gives all texts one score; it has learned nothing")

@@ -6,11 +6,12 @@ import torch
 from stable_baselines3.common.logger import Logger
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from textrl.batching import token_batches
 from textrl.checkpoint import clear_state, save_model
 from textrl.config import SFTConfig
 from textrl.data import Source, load_records, split_by_prompt
 from textrl.encoding import sft_sequences
-from textrl.loop import FitTask, LossSum, fit, make_accelerator, token_batches
+from textrl.loop import FitTask, LossSum, fit, make_accelerator
 from textrl.metrics import open_logger
 from textrl.models import eos_id, split_lm
 from textrl.types import Sequence, stack_sequences

@@ -1,0 +1,115 @@
+"""Guards of speed and memory: ratios in one process, never seconds; the bars leave room for noise.
+
+docs/speed.md has the numbers on a quiet machine.
+"""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import sb3_speed
+import throughput
+import throughput_switches as switches
+import torch
+from throughput_model import Cost, cost_of, make_model
+
+from textrl.agents import PPO, PPOConfig
+from textrl.benchmark import forget_peak_memory, peak_memory_mb
+from textrl.loop import keep_freed_memory, release_memory
+
+pytestmark = pytest.mark.slow
+
+
+def ratio(work: Callable[[], object], other: Callable[[], object], pairs: int = 5) -> float:
+    """Return how many times longer the other work takes, the median of pairs after one of each."""
+    ratios = []
+    for pair in range(pairs + 1):
+        times = []
+        for one in (work, other):
+            began = time.monotonic()
+            one()
+            times.append(time.monotonic() - began)
+        if pair:
+            ratios.append(times[1] / times[0])
+    return float(np.median(ratios))
+
+
+@pytest.fixture(scope="module")
+def setup() -> switches.Setup:
+    keep_freed_memory()
+    return switches.Setup("4m")
+
+
+def test_flops_by_hand() -> None:
+    cost = Cost(body=10, head=5, attention=3)
+    # 2 tokens and 3 tokens: 2 * 10 * 5, the head at 4 positions: 2 * 5 * 4, attention: 2 * 3 * 13
+    assert cost.forward([2, 3], counted=4) == 100 + 40 + 78
+    model = make_model("4m")
+    assert cost_of(model).body + cost_of(model).head == sum(p.numel() for p in model.parameters())
+
+
+def test_stepping_keeps_up_with_a_bare_decode_loop() -> None:
+    model = make_model("4m")
+    works = dict(throughput.stepping(model, cost_of(model), 64, 64))  # 16 + 48 tokens
+    steps = works["stepping, steps"][0]
+    assert ratio(steps, works["stepping, bare decode loop"][0]) > 0.6
+    assert ratio(steps, works["stepping, bare loop of transformers"][0]) > 0.6
+    assert ratio(works["stepping, step_sequence"][0], steps) > 3
+
+
+def test_passes_of_like_lengths_pay(setup: switches.Setup) -> None:
+    for switch in switches.batches_by_length(setup):
+        found = switches.compare(switch, pairs=5)
+        assert found["ratio"] > 1.15, found
+        assert (found["relative_difference"] or 0.0) < 1e-4
+
+
+def test_the_head_runs_where_it_counts(setup: switches.Setup) -> None:
+    for switch in switches.head_where_it_counts(setup):
+        found = switches.compare(switch, pairs=5)
+        assert found["ratio"] > 0.9, found
+        assert found["relative_difference"] < 1e-4
+
+
+def test_the_reference_is_read_once(setup: switches.Setup) -> None:
+    for switch in switches.reference_once(setup):
+        found = switches.compare(switch, pairs=5)
+        assert found["ratio"] > 1.15, found
+        assert found["relative_difference"] < 1e-4
+
+
+def test_sb3_reads_each_prefix_once() -> None:
+    rates = sb3_speed.speed(pairs=2)
+    assert np.median(np.divide(rates["shared"], rates["naive"])) > 5
+
+
+def update_peak(vocab_size: int, episodes: int, micro_batch_tokens: int) -> float:
+    """Return the MB that a PPO update of 32-token episodes takes beyond what was held before."""
+    model = make_model("4m", vocab_size)
+    config = PPOConfig(
+        episodes_per_iteration=episodes,
+        minibatch_size=episodes,
+        num_epochs=1,
+        micro_batch_tokens=micro_batch_tokens,
+    )
+    policy = make_model("4m", vocab_size)
+    agent = PPO(policy, throughput.environment(model, 32, episodes), config)
+    rollout = agent.collect()
+    agent.train_on(rollout)  # the optimiser's state is there from now on
+    release_memory()
+    forget_peak_memory()
+    before = peak_memory_mb()
+    agent.train_on(rollout)
+    return peak_memory_mb() - before
+
+
+def test_memory_of_an_update_is_linear_in_tokens_and_does_not_depend_on_the_vocabulary() -> None:
+    torch.set_num_threads(2)
+    one, two, four = (update_peak(4096, episodes, 10**9) for episodes in (128, 256, 512))
+    assert four - two < 2.5 * (two - one) + 20
+    # 24 of 32 tokens count: 6,144 positions are 805 MB of logits, 12,288 twice that; a chunk 134 MB
+    wide = [update_peak(32_768, episodes, 10**9) for episodes in (256, 512)]
+    assert wide[1] - wide[0] < (four - two) + 200
+    bounded = [update_peak(4096, episodes, 2048) for episodes in (128, 512)]
+    assert bounded[1] - bounded[0] < 60

@@ -132,7 +132,7 @@ def run_ppo(ppo: PPORunConfig, env: EnvConfig, run: RunConfig, config: PPOConfig
 
 def run_generate(config: GenerateConfig) -> None:
     """Write completions as JSON lines."""
-    from textrl.evaluation import sample_and_score
+    from textrl.evaluation import sample_completions
     from textrl.models import load_causal_lm, load_tokenizer
 
     refuse_existing(config.output)
@@ -140,19 +140,17 @@ def run_generate(config: GenerateConfig) -> None:
     records.require("prompt")
     model, tokenizer = load_causal_lm(config.model), load_tokenizer(config.model)
     prompts = [row["prompt"] for row in records.rows for _ in range(config.samples_per_prompt)]
-    samples = sample_and_score(
-        model,
+    completions = sample_completions(
         model,
         tokenizer,
         prompts,
-        lambda texts, completions: [0.0] * len(texts),
         max_new_tokens=config.max_completion_tokens,
         temperature=config.temperature,
         seed=config.seed,
     )
     rows = [
         {"prompt": prompt, "completion": completion}
-        for prompt, completion in zip(prompts, samples.completions, strict=True)
+        for prompt, completion in zip(prompts, completions, strict=True)
     ]
     write_lines(rows, config.output)
 

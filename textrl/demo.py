@@ -28,7 +28,14 @@ from textrl.checkpoint import check_run_dir, prepare_run_dir, write_json
 from textrl.command_config import DemoConfig
 from textrl.demo_models import fetch_models, starting_policy, starting_reward_model
 from textrl.envs import TextRLHFVectorEnv
-from textrl.evaluation import Sampled, best_of, best_of_kl, sample_and_score, summarize
+from textrl.evaluation import (
+    Sampled,
+    best_of,
+    best_of_kl,
+    sample_and_score,
+    sample_completions,
+    summarize,
+)
 from textrl.loop import keep_freed_memory, release_memory
 from textrl.metrics import open_logger
 from textrl.models import load_causal_lm, load_tokenizer
@@ -245,16 +252,15 @@ def environment(
 def sft_samples(job: Job) -> list[str]:
     """Return texts sampled from the SFT model on training prompts."""
     model, tokenizer = load_causal_lm(job.folder / "sft"), load_tokenizer(job.folder / "sft")
-    samples = sample_and_score(
-        model,
+    prompts = job.prompts(job.train)[: job.preset.normalize_samples]
+    completions = sample_completions(
         model,
         tokenizer,
-        job.prompts(job.train)[: job.preset.normalize_samples],
-        lambda prompts, completions: [0.0] * len(prompts),
+        prompts,
         max_new_tokens=job.preset.max_completion_tokens,
         seed=job.config.seed,
     )
-    return [p + c for p, c in zip(samples.prompts, samples.completions, strict=True)]
+    return [p + c for p, c in zip(prompts, completions, strict=True)]
 
 
 def shown_samples(samples: Sampled, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:

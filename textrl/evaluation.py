@@ -89,6 +89,28 @@ def sample_and_score(
     )
 
 
+def sample_completions(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str | Messages],
+    *,
+    max_new_tokens: int,
+    seed: int,
+    temperature: float = 1.0,
+) -> list[str]:
+    """Return the text of one completion a prompt."""
+    return sample_and_score(
+        policy,
+        policy,
+        tokenizer,
+        prompts,
+        lambda texts, completions: [0.0] * len(texts),
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        temperature=temperature,
+    ).completions
+
+
 def best_of(samples: Sampled, n: int) -> Sampled:
     """Return the best-scored of each n consecutive samples (of one prompt)."""
     scores = np.array(samples.scores).reshape(-1, n)

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.data import load_records
 from textrl.errors import UserError
-from textrl.evaluation import sample_and_score
+from textrl.evaluation import sample_completions
 from textrl.feedback.lead import setting
 from textrl.feedback.store import Store
 from textrl.feedback.tasks import NewTask
@@ -81,17 +81,15 @@ def different_outputs(
     for attempt in range(ATTEMPTS):
         if len(found) == settings.samples:
             break
-        samples = sample_and_score(
-            model,
+        completions = sample_completions(
             model,
             tokenizer,
             [prompt] * (settings.samples - len(found)),
-            lambda texts, completions: [0.0] * len(texts),
             max_new_tokens=settings.max_completion_tokens,
             temperature=settings.temperature,
             seed=seed + attempt,
         )
-        for completion in samples.completions:
+        for completion in completions:
             if completion.strip() and completion not in found:
                 found.append(completion)
     return found

@@ -166,7 +166,14 @@ class ActorCritic:
 
         heads = [] if reference is None else [reference.head]
         others = [] if reference is None else [reference.states]
-        table = map_positions(numbers, hidden, rollout.completion_ids, *others, mask=mask)
+        table = map_positions(
+            numbers,
+            hidden,
+            rollout.completion_ids,
+            *others,
+            mask=mask,
+            chunk_size=self.lm.chunk_size,
+        )
         return Evaluation(
             logprobs=table[..., 0],
             values=values.masked_fill(~mask, 0.0),

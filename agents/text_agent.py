@@ -213,9 +213,13 @@ class TextAgent(ABC):
         """Return the completions' log-probs under the present policy, in nats, [B T]."""
         ids, mask = part.input_ids[:, : int(part.lengths.max())], part.mask
         hidden = self.lm.completion_hidden(ids, part.prompt_lengths, mask.shape[1])
-        temperature = self.env.temperature
         return chunked_token_logprobs(
-            hidden, self.lm.head, part.completion_ids, mask, temperature=temperature
+            hidden,
+            self.lm.head,
+            part.completion_ids,
+            mask,
+            temperature=self.env.temperature,
+            chunk_size=self.lm.chunk_size,
         )
 
     def predict(

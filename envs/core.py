@@ -223,6 +223,7 @@ class TextCore:
                     chosen,
                     counted,
                     temperature=self.config.temperature,
+                    chunk_size=self.lm.chunk_size,
                 )
                 .cpu()
                 .numpy()

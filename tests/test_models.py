@@ -123,6 +123,20 @@ def test_a_row_keeps_its_own_uniforms_when_its_neighbours_leave() -> None:
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))
+def test_rows_of_one_length_need_no_mask(name: str) -> None:
+    model = make(name)
+    lm = split_lm(model)
+    rows = [[1, 5, 6], [1, 7, 8]]
+    decoder = Decoder(lm, 2, max_length=9)
+    states = decoder.prefill(torch.arange(2), torch.tensor(rows), torch.tensor([3, 3]))
+    for token in range(10, 16):
+        for row, state in zip(rows, states, strict=True):
+            assert torch.allclose(lm.head(state), full_logits(model, row)[-1], atol=1e-4)
+        rows = [[*row, token + i] for i, row in enumerate(rows)]
+        states = decoder.step(torch.tensor([row[-1] for row in rows]))
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
 def test_equal_prompts_are_read_once(name: str, monkeypatch) -> None:
     lm = split_lm(make(name))
     prompts = torch.tensor([[1, 5, 6], [1, 7, 9], [1, 5, 6], [1, 7, 4]])

@@ -124,13 +124,13 @@ class Updater:
         Raises:
             UserError: too many steps in a row were skipped.
         """
-        self.optimizer.zero_grad(set_to_none=False)
+        self.optimizer.zero_grad()
         for loss in losses:
             self.accelerator.backward(loss)
-        if self.accelerator.num_processes > 1:
-            for parameter in self.parameters:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
+        for parameter in self.parameters:
+            if parameter.grad is None:  # unused in this step: its momentum still counts
+                parameter.grad = torch.zeros_like(parameter)
+            if self.accelerator.num_processes > 1:
                 parameter.grad.copy_(self.accelerator.reduce(parameter.grad, "sum"))
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self._max_grad_norm))
         if math.isfinite(norm):

@@ -27,6 +27,11 @@ from textrl.errors import UserError
 from textrl.logprobs import chunked_token_logprobs
 from textrl.types import Sequences
 
+CHUNK_BYTES = 1 << 27
+"""Float32 logits that are held at once: 8,192 positions of a 4,096 vocabulary, 680 of SmolLM2's.
+
+A chunk that is not the only one is computed again in the backward pass: large ones save time.
+"""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -208,6 +213,11 @@ class SplitLM:
         """The device of the model."""
         return self.model.device
 
+    @property
+    def chunk_size(self) -> int:
+        """Positions whose logits are held at once: as many as CHUNK_BYTES allow."""
+        return max(1, CHUNK_BYTES // (4 * self.vocab_size))
+
     def hidden(self, input_ids: Tensor) -> Tensor:
         """Return the last hidden states of right-padded ids [B L]. Shape [B L H]."""
         output = self.trunk(input_ids=input_ids, use_cache=False)
@@ -228,7 +238,12 @@ class SplitLM:
         ids, mask = sequences.input_ids, sequences.mask
         hidden = self.hidden(ids)
         shifted = chunked_token_logprobs(
-            hidden[:, :-1], self.head, ids[:, 1:], mask[:, 1:], temperature=temperature
+            hidden[:, :-1],
+            self.head,
+            ids[:, 1:],
+            mask[:, 1:],
+            temperature=temperature,
+            chunk_size=self.chunk_size,
         )
         return nn.functional.pad(shifted, (1, 0))
 

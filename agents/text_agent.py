@@ -304,9 +304,14 @@ class TextAgent(ABC):
         if float(masked_mean((self.logprobs(some) - some.logprobs).abs(), some.mask)) < AGREEMENT:
             return rollout
         logprobs = torch.zeros_like(rollout.logprobs)
-        for rows in token_batches(rollout.lengths.tolist(), self.config.micro_batch_tokens):
+        for rows in self._micro_batches(rollout.lengths):
             logprobs[rows] = self.logprobs(rollout.rows(torch.tensor(rows)))
         return replace(rollout, logprobs=logprobs)
+
+    def _micro_batches(self, lengths: Tensor) -> list[list[int]]:
+        """Return which of the items of these lengths share a forward and backward pass."""
+        most = self.config.micro_batch_tokens
+        return token_batches(lengths.tolist(), most, self.lm.pass_cost)
 
     def _step(
         self,
@@ -320,7 +325,7 @@ class TextAgent(ABC):
         sums: Numbers = {}
 
         def losses() -> Iterable[Tensor]:
-            for batch in token_batches(lengths.tolist(), self.config.micro_batch_tokens):
+            for batch in self._micro_batches(lengths):
                 share = weights[batch].sum().item() / weights.sum().item()
                 with self.autocast():
                     value, numbers = loss(chosen[batch])

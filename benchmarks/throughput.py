@@ -15,6 +15,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from throughput_model import SIZES, Cost, cost_of, make_model, matrix_product_ra
 from transformers import LlamaForSequenceClassification, PreTrainedModel
 
 from textrl.agents import PPO, PPOConfig
+from textrl.batching import filled_batches, token_batches
 from textrl.benchmark import forget_peak_memory, peak_memory_mb
 from textrl.config import DPOConfig, RewardConfig, SFTConfig, TrainingConfig
 from textrl.envs import TextRLHFVectorEnv, tiny_tokenizer
@@ -67,6 +69,7 @@ def sft(model: PreTrainedModel, cost: Cost, length: int, batch: int) -> Iterator
     task = FitTask(
         stage="sft",
         lengths=[length] * batch,
+        split=partial(token_batches, pass_cost=lm.pass_cost),
         weights=[length - 1.0] * batch,
         loss=lambda rows: LossSum(
             loss=-lm.token_logprobs(stack_sequences([data[i] for i in rows], lm.device)).sum(),
@@ -93,7 +96,7 @@ def reward(
     task = FitTask(
         stage="reward",
         lengths=[2 * length] * batch,
-        padded=False,
+        split=filled_batches,
         weights=[1.0] * batch,
         loss=loss,
     )
@@ -110,7 +113,7 @@ def dpo(model: PreTrainedModel, cost: Cost, length: int, batch: int) -> Iterator
     task = FitTask(
         stage="dpo",
         lengths=[2 * length] * batch,
-        padded=False,
+        split=filled_batches,
         weights=[1.0] * batch,
         loss=lambda rows: dpo_loss_sum(
             lm, [pairs[i] for i in rows], reference[:, rows], DPOConfig(), kl

@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,8 +28,9 @@ from throughput_model import SIZES, make_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from textrl import generation, loop
+from textrl import generation
 from textrl.agents import PPO, PPOConfig
+from textrl.batching import epoch_minibatches, token_batches
 from textrl.benchmark import forget_peak_memory, peak_memory_mb
 from textrl.config import SFTConfig, TrainingConfig
 from textrl.demo_models import train_tokenizer
@@ -95,7 +97,7 @@ def batches_by_length(setup: Setup) -> Iterator[Switch]:
     lm, data = setup.lm, setup.texts[:256]
     lengths = [len(s.ids) for s in data]
     shuffled = [list(range(i, i + 32)) for i in range(0, 256, 32)]
-    by_length = loop.epoch_minibatches(lengths, 32, torch.Generator().manual_seed(0))
+    by_length = epoch_minibatches(lengths, 32, torch.Generator().manual_seed(0))
 
     def steps(minibatches: list[list[int]], split: bool) -> Work:
         def work() -> None:
@@ -103,7 +105,7 @@ def batches_by_length(setup: Setup) -> Iterator[Switch]:
                 setup.model.zero_grad(set_to_none=False)
                 groups = [rows]
                 if split:
-                    found = loop.token_batches([lengths[i] for i in rows], 4096)
+                    found = token_batches([lengths[i] for i in rows], 4096, lm.pass_cost)
                     groups = [[rows[i] for i in group] for group in found]
                 sums(lm, [[data[i] for i in group] for group in groups]).backward()
 
@@ -111,7 +113,8 @@ def batches_by_length(setup: Setup) -> Iterator[Switch]:
 
     yield "minibatches of like lengths", steps(by_length, True), steps(shuffled, True)
     one = shuffled[0]
-    parts = [[data[one[i]] for i in g] for g in loop.token_batches([lengths[i] for i in one], 4096)]
+    found = token_batches([lengths[i] for i in one], 4096, lm.pass_cost)
+    parts = [[data[one[i]] for i in group] for group in found]
     yield (
         "passes of like lengths in a minibatch",
         gradient_step(setup.model, lambda: sums(lm, parts)),
@@ -245,6 +248,7 @@ def machine(setup: Setup) -> Iterator[Switch]:
         task = FitTask(
             stage="sft",
             lengths=[len(s.ids) for s in batch],
+            split=partial(token_batches, pass_cost=lm.pass_cost),
             weights=[float(s.num_counted) for s in batch],
             loss=lambda rows: LossSum(loss=sums(lm, [[batch[i] for i in rows]]), metrics={}),
         )
@@ -274,7 +278,12 @@ def compiled(setup: Setup) -> Iterator[Switch]:
     batch = stack_sequences(same, lm.device)
     trunk = torch.compile(lm.trunk)
     fast = SplitLM(
-        model=lm.model, trunk=trunk, head=lm.head, vocab_size=lm.vocab_size, max_cached=0
+        model=lm.model,
+        trunk=trunk,
+        head=lm.head,
+        vocab_size=lm.vocab_size,
+        pass_cost=lm.pass_cost,
+        max_cached=0,
     )
     yield (
         "torch.compile of the trunk (one shape, compiled before)",

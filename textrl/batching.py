@@ -12,19 +12,28 @@ import torch
 
 POOL = 32
 """Minibatches in whose pool examples are sorted by length."""
-PASS_COST = 64
-"""What one more forward and backward pass costs, in tokens: launches, and small matrices."""
+LEAST_PASS_COST = 64
+PASS_PARAMETERS = 1 << 28
 
 
-def token_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+def pass_cost(parameters: int) -> int:
+    """Return what one more forward and backward pass of a model costs, in tokens.
+
+    Launches and small matrices cost the same whatever the model, a token in proportion to its
+    parameters: 64 tokens at 4.2M parameters and above, thousands for a model of a test.
+    """
+    return max(LEAST_PASS_COST, PASS_PARAMETERS // parameters)
+
+
+def token_batches(lengths: Sequence[int], max_tokens: int, pass_cost: int) -> list[list[int]]:
     """Return the indices in batches of like lengths, at most max_tokens each, padding included.
 
-    Of all splits of the sorted lengths it is the one with the least padded tokens plus PASS_COST a
+    Of all splits of the sorted lengths it is the one with the least padded tokens plus pass_cost a
     batch. A sequence longer than max_tokens gets a batch of its own.
 
-    >>> token_batches([5, 2, 2, 9], max_tokens=10)
+    >>> token_batches([5, 2, 2, 9], max_tokens=10, pass_cost=64)
     [[1, 2], [0], [3]]
-    >>> token_batches([500, 30, 30, 500], max_tokens=4096)  # 940 tokens of padding, or a pass more
+    >>> token_batches([500, 30, 30, 500], 4096, pass_cost=64)  # not 940 tokens of padding
     [[1, 2], [0, 3]]
     """
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
@@ -37,7 +46,7 @@ def token_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
         longest = lengths[order[end - 1]]
         room = max(1, max_tokens // longest)
         costs = [
-            cost + (end - begin) * longest + PASS_COST * math.ceil((end - begin) / room)
+            cost + (end - begin) * longest + pass_cost * math.ceil((end - begin) / room)
             for cost, begin in zip(least, ends, strict=False)
         ]
         best = min(range(len(costs)), key=costs.__getitem__)

@@ -23,7 +23,7 @@ from accelerate.utils import gather_object
 from stable_baselines3.common.logger import Logger
 from torch import Tensor, nn
 
-from textrl.batching import epoch_minibatches, filled_batches, token_batches
+from textrl.batching import epoch_minibatches
 from textrl.checkpoint import load_state, save_state
 from textrl.config import TrainingConfig
 from textrl.errors import UserError
@@ -182,8 +182,9 @@ class FitTask:
     stage: str
     lengths: Sequence[int]
     """Tokens of each example, for length-sorted minibatches and bounded micro-batches."""
-    padded: bool = True
-    """Whether a micro-batch is padded to its longest example (False: the loss splits it itself)."""
+    split: Callable[[list[int], int], list[list[int]]]
+    """(lengths, most tokens) -> micro-batches: `token_batches` of the model's pass_cost, or
+    `filled_batches` where the loss splits its sequences by length itself."""
     weights: Sequence[float]
     """What each example adds to the divisor of a step's loss: its tokens, or 1."""
     loss: Callable[[list[int]], LossSum]
@@ -250,8 +251,7 @@ def _fit_update(
     accelerator = updater.accelerator
     divisor = sum(task.weights[row] for row in rows)
     own = rows[accelerator.process_index :: accelerator.num_processes]
-    split = token_batches if task.padded else filled_batches
-    batches = split([task.lengths[row] for row in own], config.micro_batch_tokens)
+    batches = task.split([task.lengths[row] for row in own], config.micro_batch_tokens)
     sums: dict[str, float] = {"loss": 0.0}
 
     def losses() -> Iterable[Tensor]:

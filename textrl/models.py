@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from textrl.batching import pass_cost
 from textrl.errors import UserError
 from textrl.logprobs import chunked_token_logprobs
 from textrl.types import Sequences
@@ -205,6 +206,8 @@ class SplitLM:
     trunk: nn.Module
     head: Callable[[Tensor], Tensor]
     vocab_size: int
+    pass_cost: int
+    """What another forward and backward pass costs, in tokens (`textrl.batching`)."""
     max_cached: int
     """Longest sequence that may be stepped with a KV cache; 0: always re-encode the prefix."""
 
@@ -287,10 +290,23 @@ def split_lm(model: PreTrainedModel) -> SplitLM:
         composed = head(first_output(trunk(input_ids=probe, use_cache=False)))
     model.train(was_training)
     width = logits.shape[-1]
+    cost = pass_cost(sum(parameter.numel() for parameter in model.parameters()))
     if composed.shape != logits.shape or not torch.allclose(composed, logits, atol=1e-4):
-        return SplitLM(model=model, trunk=model, head=nn.Identity(), vocab_size=width, max_cached=0)
+        return SplitLM(
+            model=model,
+            trunk=model,
+            head=nn.Identity(),
+            vocab_size=width,
+            pass_cost=cost,
+            max_cached=0,
+        )
     return SplitLM(
-        model=model, trunk=trunk, head=head, vocab_size=width, max_cached=_max_cached(trunk, body)
+        model=model,
+        trunk=trunk,
+        head=head,
+        vocab_size=width,
+        pass_cost=cost,
+        max_cached=_max_cached(trunk, body),
     )
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from textrl.batching import token_batches
+from textrl.batching import pass_cost, token_batches
 from textrl.errors import UserError
 from textrl.models import first_output, freeze, load_classifier, load_tokenizer, max_positions
 
@@ -118,7 +118,8 @@ def sequence_scores(model: PreTrainedModel, encoded: list[list[int]]) -> Tensor:
 
     A score is read at the text's last real token whatever the padding id is.
     """
-    groups = token_batches([len(ids) for ids in encoded], SCORING_TOKENS)
+    cost = pass_cost(sum(parameter.numel() for parameter in model.parameters()))
+    groups = token_batches([len(ids) for ids in encoded], SCORING_TOKENS, cost)
     found = [_padded_scores(model, [encoded[i] for i in rows]) for rows in groups]
     places = torch.tensor([i for rows in groups for i in rows], device=model.device)
     return torch.cat(found)[places.argsort()]

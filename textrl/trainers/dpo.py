@@ -45,7 +45,7 @@ class Pair:
 
 def sequence_logprobs(lm: SplitLM, sequences: list[Sequence]) -> Tensor:
     """Return the completions' log-probs, nats a sequence, [N], from passes of like lengths."""
-    groups = token_batches([len(s.ids) for s in sequences], sys.maxsize)
+    groups = token_batches([len(s.ids) for s in sequences], sys.maxsize, lm.pass_cost)
     found = [
         lm.token_logprobs(stack_sequences([sequences[i] for i in rows], lm.device)).sum(1)
         for rows in groups
@@ -86,7 +86,7 @@ def mismatched(pairs: list[Pair], max_length: int) -> list[Sequence]:
 def all_logprobs(lm: SplitLM, sequences: list[Sequence], micro_batch_tokens: int) -> Tensor:
     """Return `sequence_logprobs` of any number of sequences, without gradient, [N]."""
     result = torch.zeros(len(sequences), device=lm.device)
-    for rows in token_batches([len(s.ids) for s in sequences], micro_batch_tokens):
+    for rows in token_batches([len(s.ids) for s in sequences], micro_batch_tokens, lm.pass_cost):
         result[rows] = sequence_logprobs(lm, [sequences[i] for i in rows])
     return result
 
@@ -214,7 +214,7 @@ class DPOTrainer:
         task = FitTask(
             stage="dpo",
             lengths=[p.num_tokens for p in pairs],
-            padded=False,
+            split=filled_batches,
             weights=[1.0] * len(pairs),
             loss=lambda rows: dpo_loss_sum(
                 self._lm, [pairs[i] for i in rows], self._reference[:, rows], self.config, self._kl

@@ -13,6 +13,7 @@ from stable_baselines3.common.logger import Logger
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from textrl.batching import filled_batches
 from textrl.checkpoint import clear_state, save_model
 from textrl.config import RewardConfig
 from textrl.data import Records, Row, Source, is_conversation, load_records, split_by_prompt
@@ -113,7 +114,7 @@ class RewardTrainer:
         task = FitTask(
             stage="reward",
             lengths=[r.num_tokens for r in rankings],
-            padded=False,
+            split=filled_batches,
             weights=[1.0] * len(rankings),
             loss=lambda rows: self._loss([rankings[i] for i in rows]),
         )

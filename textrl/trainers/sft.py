@@ -1,5 +1,6 @@
 """Supervised fine-tuning: the mean negative log-likelihood of demonstrations (step 1 of RLHF)."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -68,6 +69,7 @@ class SFTTrainer:
         task = FitTask(
             stage="sft",
             lengths=[len(s.ids) for s in sequences],
+            split=partial(token_batches, pass_cost=self._lm.pass_cost),
             weights=[float(s.num_counted) for s in sequences],
             loss=lambda rows: self._loss([sequences[i] for i in rows]),
         )
@@ -98,7 +100,7 @@ class SFTTrainer:
     @torch.no_grad()
     def _heldout_loss(self, sequences: list[Sequence]) -> dict[str, float]:
         lengths = [len(s.ids) for s in sequences]
-        batches = token_batches(lengths, self.config.micro_batch_tokens)
+        batches = token_batches(lengths, self.config.micro_batch_tokens, self._lm.pass_cost)
         total = sum(self._loss([sequences[i] for i in rows]).loss.item() for rows in batches)
         return {"heldout_loss": total / sum(s.num_counted for s in sequences)}
 

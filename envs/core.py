@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from textrl.batching import token_batches
 from textrl.envs import tasks
 from textrl.envs.core_config import CoreConfig
 from textrl.envs.prompts import PromptSet, encode_one, load_prompts
@@ -31,8 +32,8 @@ from textrl.models import (
 )
 from textrl.rewards import RewardModel, Scorer, make_scorer
 
-ROWS_PER_PASS = 64
-"""Sequences in one teacher-forced pass of the reference, sorted by length."""
+TOKENS_PER_PASS = 8192
+"""Of sequences in one teacher-forced pass of the reference, padding included."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,9 +209,9 @@ class TextCore:
         """Return the reference's log-probs of the actions, float64 [B T], 0 where not counted."""
         result = np.zeros(mask.shape)
         rows = np.flatnonzero(mask.any(1))
-        rows = rows[np.argsort(self.lengths[rows], kind="stable")]
-        for begin in range(0, len(rows), ROWS_PER_PASS):
-            part = rows[begin : begin + ROWS_PER_PASS]
+        lengths = self.lengths[rows].tolist()
+        for batch in token_batches(lengths, TOKENS_PER_PASS, self.lm.pass_cost):
+            part = rows[batch]
             ids = torch.as_tensor(self.input_ids[part, : self.lengths[part].max()]).long()
             before = torch.as_tensor(starts[part], device=self.lm.device)
             hidden = self.lm.completion_hidden(ids.to(self.lm.device), before, mask.shape[1])

@@ -29,7 +29,13 @@ from throughput_model import make_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from textrl.envs import TextRLHFVectorEnv, tiny_model, tiny_tokenizer
+from textrl.envs import (
+    TextRLHFVectorEnv,
+    tiny_model,
+    tiny_prompts,
+    tiny_score,
+    tiny_tokenizer,
+)
 from textrl.envs.sb3 import CausalLMPolicy, EpisodeRolloutBuffer, SubtractPolicyKL, TextVecEnv
 from textrl.loop import keep_freed_memory
 
@@ -58,6 +64,8 @@ def letters(model: PreTrainedModel, max_completion_tokens: int) -> TextRLHFVecto
         num_envs=ROWS,
         reference=model,
         tokenizer=tiny_tokenizer(),
+        reward=tiny_score,
+        prompts=tiny_prompts(),
         kl_coef=0.02,
         autoreset_mode="SameStep",
         max_completion_tokens=max_completion_tokens,

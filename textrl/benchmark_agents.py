@@ -227,6 +227,8 @@ def _stock(kind: type[OnPolicyAlgorithm | OffPolicyAlgorithm], task: Task, seed:
     options: dict[str, Any] = {"n_steps": _steps(kind, config), "gae_lambda": 0.95}
     if kind.__name__ == "PPO":
         options |= {"batch_size": max(tokens // 4, 2), "n_epochs": 4}
+    if kind.__name__ == "A2C":  # one small step a rollout: many short rollouts
+        options["n_steps"] = max(8, config.max_completion_tokens // 2)
     if issubclass(kind, OffPolicyAlgorithm):
         options = {
             "buffer_size": 50_000,
@@ -238,6 +240,8 @@ def _stock(kind: type[OnPolicyAlgorithm | OffPolicyAlgorithm], task: Task, seed:
             "exploration_fraction": 0.4,
             "exploration_final_eps": 0.02,
         }
+    if kind.__name__ == "QRDQN":  # its loss compares all pairs: 200 quantiles take ten times longer
+        options["policy_kwargs"] = {"n_quantiles": 25}
     agent = kind(
         "MlpPolicy",
         TextVecEnv(venv),

@@ -6,6 +6,7 @@ docs/speed.md has the numbers on a quiet machine.
 import time
 from collections.abc import Callable
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import sb3_speed
@@ -14,6 +15,7 @@ import throughput_switches as switches
 import torch
 from throughput_model import Cost, cost_of, make_model
 
+import textrl  # noqa: F401  # registers TextRLHF-v0
 from textrl.agents import PPO, PPOConfig
 from textrl.benchmark import forget_peak_memory, peak_memory_mb
 from textrl.loop import keep_freed_memory, release_memory
@@ -55,14 +57,33 @@ def test_stepping_keeps_up_with_a_bare_decode_loop() -> None:
     steps = works["stepping, steps"][0]
     assert ratio(steps, works["stepping, bare decode loop"][0]) > 0.6
     assert ratio(steps, works["stepping, bare loop of transformers"][0]) > 0.6
-    assert ratio(works["stepping, step_sequence"][0], steps) > 3
+    assert ratio(works["stepping, step_sequence"][0], steps) > 1.2  # both compute as much
+
+
+def test_step_sequence_of_the_default_task_is_one_pass() -> None:
+    venv = gym.make_vec(
+        "TextRLHF-v0", num_envs=64, max_completion_tokens=48, autoreset_mode="Disabled"
+    )
+    actions = np.random.default_rng(0).integers(3, venv.single_action_space.n, size=(64, 48))
+
+    def steps() -> None:
+        venv.reset(seed=0)
+        for column in actions.T:
+            venv.step(column)
+
+    def sequence() -> None:
+        venv.reset(seed=0)
+        venv.unwrapped.step_sequence(actions, np.ones_like(actions, dtype=bool))
+
+    assert ratio(sequence, steps) > 4
 
 
 def test_passes_of_like_lengths_pay(setup: switches.Setup) -> None:
-    for switch in switches.batches_by_length(setup):
-        found = switches.compare(switch, pairs=5)
-        assert found["ratio"] > 1.15, found
-        assert (found["relative_difference"] or 0.0) < 1e-4
+    minibatches, passes = switches.batches_by_length(setup)
+    assert switches.compare(minibatches, pairs=5)["ratio"] > 1.0
+    found = switches.compare(passes, pairs=5)
+    assert found["ratio"] > 1.2, found
+    assert found["relative_difference"] < 1e-4
 
 
 def test_the_head_runs_where_it_counts(setup: switches.Setup) -> None:
@@ -80,7 +101,7 @@ def test_the_reference_is_read_once(setup: switches.Setup) -> None:
 
 
 def test_sb3_reads_each_prefix_once() -> None:
-    rates = sb3_speed.speed(pairs=2)
+    rates = sb3_speed.speed(pairs=1)
     assert np.median(np.divide(rates["shared"], rates["naive"])) > 5
 
 

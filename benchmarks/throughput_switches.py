@@ -72,9 +72,7 @@ class Setup:
         ]
 
 
-def gradient_step(
-    model: PreTrainedModel, loss: Callable[[], Tensor], tracked: Callable[[], Tensor] | None = None
-) -> Work:
+def gradient_step(model: PreTrainedModel, loss: Callable[[], Tensor]) -> Work:
     """Return forward and backward of a loss; the loss is what must be equal."""
 
     def work() -> Tensor:
@@ -215,9 +213,9 @@ def ppo(setup: Setup) -> Iterator[Switch]:
         lambda: own.train_on(other) and None,
     )
 
-    @torch.no_grad()
     def recomputed() -> None:
-        shared.logprobs(rollout)
+        with torch.no_grad():
+            shared.logprobs(rollout)
         shared.train_on(rollout)
 
     yield (

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from textrl.classifiers import split_classifier
 from textrl.errors import UserError
 from textrl.logprobs import map_positions, token_entropy, token_kl, token_logprobs
-from textrl.models import SplitLM, first_output, gather_completion, split_lm
+from textrl.models import SplitLM, split_lm
+from textrl.packing import Packing, completion_hidden
 from textrl.rewards import RewardModel
 from textrl.types import Rollout
 
@@ -23,10 +25,16 @@ from textrl.types import Rollout
 class Critic(nn.Module):
     """Maps states to values in reward units; its head starts at zero, so that V = 0 at first."""
 
-    def __init__(self, hidden_size: int, trunk: nn.Module | None, head: str) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        head: str,
+        trunk: nn.Module | None = None,
+        packing: Packing | None = None,
+    ) -> None:
         """Make a linear or MLP head, on the policy's states (trunk None) or on a trunk's."""
         super().__init__()
-        self.trunk = trunk
+        self.trunk, self.packing = trunk, packing
         last = nn.Linear(hidden_size, 1)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
@@ -42,11 +50,12 @@ class Critic(nn.Module):
         assert isinstance(result, Tensor)
         return result
 
-    def forward(self, input_ids: Tensor, prompt_lengths: Tensor, steps: int) -> Tensor:
+    def forward(self, input_ids: Tensor, prompt_lengths: Tensor, mask: Tensor) -> Tensor:
         """Return V(state just before token t), [B T], from the critic's own trunk."""
         assert self.trunk is not None
-        states = first_output(self.trunk(input_ids=input_ids, use_cache=False))
-        return self.values_of(gather_completion(states, prompt_lengths, steps))
+        assert self.packing is not None
+        states = completion_hidden(self.trunk, self.packing, input_ids, prompt_lengths, mask)
+        return self.values_of(states)
 
 
 def make_critic(
@@ -65,10 +74,11 @@ def make_critic(
     with torch.random.fork_rng():
         torch.manual_seed(0)
         if kind == "value_head":
-            return Critic(hidden_size, None, head).to(policy.device)
+            return Critic(hidden_size, head).to(policy.device)
         if kind == "separate":
-            trunk = copy.deepcopy(split_lm(policy).trunk)
-            return Critic(hidden_size, trunk.requires_grad_(True), head).to(policy.device)
+            lm = split_lm(policy)
+            trunk = copy.deepcopy(lm.trunk).requires_grad_(True)
+            return Critic(hidden_size, head, trunk, lm.packing).to(policy.device)
         if reward_model is None:
             raise UserError(
                 "critic='reward_model' needs a reward model in the environment; its reward is a "
@@ -83,7 +93,8 @@ def make_critic(
         model = reward_model.model
         trunk = copy.deepcopy(model.base_model).requires_grad_(True)
         width = int(model.config.get_text_config().hidden_size)
-        return Critic(width, trunk, head).to(policy.device)
+        packing = split_classifier(model).packing
+        return Critic(width, head, trunk, packing).to(policy.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,13 +135,13 @@ class ActorCritic:
         return self.critic.trunk is None
 
     @torch.no_grad()
-    def value_pass(self, input_ids: Tensor, prompt_lengths: Tensor, steps: int) -> Tensor:
+    def value_pass(self, input_ids: Tensor, prompt_lengths: Tensor, mask: Tensor) -> Tensor:
         """Return V(state just before token t), [B T], without gradient."""
         if not self.shared_trunk:
-            values = self.critic(input_ids, prompt_lengths, steps)
+            values = self.critic(input_ids, prompt_lengths, mask)
             assert isinstance(values, Tensor)
             return values
-        return self.critic.values_of(self.lm.completion_hidden(input_ids, prompt_lengths, steps))
+        return self.critic.values_of(self.lm.completion_hidden(input_ids, prompt_lengths, mask))
 
     def evaluate(
         self,
@@ -147,12 +158,12 @@ class ActorCritic:
             entropies: whether to compute these too (another pass over all logits).
         """
         width, mask = int(rollout.lengths.max()), rollout.mask
-        ids, steps = rollout.input_ids[:, :width], mask.shape[1]
-        hidden = self.lm.completion_hidden(ids, rollout.prompt_lengths, steps)
+        ids = rollout.input_ids[:, :width]
+        hidden = self.lm.completion_hidden(ids, rollout.prompt_lengths, mask)
         if self.shared_trunk:
             values = self.critic.values_of(hidden)
         else:
-            values = self.critic(ids, rollout.prompt_lengths, steps)
+            values = self.critic(ids, rollout.prompt_lengths, mask)
 
         def numbers(states: Tensor, chosen: Tensor, *others: Tensor) -> Tensor:
             logits = self.lm.head(states)

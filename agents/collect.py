@@ -40,7 +40,7 @@ def collect(
     generator: torch.Generator,
     *,
     observe: Callable[[Tensor], Tensor] | None = None,
-    value_pass: Callable[[Tensor, Tensor, int], Tensor] | None = None,
+    value_pass: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
 ) -> Rollout:
     """Return one finished episode of every row.
 
@@ -49,8 +49,8 @@ def collect(
         env: reset here, all rows.
         generator: the only source of randomness.
         observe: values from the policy's own states while sampling, [n H] to [n].
-        value_pass: values from a critic's own pass: (input_ids [B L], prompt_lengths [B], T) to
-            [B T]; also gives the bootstrap value of truncated rows.
+        value_pass: values from a critic's own pass: (input_ids [B L], prompt_lengths [B], mask
+            [B T]) to [B T]; also gives the bootstrap value of truncated rows.
     """
     observation, _ = env.venv.reset()
     prompt_ids, prompt_lengths = prompts_of(observation, lm.device)
@@ -70,14 +70,14 @@ def collect(
     else:
         paid = _pay_step_by_step(env, actions, mask)
     input_ids = join(prompt_ids, prompt_lengths, samples.completion_ids, samples.mask)
-    steps = mask.shape[1]
     values = samples.observed
     bootstrap = torch.zeros(len(mask), device=lm.device)
     if value_pass is not None:
         if observe is None:
-            values = value_pass(input_ids, prompt_lengths, steps)
+            values = value_pass(input_ids, prompt_lengths, samples.mask)
         if paid.truncated.any():
-            after = value_pass(input_ids, prompt_lengths + samples.mask.sum(1), 1)[:, 0]
+            first = torch.ones(len(mask), 1, dtype=torch.bool, device=lm.device)
+            after = value_pass(input_ids, prompt_lengths + samples.mask.sum(1), first)[:, 0]
             bootstrap = torch.where(torch.as_tensor(paid.truncated, device=lm.device), after, 0.0)
     last = samples.completion_ids.gather(1, samples.mask.sum(1, keepdim=True) - 1).squeeze(1)
 

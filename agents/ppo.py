@@ -213,10 +213,11 @@ class PPO(TextAgent):
         """Return the reference's states [B T H] where the exact KL needs them."""
         if self.config.kl_loss == "sampled":
             return None
-        steps, pieces = rollout.mask.shape[1], []
+        pieces = []
         for rows in torch.arange(len(rollout.scores)).split(STATES_PER_PASS):
-            ids, lengths = rollout.input_ids[rows], rollout.prompt_lengths[rows]
-            pieces.append(self._reference.completion_hidden(ids, lengths, steps))
+            part = rollout.rows(rows)
+            asked = part.input_ids, part.prompt_lengths, part.mask
+            pieces.append(self._reference.completion_hidden(*asked))
         return torch.cat(pieces)
 
     @torch.no_grad()

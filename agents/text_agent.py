@@ -22,7 +22,7 @@ from textrl.agents.base import AnyVectorEnv, Observation, TextEnv
 from textrl.agents.collect import collect, concatenate
 from textrl.agents.diagnostics import rollout_report
 from textrl.agents.predict import next_tokens
-from textrl.batching import token_batches
+from textrl.batching import filled_batches
 from textrl.checkpoint import load_state, save_model, save_state, write_json
 from textrl.config import AgentConfig
 from textrl.errors import UserError
@@ -212,7 +212,7 @@ class TextAgent(ABC):
     def logprobs(self, part: Rollout) -> Tensor:
         """Return the completions' log-probs under the present policy, in nats, [B T]."""
         ids, mask = part.input_ids[:, : int(part.lengths.max())], part.mask
-        hidden = self.lm.completion_hidden(ids, part.prompt_lengths, mask.shape[1])
+        hidden = self.lm.completion_hidden(ids, part.prompt_lengths, mask)
         return chunked_token_logprobs(
             hidden,
             self.lm.head,
@@ -310,8 +310,7 @@ class TextAgent(ABC):
 
     def _micro_batches(self, lengths: Tensor) -> list[list[int]]:
         """Return which of the items of these lengths share a forward and backward pass."""
-        most = self.config.micro_batch_tokens
-        return token_batches(lengths.tolist(), most, self.lm.pass_cost)
+        return filled_batches(lengths.tolist(), self.config.micro_batch_tokens)
 
     def _step(
         self,

@@ -15,7 +15,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +26,14 @@ from throughput_model import SIZES, Cost, cost_of, make_model, matrix_product_ra
 from transformers import LlamaForSequenceClassification, PreTrainedModel
 
 from textrl.agents import PPO, PPOConfig
-from textrl.batching import filled_batches, token_batches
 from textrl.benchmark import forget_peak_memory, peak_memory_mb
+from textrl.classifiers import split_classifier
 from textrl.config import DPOConfig, RewardConfig, SFTConfig, TrainingConfig
 from textrl.envs import TextRLHFVectorEnv, tiny_tokenizer
 from textrl.generation import Decoder, sample
 from textrl.loop import FitTask, LossSum, Updater, _fit_update, keep_freed_memory, make_accelerator
 from textrl.losses import bradley_terry_loss
 from textrl.models import split_lm
-from textrl.rewards import sequence_scores
 from textrl.trainers.dpo import Pair, dpo_loss_sum, reference_logprobs
 from textrl.types import Sequence, stack_sequences
 
@@ -69,7 +67,6 @@ def sft(model: PreTrainedModel, cost: Cost, length: int, batch: int) -> Iterator
     task = FitTask(
         stage="sft",
         lengths=[length] * batch,
-        split=partial(token_batches, pass_cost=lm.pass_cost),
         weights=[length - 1.0] * batch,
         loss=lambda rows: LossSum(
             loss=-lm.token_logprobs(stack_sequences([data[i] for i in rows], lm.device)).sum(),
@@ -87,16 +84,16 @@ def reward(
     model.config.num_labels = 1
     classifier = LlamaForSequenceClassification(model.config)
     classifier.base_model.load_state_dict(model.base_model.state_dict())
+    scored = split_classifier(classifier)
     data = [s.ids for s in sequences(2 * batch, length, model.config.vocab_size)]
 
     def loss(rows: list[int]) -> LossSum:
-        scores = sequence_scores(classifier, [data[i] for row in rows for i in (row, batch + row)])
+        scores = scored.scores([data[i] for row in rows for i in (row, batch + row)])
         return LossSum(loss=bradley_terry_loss(scores[::2], scores[1::2]).sum(), metrics={})
 
     task = FitTask(
         stage="reward",
         lengths=[2 * length] * batch,
-        split=filled_batches,
         weights=[1.0] * batch,
         loss=loss,
     )
@@ -105,28 +102,30 @@ def reward(
 
 
 def dpo(model: PreTrainedModel, cost: Cost, length: int, batch: int) -> Iterator[tuple[str, Work]]:
-    """Yield DPO's reference pass, and a step on pairs whose first quarter is the prompt."""
+    """Yield DPO's reference pass, and a step on pairs that share a quarter, their prompt."""
     lm, prompt = split_lm(model), length // 4
     data = sequences(2 * batch, length, lm.vocab_size, prompt)
-    pairs = [Pair(chosen=data[i], rejected=data[batch + i]) for i in range(batch)]
+    pairs = []
+    for chosen, other in zip(data[:batch], data[batch:], strict=True):
+        ids = chosen.ids[:prompt] + other.ids[prompt:]
+        pairs.append(Pair(chosen=chosen, rejected=Sequence(ids=ids, counts=other.counts)))
     reference, kl = reference_logprobs(lm, pairs, 4096), torch.zeros(())
     task = FitTask(
         stage="dpo",
         lengths=[2 * length] * batch,
-        split=filled_batches,
         weights=[1.0] * batch,
         loss=lambda rows: dpo_loss_sum(
             lm, [pairs[i] for i in rows], reference[:, rows], DPOConfig(), kl
         ),
     )
-    lengths, counted, tokens = [length] * 2 * batch, 2 * batch * (length - prompt), 2 * batch
+    lengths, counted = [length] * batch + [length - prompt] * batch, 2 * batch * (length - prompt)
     forward = cost.forward(lengths, counted)
     yield (
         "dpo, reference",
-        (lambda: reference_logprobs(lm, pairs, 4096), tokens * length, forward),
+        (lambda: reference_logprobs(lm, pairs, 4096), sum(lengths), forward),
     )
     work = updates(model, task, DPOConfig())
-    yield "dpo, step", (work, tokens * length, cost.update(lengths, counted))
+    yield "dpo, step", (work, sum(lengths), cost.update(lengths, counted))
 
 
 def ppo(model: PreTrainedModel, cost: Cost, length: int, batch: int) -> Iterator[tuple[str, Work]]:

@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 
 from textrl import generation
 from textrl.agents import PPO, PPOConfig
-from textrl.batching import epoch_minibatches, token_batches
+from textrl.batching import epoch_minibatches
 from textrl.benchmark import forget_peak_memory, peak_memory_mb
 from textrl.config import SFTConfig, TrainingConfig
 from textrl.demo_models import train_tokenizer
@@ -67,6 +67,7 @@ class Setup:
         ids = [encode_text(tokenizer, text) for text in texts[:512]]
         ids = [row for row in ids if len(row) > PROMPT + 4]
         self.texts = [Sequence(ids=row, counts=[i > 0 for i in range(len(row))]) for row in ids]
+        self.long = sorted(self.texts[:256], key=lambda s: -len(s.ids))[:64]
         self.prompted = [
             Sequence(ids=row, counts=[i >= PROMPT for i in range(len(row))]) for row in ids
         ]
@@ -84,40 +85,60 @@ def gradient_step(model: PreTrainedModel, loss: Callable[[], Tensor]) -> Work:
     return work
 
 
-def sums(lm: SplitLM, groups: list[list[Sequence]]) -> Tensor:
-    """Return the summed SFT loss of sequences, a pass a group."""
-    parts = [-lm.token_logprobs(stack_sequences(group, lm.device)).sum() for group in groups]
-    return torch.stack(parts).sum()
+def loss_sum(lm: SplitLM, data: list[Sequence]) -> Tensor:
+    """Return the summed SFT loss of sequences."""
+    return -lm.token_logprobs(stack_sequences(data, lm.device)).sum()
+
+
+def with_packing(lm: SplitLM, **changes: float) -> SplitLM:
+    """Return the model with another idea of what packing costs."""
+    return replace(lm, packing=replace(lm.packing, **changes))
+
+
+def packing(setup: Setup) -> Iterator[Switch]:
+    """Yield what is saved of padding and of beginnings that several texts share."""
+    lm, data = setup.lm, setup.texts[:32]
+    padded = with_packing(lm, pass_cost=1 << 40)
+    by_length = with_packing(lm, max_length=0)
+
+    def step(lm: SplitLM, data: list[Sequence]) -> Work:
+        return gradient_step(setup.model, lambda: loss_sum(lm, data))
+
+    yield "texts packed into rows, against padding", step(lm, data), step(padded, data)
+    yield "texts packed, against passes of like lengths", step(lm, data), step(by_length, data)
+    pairs = []
+    for one, other in zip(setup.long[:16], setup.long[16:32], strict=True):
+        prompt = one.ids[: 2 * len(one.ids) // 3]
+        for end in (one.ids[len(prompt) :], other.ids[-len(prompt) // 2 :]):
+            counts = [False] * len(prompt) + [True] * len(end)
+            pairs.append(Sequence(ids=prompt + end, counts=counts))
+    apart = [[s.ids[0], *s.ids[1:]] for s in pairs]
+    for number, ids in enumerate(apart):  # no two begin alike
+        ids[0] = 5 + number
+    strangers = [Sequence(ids=ids, counts=s.counts) for ids, s in zip(apart, pairs, strict=True)]
+    yield (
+        "a pair's prompt read once (two thirds of each text)",
+        step(lm, pairs),
+        step(lm, strangers),
+    )
 
 
 def batches_by_length(setup: Setup) -> Iterator[Switch]:
-    """Yield the two ways in which length decides about batches."""
+    """Yield minibatches of like lengths against random ones, both packed."""
     lm, data = setup.lm, setup.texts[:256]
     lengths = [len(s.ids) for s in data]
     shuffled = [list(range(i, i + 32)) for i in range(0, 256, 32)]
     by_length = epoch_minibatches(lengths, 32, torch.Generator().manual_seed(0))
 
-    def steps(minibatches: list[list[int]], split: bool) -> Work:
+    def steps(minibatches: list[list[int]]) -> Work:
         def work() -> None:
             for rows in minibatches:
                 setup.model.zero_grad(set_to_none=False)
-                groups = [rows]
-                if split:
-                    found = token_batches([lengths[i] for i in rows], 4096, lm.pass_cost)
-                    groups = [[rows[i] for i in group] for group in found]
-                sums(lm, [[data[i] for i in group] for group in groups]).backward()
+                loss_sum(lm, [data[i] for i in rows]).backward()
 
         return work
 
-    yield "minibatches of like lengths", steps(by_length, True), steps(shuffled, True)
-    one = shuffled[0]
-    found = token_batches([lengths[i] for i in one], 4096, lm.pass_cost)
-    parts = [[data[one[i]] for i in group] for group in found]
-    yield (
-        "passes of like lengths in a minibatch",
-        gradient_step(setup.model, lambda: sums(lm, parts)),
-        gradient_step(setup.model, lambda: sums(lm, [[data[i] for i in one]])),
-    )
+    yield "minibatches of like lengths", steps(by_length), steps(shuffled)
 
 
 def head_where_it_counts(setup: Setup) -> Iterator[Switch]:
@@ -246,9 +267,8 @@ def machine(setup: Setup) -> Iterator[Switch]:
         task = FitTask(
             stage="sft",
             lengths=[len(s.ids) for s in batch],
-            split=partial(token_batches, pass_cost=lm.pass_cost),
             weights=[float(s.num_counted) for s in batch],
-            loss=lambda rows: LossSum(loss=sums(lm, [[batch[i] for i in rows]]), metrics={}),
+            loss=lambda rows: LossSum(loss=loss_sum(lm, [batch[i] for i in rows]), metrics={}),
         )
         accelerator = make_accelerator(setup.model.device)
         updater = Updater([(setup.model, 1e-9)], accelerator=accelerator, max_grad_norm=1.0)
@@ -275,14 +295,7 @@ def compiled(setup: Setup) -> Iterator[Switch]:
     ]  # one shape: a new one compiles anew
     batch = stack_sequences(same, lm.device)
     trunk = torch.compile(lm.trunk)
-    fast = SplitLM(
-        model=lm.model,
-        trunk=trunk,
-        head=lm.head,
-        vocab_size=lm.vocab_size,
-        pass_cost=lm.pass_cost,
-        max_cached=0,
-    )
+    fast = replace(lm, trunk=trunk)
     yield (
         "torch.compile of the trunk (one shape, compiled before)",
         gradient_step(setup.model, lambda: -fast.token_logprobs(batch).sum()),
@@ -291,6 +304,7 @@ def compiled(setup: Setup) -> Iterator[Switch]:
 
 
 SWITCHES = {
+    "packing": packing,
     "length": batches_by_length,
     "head": head_where_it_counts,
     "reference": reference_once,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from textrl.batching import token_batches
+from textrl.batching import filled_batches
 from textrl.envs import tasks
 from textrl.envs.core_config import CoreConfig
 from textrl.envs.prompts import PromptSet, encode_one, load_prompts
@@ -210,13 +210,13 @@ class TextCore:
         result = np.zeros(mask.shape)
         rows = np.flatnonzero(mask.any(1))
         lengths = self.lengths[rows].tolist()
-        for batch in token_batches(lengths, TOKENS_PER_PASS, self.lm.pass_cost):
+        for batch in filled_batches(lengths, TOKENS_PER_PASS):
             part = rows[batch]
             ids = torch.as_tensor(self.input_ids[part, : self.lengths[part].max()]).long()
             before = torch.as_tensor(starts[part], device=self.lm.device)
-            hidden = self.lm.completion_hidden(ids.to(self.lm.device), before, mask.shape[1])
             chosen = torch.as_tensor(actions[part], device=self.lm.device)
             counted = torch.as_tensor(mask[part], device=self.lm.device)
+            hidden = self.lm.completion_hidden(ids.to(self.lm.device), before, counted)
             result[part] = (
                 chunked_token_logprobs(
                     hidden,

@@ -10,6 +10,7 @@ from transformers import (
     Qwen2Config,
 )
 
+from textrl.classifiers import encode_for_scoring, split_classifier
 from textrl.envs import tiny_model, tiny_tokenizer
 from textrl.errors import UserError
 from textrl.generation import Decoder, draw, sample
@@ -22,7 +23,7 @@ from textrl.models import (
     load_tokenizer,
     split_lm,
 )
-from textrl.rewards import RewardModel, encode_for_scoring, sequence_scores
+from textrl.rewards import RewardModel
 from textrl.trainers import reward_model_from
 
 SMALL = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -92,8 +93,8 @@ def test_sampled_logprobs_are_those_of_the_training_pass(name: str) -> None:
     for row in range(24):
         count, length = int(samples.mask[row].sum()), int(lengths[row])
         ids = torch.cat([prompts[row, :length], samples.completion_ids[row, :count]])[None]
-        hidden = lm.completion_hidden(ids, lengths[row : row + 1], count)
         mask = torch.ones(1, count, dtype=torch.bool)
+        hidden = lm.completion_hidden(ids, lengths[row : row + 1], mask)
         chosen = samples.completion_ids[row : row + 1, :count]
         expected = chunked_token_logprobs(hidden, lm.head, chosen, mask, temperature=0.8)
         assert torch.allclose(samples.logprobs[row, :count], expected[0], atol=1e-5)
@@ -155,7 +156,8 @@ def test_equal_prompts_are_read_once(name: str, monkeypatch) -> None:
     for row in range(4):
         length = int(lengths[row])
         ids = torch.cat([prompts[row, :length], samples.completion_ids[row]])[None]
-        logits = lm.head(lm.completion_hidden(ids, lengths[row : row + 1], 6))
+        mask = torch.ones(1, 6, dtype=torch.bool)
+        logits = lm.head(lm.completion_hidden(ids, lengths[row : row + 1], mask))
         expected = token_logprobs(logits, samples.completion_ids[row : row + 1])
         assert torch.allclose(samples.logprobs[row], expected[0], atol=1e-5)
 
@@ -237,11 +239,12 @@ def test_scores_do_not_change_with_padding_nor_with_pad_equal_to_eos(checkpoint:
     texts = ["abc", "abcdefgh", "d"]
     encoded = [encode_for_scoring(tokenizer, text, 100) for text in texts]
     assert [ids[-1] for ids in encoded] == [2, 2, 2]  # scored at EOS
-    together = sequence_scores(model, encoded)
-    alone = torch.cat([sequence_scores(model, [ids]) for ids in encoded])
+    scores = split_classifier(model).scores
+    together = scores(encoded)
+    alone = torch.cat([scores([ids]) for ids in encoded])
     assert torch.allclose(together, alone, atol=1e-6)
     model.config.pad_token_id = 2  # pad == eos: our pooling does not look at it
-    assert torch.equal(sequence_scores(model, encoded), together)
+    assert torch.equal(scores(encoded), together)
     # transformers' own pooling agrees once the pad is distinct
     ensure_pad(tokenizer, model)
     padded = tokenizer([t + "<eos>" for t in texts], padding=True, return_tensors="pt")

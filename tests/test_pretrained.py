@@ -4,9 +4,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from textrl.classifiers import encode_for_scoring
 from textrl.models import load_causal_lm, load_tokenizer
 from textrl.pretrained import minilm_folder, smollm2_folder
-from textrl.rewards import RewardModel, encode_for_scoring
+from textrl.rewards import RewardModel
 from textrl.trainers import reward_model_from
 
 TEXTS = ["A fine film.", "Dull, long and badly lit; the worst evening of the year by far.", "Ok."]

@@ -1,39 +1,25 @@
 """Which examples share a batch: pure functions of lengths, so that little is spent on padding.
 
 Padding to the longest of 32 random reviews nearly doubles the tokens. `epoch_minibatches` decides
-which examples share an optimiser step, `token_batches` and `filled_batches` which of them share a
-forward and backward pass (never a change of the result). docs/speed.md has the numbers.
+which examples share an optimiser step, `filled_batches` which of them are held in memory together
+(never a change of the result); `textrl.packing` lays those out. docs/speed.md has the numbers.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
 
 POOL = 32
 """Minibatches in whose pool examples are sorted by length."""
-LEAST_PASS_COST = 64
-PASS_PARAMETERS = 1 << 28
 
 
-def pass_cost(parameters: int) -> int:
-    """Return what one more forward and backward pass of a model costs, in tokens.
-
-    Launches and small matrices cost the same whatever the model, a token in proportion to its
-    parameters: 64 tokens at 4.2M parameters and above, thousands for a model of a test.
-    """
-    return max(LEAST_PASS_COST, PASS_PARAMETERS // parameters)
-
-
-def token_batches(lengths: Sequence[int], max_tokens: int, pass_cost: int) -> list[list[int]]:
-    """Return the indices in batches of like lengths, at most max_tokens each, padding included.
+def like_lengths(lengths: Sequence[int], pass_cost: int) -> list[list[int]]:
+    """Return the indices in batches of like lengths, to be padded each to its longest.
 
     Of all splits of the sorted lengths it is the one with the least padded tokens plus pass_cost a
-    batch. A sequence longer than max_tokens gets a batch of its own.
+    batch.
 
-    >>> token_batches([5, 2, 2, 9], max_tokens=10, pass_cost=64)
-    [[1, 2], [0], [3]]
-    >>> token_batches([500, 30, 30, 500], 4096, pass_cost=64)  # not 940 tokens of padding
+    >>> like_lengths([500, 30, 30, 500], pass_cost=64)  # not 940 tokens of padding
     [[1, 2], [0, 3]]
     """
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
@@ -44,9 +30,8 @@ def token_batches(lengths: Sequence[int], max_tokens: int, pass_cost: int) -> li
     least, begins = [0.0], [0]  # of the first ends[j] rows: the cost, and where the last part began
     for end in ends[1:]:
         longest = lengths[order[end - 1]]
-        room = max(1, max_tokens // longest)
         costs = [
-            cost + (end - begin) * longest + pass_cost * math.ceil((end - begin) / room)
+            cost + (end - begin) * longest + pass_cost
             for cost, begin in zip(least, ends, strict=False)
         ]
         best = min(range(len(costs)), key=costs.__getitem__)
@@ -55,18 +40,16 @@ def token_batches(lengths: Sequence[int], max_tokens: int, pass_cost: int) -> li
     batches: list[list[int]] = []
     last = len(ends) - 1
     while last > 0:
-        part = order[ends[begins[last]] : ends[last]]
-        room = max(1, max_tokens // lengths[part[-1]])
-        size = math.ceil(len(part) / math.ceil(len(part) / room))
-        batches = [part[i : i + size] for i in range(0, len(part), size)] + batches
+        batches.insert(0, order[ends[begins[last]] : ends[last]])
         last = begins[last]
     return batches
 
 
 def filled_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Return the indices sorted by length in batches of at most max_tokens, without padding.
+    """Return the indices sorted by length in batches of at most max_tokens.
 
-    For examples of several sequences, whose loss splits them by `token_batches` itself.
+    An example longer than that gets a batch of its own. Padding does not count: `textrl.packing`
+    leaves little of it.
 
     >>> filled_batches([5, 2, 2, 9], max_tokens=10)
     [[1, 2, 0], [3]]

@@ -153,7 +153,7 @@ def map_positions(
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
     positions = mask.flatten().nonzero().squeeze(-1)
-    inputs = [tensor.flatten(0, 1)[positions] for tensor in (hidden, *extras)]
+    inputs = [tensor.flatten(0, 1).index_select(0, positions) for tensor in (hidden, *extras)]
     if len(positions) <= chunk_size:
         values = function(*inputs)  # one chunk is the memory allowed: no need to recompute it
     else:

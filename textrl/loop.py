@@ -23,7 +23,7 @@ from accelerate.utils import gather_object
 from stable_baselines3.common.logger import Logger
 from torch import Tensor, nn
 
-from textrl.batching import epoch_minibatches
+from textrl.batching import epoch_minibatches, filled_batches
 from textrl.checkpoint import load_state, save_state
 from textrl.config import TrainingConfig
 from textrl.errors import UserError
@@ -182,9 +182,6 @@ class FitTask:
     stage: str
     lengths: Sequence[int]
     """Tokens of each example, for length-sorted minibatches and bounded micro-batches."""
-    split: Callable[[list[int], int], list[list[int]]]
-    """(lengths, most tokens) -> micro-batches: `token_batches` of the model's pass_cost, or
-    `filled_batches` where the loss splits its sequences by length itself."""
     weights: Sequence[float]
     """What each example adds to the divisor of a step's loss: its tokens, or 1."""
     loss: Callable[[list[int]], LossSum]
@@ -251,7 +248,7 @@ def _fit_update(
     accelerator = updater.accelerator
     divisor = sum(task.weights[row] for row in rows)
     own = rows[accelerator.process_index :: accelerator.num_processes]
-    batches = task.split([task.lengths[row] for row in own], config.micro_batch_tokens)
+    batches = filled_batches([task.lengths[row] for row in own], config.micro_batch_tokens)
     sums: dict[str, float] = {"loss": 0.0}
 
     def losses() -> Iterable[Tensor]:

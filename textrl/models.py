@@ -23,9 +23,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from textrl.batching import pass_cost
 from textrl.errors import UserError
 from textrl.logprobs import chunked_token_logprobs
+from textrl.packing import Packing, completion_hidden, packing_of, read
 from textrl.types import Sequences
 
 CHUNK_BYTES = 1 << 27
@@ -206,8 +206,8 @@ class SplitLM:
     trunk: nn.Module
     head: Callable[[Tensor], Tensor]
     vocab_size: int
-    pass_cost: int
-    """What another forward and backward pass costs, in tokens (`textrl.batching`)."""
+    packing: Packing
+    """How texts of different lengths may share rows."""
     max_cached: int
     """Longest sequence that may be stepped with a KV cache; 0: always re-encode the prefix."""
 
@@ -221,25 +221,33 @@ class SplitLM:
         """Positions whose logits are held at once: as many as CHUNK_BYTES allow."""
         return max(1, CHUNK_BYTES // (4 * self.vocab_size))
 
-    def hidden(self, input_ids: Tensor) -> Tensor:
-        """Return the last hidden states of right-padded ids [B L]. Shape [B L H]."""
-        output = self.trunk(input_ids=input_ids, use_cache=False)
-        return first_output(output)
+    def hidden(self, input_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Return the last hidden states of right-padded ids, [B L H]; arbitrary behind a row's end.
 
-    def completion_hidden(self, input_ids: Tensor, prompt_lengths: Tensor, steps: int) -> Tensor:
+        Args:
+            input_ids: Shape [B L].
+            lengths: tokens to read of each row; None: all slots. Shape [B].
+        """
+        if lengths is None:
+            return first_output(self.trunk(input_ids=input_ids, use_cache=False))
+        return read(self.trunk, self.packing, input_ids, lengths)
+
+    def completion_hidden(self, input_ids: Tensor, prompt_lengths: Tensor, mask: Tensor) -> Tensor:
         """Return the states that predict the completion: [B T H], state t just before token t.
 
         Args:
             input_ids: prompt and completion, right-padded. Shape [B L].
             prompt_lengths: tokens of each prompt, >= 1. Shape [B].
-            steps: T, the completion's width.
+            mask: Bool, True on the completion's tokens. Shape [B T].
         """
-        return gather_completion(self.hidden(input_ids), prompt_lengths, steps)
+        return completion_hidden(self.trunk, self.packing, input_ids, prompt_lengths, mask)
 
     def token_logprobs(self, sequences: Sequences, temperature: float = 1.0) -> Tensor:
         """Return the log-probs of the tokens that count, in nats, [B L]; 0 elsewhere."""
         ids, mask = sequences.input_ids, sequences.mask
-        hidden = self.hidden(ids)
+        # The last token's state predicts nothing.
+        lengths = (mask * torch.arange(ids.shape[1], device=ids.device)).amax(1).clamp_min(1)
+        hidden = self.hidden(ids, lengths)
         shifted = chunked_token_logprobs(
             hidden[:, :-1],
             self.head,
@@ -249,17 +257,6 @@ class SplitLM:
             chunk_size=self.chunk_size,
         )
         return nn.functional.pad(shifted, (1, 0))
-
-
-def gather_completion(states: Tensor, prompt_lengths: Tensor, steps: int) -> Tensor:
-    """Return states[b, prompt_length - 1 + t] for t < steps: [B T ...] from [B L ...].
-
-    Slots beyond the end repeat the last state; the completion's mask leaves them out.
-    """
-    offsets = torch.arange(steps, device=states.device)
-    positions = (prompt_lengths.unsqueeze(1) - 1 + offsets).clamp_max(states.shape[1] - 1)
-    rows = torch.arange(states.shape[0], device=states.device).unsqueeze(1)
-    return states[rows, positions]
 
 
 def first_output(output: Any) -> Tensor:
@@ -290,36 +287,40 @@ def split_lm(model: PreTrainedModel) -> SplitLM:
         composed = head(first_output(trunk(input_ids=probe, use_cache=False)))
     model.train(was_training)
     width = logits.shape[-1]
-    cost = pass_cost(sum(parameter.numel() for parameter in model.parameters()))
     if composed.shape != logits.shape or not torch.allclose(composed, logits, atol=1e-4):
         return SplitLM(
             model=model,
             trunk=model,
             head=nn.Identity(),
             vocab_size=width,
-            pass_cost=cost,
+            packing=packing_of(model, model, 0),
             max_cached=0,
+        )
+    plain = plain_attention_length(trunk, body)
+    if not plain:
+        warnings.warn(
+            f"{type(body).__name__} is stepped without a KV cache, each token re-encoding its "
+            f"prefix: its state is not that of plain causal attention",
+            stacklevel=2,
         )
     return SplitLM(
         model=model,
         trunk=trunk,
         head=head,
         vocab_size=width,
-        pass_cost=cost,
-        max_cached=_max_cached(trunk, body),
+        packing=packing_of(model, trunk, plain),
+        max_cached=plain,
     )
 
 
-def _max_cached(trunk: nn.Module, body: PreTrainedModel) -> int:
-    """Return the longest sequence that `RowCache` serves rightly for this architecture."""
+def plain_attention_length(trunk: nn.Module, body: PreTrainedModel) -> int:
+    """Return the longest text that is read by plain causal attention with given positions.
+
+    Up to it `RowCache` and packed rows serve; 0 for an architecture that is another thing.
+    """
     accepted = inspect.signature(trunk.forward).parameters
     attends = {"past_key_values", "position_ids", "attention_mask"} <= set(accepted)
     if not attends or body._is_stateful:
-        warnings.warn(
-            f"{type(body).__name__} is stepped without a KV cache, each token re-encoding its "
-            f"prefix: its state is not that of plain causal attention",
-            stacklevel=3,
-        )
         return 0
     text = body.config.get_text_config().to_dict()
     windows = [text.get(name) for name in ("sliding_window", "window_size")]  # GPT-Neo's word

@@ -14,15 +14,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from textrl.batching import pass_cost, token_batches
+from textrl.classifiers import encode_for_scoring, max_text_length, split_classifier
 from textrl.errors import UserError
-from textrl.models import first_output, freeze, load_classifier, load_tokenizer, max_positions
-
-SCORING_TOKENS = 8192
-"""Tokens in one forward pass of a reward model, padding included."""
+from textrl.models import freeze, load_classifier, load_tokenizer
 
 
 class RewardFunction(Protocol):
@@ -59,6 +56,7 @@ class RewardModel:
             )
         self.model = freeze(model)
         self.tokenizer = tokenizer
+        self._classifier = split_classifier(model)
         self.max_length = max_text_length(model, tokenizer)
 
     @classmethod
@@ -93,61 +91,8 @@ class RewardModel:
         if not texts:
             return []
         encoded = [encode_for_scoring(self.tokenizer, text, self.max_length) for text in texts]
-        scores: list[float] = sequence_scores(self.model, encoded).tolist()
+        scores: list[float] = self._classifier.scores(encoded).tolist()
         return scores
-
-
-def max_text_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return how many tokens a classifier reads at most."""
-    return min(max_positions(model) or 1 << 30, int(tokenizer.model_max_length))
-
-
-def encode_for_scoring(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> list[int]:
-    """Return the ids a classifier reads: the text, then EOS where its tokenizer has one."""
-    ids: list[int] = tokenizer(text).input_ids
-    eos = tokenizer.eos_token_id
-    if eos is None:
-        return ids[:max_length]
-    if ids and ids[-1] == eos:
-        ids = ids[:-1]
-    return [*ids[: max_length - 1], eos]
-
-
-def sequence_scores(model: PreTrainedModel, encoded: list[list[int]]) -> Tensor:
-    """Return one score a text, [N], from passes of texts of like lengths.
-
-    A score is read at the text's last real token whatever the padding id is.
-    """
-    cost = pass_cost(sum(parameter.numel() for parameter in model.parameters()))
-    groups = token_batches([len(ids) for ids in encoded], SCORING_TOKENS, cost)
-    found = [_padded_scores(model, [encoded[i] for i in rows]) for rows in groups]
-    places = torch.tensor([i for rows in groups for i in rows], device=model.device)
-    return torch.cat(found)[places.argsort()]
-
-
-def _padded_scores(model: PreTrainedModel, encoded: list[list[int]]) -> Tensor:
-    """Return the scores of one pass.
-
-    A decoder is pooled by explicit length (transformers' own pooling looks for ids != pad, which
-    goes wrong where pad == EOS); an encoder gets its attention mask and pools by itself.
-    """
-    lengths = torch.tensor([len(ids) for ids in encoded], device=model.device)
-    width = int(lengths.max())
-    input_ids = torch.zeros(len(encoded), width, dtype=torch.long)
-    for row, ids in enumerate(encoded):
-        input_ids[row, : len(ids)] = torch.tensor(ids)
-    input_ids = input_ids.to(model.device)
-    head = dict(model.named_children()).get("score")
-    if head is not None:
-        states = first_output(model.base_model(input_ids=input_ids, use_cache=False))
-        last = states[torch.arange(len(encoded), device=model.device), lengths - 1]
-        with torch.autocast(model.device.type, enabled=False):  # a score wants more than 8 bits
-            logits = head(last.to(next(head.parameters()).dtype))
-    else:
-        mask = torch.arange(width, device=model.device) < lengths.unsqueeze(1)
-        logits = model(input_ids=input_ids, attention_mask=mask.long()).logits
-    numbers: Tensor = logits.float()
-    return numbers[:, 0] if numbers.shape[1] == 1 else numbers[:, 1] - numbers[:, 0]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from textrl.batching import epoch_minibatches, filled_batches, token_batches
+from textrl.batching import epoch_minibatches, filled_batches, like_lengths
 from textrl.config import DPOConfig, RewardConfig, SFTConfig
 from textrl.envs import tiny_model, tiny_tokenizer
 from textrl.errors import UserError
@@ -311,11 +311,8 @@ def test_bfloat16_keeps_the_losses_within_a_percent(stage: str, checkpoint: str)
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.01)
 
 
-def test_token_batches_and_schedule() -> None:
+def test_filled_batches_and_schedule() -> None:
     lengths = [9, 1, 5, 5, 2]
-    batches = token_batches(lengths, 10, 64)
-    assert sorted(i for batch in batches for i in batch) == list(range(5))
-    assert all(len(b) * max(lengths[i] for i in b) <= 10 for b in batches)
     filled = filled_batches(lengths, 10)
     assert sorted(i for batch in filled for i in batch) == list(range(5))
     assert all(sum(lengths[i] for i in b) <= 10 for b in filled)
@@ -325,7 +322,7 @@ def test_token_batches_and_schedule() -> None:
     assert factor(99) < 0.001
 
 
-def test_token_batches_are_the_cheapest_split() -> None:
+def test_like_lengths_are_the_cheapest_split() -> None:
     def cost(batches: list[list[int]], lengths: list[int]) -> int:
         return sum(64 + len(b) * max(lengths[i] for i in b) for b in batches)
 
@@ -337,9 +334,8 @@ def test_token_batches_are_the_cheapest_split() -> None:
         for bits in range(2**6):  # every way to cut the sorted row
             cuts = [0, *(i + 1 for i in range(6) if bits >> i & 1), 7]
             split = [order[a:b] for a, b in itertools.pairwise(cuts)]
-            if all(len(b) == 1 or len(b) * max(lengths[i] for i in b) <= 600 for b in split):
-                splits.append(cost(split, lengths))
-        assert cost(token_batches(lengths, 600, 64), lengths) == min(splits)
+            splits.append(cost(split, lengths))
+        assert cost(like_lengths(lengths, 64), lengths) == min(splits)
 
 
 def test_minibatches_are_a_shuffled_partition_of_like_lengths() -> None:

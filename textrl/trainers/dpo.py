@@ -1,11 +1,10 @@
 """Direct preference optimisation on a fixed set of pairs (2305.18290).
 
 The reference is the model as it is given: its log-probs of all pairs are computed once, before the
-first update, and kept; no second model stays in memory. Chosen and rejected are read together, in
-passes of like lengths.
+first update, and kept; no second model stays in memory. Chosen and rejected are read together,
+their prompt once (`textrl.packing`).
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +14,7 @@ from stable_baselines3.common.logger import Logger
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from textrl.batching import filled_batches, token_batches
+from textrl.batching import filled_batches
 from textrl.checkpoint import clear_state, save_model
 from textrl.config import DPOConfig
 from textrl.data import Records, Source, load_records, split_by_prompt
@@ -44,14 +43,8 @@ class Pair:
 
 
 def sequence_logprobs(lm: SplitLM, sequences: list[Sequence]) -> Tensor:
-    """Return the completions' log-probs, nats a sequence, [N], from passes of like lengths."""
-    groups = token_batches([len(s.ids) for s in sequences], sys.maxsize, lm.pass_cost)
-    found = [
-        lm.token_logprobs(stack_sequences([sequences[i] for i in rows], lm.device)).sum(1)
-        for rows in groups
-    ]
-    places = torch.tensor([i for rows in groups for i in rows], device=lm.device)
-    return torch.cat(found)[places.argsort()]
+    """Return the completions' log-probs, nats a sequence, [N]."""
+    return lm.token_logprobs(stack_sequences(sequences, lm.device)).sum(1)
 
 
 def pair_logprobs(lm: SplitLM, pairs: list[Pair]) -> Tensor:
@@ -86,15 +79,18 @@ def mismatched(pairs: list[Pair], max_length: int) -> list[Sequence]:
 def all_logprobs(lm: SplitLM, sequences: list[Sequence], micro_batch_tokens: int) -> Tensor:
     """Return `sequence_logprobs` of any number of sequences, without gradient, [N]."""
     result = torch.zeros(len(sequences), device=lm.device)
-    for rows in token_batches([len(s.ids) for s in sequences], micro_batch_tokens, lm.pass_cost):
+    for rows in filled_batches([len(s.ids) for s in sequences], micro_batch_tokens):
         result[rows] = sequence_logprobs(lm, [sequences[i] for i in rows])
     return result
 
 
 def reference_logprobs(lm: SplitLM, pairs: list[Pair], micro_batch_tokens: int) -> Tensor:
     """Return `pair_logprobs` of all pairs, without gradient, [2 N]."""
-    sequences = [p.chosen for p in pairs] + [p.rejected for p in pairs]
-    return all_logprobs(lm, sequences, micro_batch_tokens).view(2, len(pairs))
+    result = torch.zeros(2, len(pairs), device=lm.device)
+    with torch.no_grad():
+        for rows in filled_batches([p.num_tokens for p in pairs], micro_batch_tokens):
+            result[:, rows] = pair_logprobs(lm, [pairs[i] for i in rows])
+    return result
 
 
 def dpo_loss_sum(
@@ -214,7 +210,6 @@ class DPOTrainer:
         task = FitTask(
             stage="dpo",
             lengths=[p.num_tokens for p in pairs],
-            split=filled_batches,
             weights=[1.0] * len(pairs),
             loss=lambda rows: dpo_loss_sum(
                 self._lm, [pairs[i] for i in rows], self._reference[:, rows], self.config, self._kl

@@ -13,8 +13,8 @@ from stable_baselines3.common.logger import Logger
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from textrl.batching import filled_batches
 from textrl.checkpoint import clear_state, save_model
+from textrl.classifiers import encode_for_scoring, max_text_length, split_classifier
 from textrl.config import RewardConfig
 from textrl.data import Records, Row, Source, is_conversation, load_records, split_by_prompt
 from textrl.encoding import chat_text, ranked_texts
@@ -23,7 +23,7 @@ from textrl.loop import FitTask, LossSum, fit, make_accelerator
 from textrl.losses import bradley_terry_loss, plackett_luce_loss, ranking_loss
 from textrl.metrics import open_logger
 from textrl.models import ensure_pad, untrained_classifier
-from textrl.rewards import RewardModel, encode_for_scoring, max_text_length, sequence_scores
+from textrl.rewards import RewardModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +94,7 @@ class RewardTrainer:
             raise UserError(f"a reward model has 1 label, this one {model.config.num_labels}")
         ensure_pad(tokenizer, model)
         self.model, self.tokenizer = model, tokenizer
+        self._classifier = split_classifier(model)
         self.config = config or RewardConfig()
         self.output_dir = None if output_dir is None else Path(output_dir)
         self.logger = logger
@@ -114,7 +115,6 @@ class RewardTrainer:
         task = FitTask(
             stage="reward",
             lengths=[r.num_tokens for r in rankings],
-            split=filled_batches,
             weights=[1.0] * len(rankings),
             loss=lambda rows: self._loss([rankings[i] for i in rows]),
         )
@@ -139,7 +139,7 @@ class RewardTrainer:
         """Store in the model's config the mean and std that give these texts scores of 0 and 1."""
         self.model.eval()
         encoded = [self._encode_text(text) for text in texts]
-        scores = sequence_scores(self.model, encoded).double()
+        scores = self._classifier.scores(encoded).double()
         mean, std = float(scores.mean()), float(scores.std(unbiased=False))
         if not std > 0:
             raise UserError("the reward model gives all texts one score; it has learned nothing")
@@ -185,11 +185,11 @@ class RewardTrainer:
         )
 
     def _score_rankings(self, rankings: list[Ranking]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return scores, ranks, mask, each [B K]: one forward pass over all completions."""
+        """Return scores, ranks, mask, each [B K]: one pass over all completions."""
         device, most = self.model.device, max(len(r.ranks) for r in rankings)
         mask = torch.tensor([[k < len(r.ranks) for k in range(most)] for r in rankings])
         ranks = torch.tensor([r.ranks + [0] * (most - len(r.ranks)) for r in rankings])
-        flat = sequence_scores(self.model, [ids for r in rankings for ids in r.encoded])
+        flat = self._classifier.scores([ids for r in rankings for ids in r.encoded])
         scores = torch.zeros(mask.shape, device=device).masked_scatter(mask.to(device), flat)
         return scores, ranks.to(device), mask.to(device)
 

@@ -1,13 +1,12 @@
 """Supervised fine-tuning: the mean negative log-likelihood of demonstrations (step 1 of RLHF)."""
 
-from functools import partial
 from pathlib import Path
 
 import torch
 from stable_baselines3.common.logger import Logger
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from textrl.batching import token_batches
+from textrl.batching import filled_batches
 from textrl.checkpoint import clear_state, save_model
 from textrl.config import SFTConfig
 from textrl.data import Source, load_records, split_by_prompt
@@ -69,7 +68,6 @@ class SFTTrainer:
         task = FitTask(
             stage="sft",
             lengths=[len(s.ids) for s in sequences],
-            split=partial(token_batches, pass_cost=self._lm.pass_cost),
             weights=[float(s.num_counted) for s in sequences],
             loss=lambda rows: self._loss([sequences[i] for i in rows]),
         )
@@ -100,7 +98,7 @@ class SFTTrainer:
     @torch.no_grad()
     def _heldout_loss(self, sequences: list[Sequence]) -> dict[str, float]:
         lengths = [len(s.ids) for s in sequences]
-        batches = token_batches(lengths, self.config.micro_batch_tokens, self._lm.pass_cost)
+        batches = filled_batches(lengths, self.config.micro_batch_tokens)
         total = sum(self._loss([sequences[i] for i in rows]).loss.item() for rows in batches)
         return {"heldout_loss": total / sum(s.num_counted for s in sequences)}
 

@@ -1,0 +1,187 @@
+"""Packing changes where texts are read, never what is read of them."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_models import CONFIGS, make
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BloomConfig,
+    FalconConfig,
+    Gemma2Config,
+    GPTNeoXConfig,
+    OPTConfig,
+    PhiConfig,
+    Qwen3Config,
+)
+
+from textrl.classifiers import split_classifier
+from textrl.models import plain_attention_length, split_lm
+from textrl.packing import Packing, even_rows, packing_of, plan, read, share_beginnings
+from textrl.trainers.dpo import Pair, pair_logprobs
+from textrl.types import Sequence
+
+FREE = Packing(pass_cost=0, attention_cost=0.0, max_length=99)
+TEXTS = [[1, 5, 6, 7, 8, 9], [1, 5, 6, 7, 3], [2, 3], [1, 5, 6, 7, 8, 9, 10, 11], [4], [1, 5, 6]]
+SMALL = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+OTHERS = {
+    "neox": GPTNeoXConfig(**SMALL, intermediate_size=32),
+    "phi": PhiConfig(**SMALL, intermediate_size=32),
+    "opt": OPTConfig(**SMALL, ffn_dim=32, word_embed_proj_dim=16, max_position_embeddings=64),
+    "qwen3": Qwen3Config(**SMALL, intermediate_size=32, num_key_value_heads=1, head_dim=8),
+    "gemma2": Gemma2Config(**SMALL, intermediate_size=32, num_key_value_heads=1, head_dim=8),
+    "bloom": BloomConfig(vocab_size=40, hidden_size=16, n_layer=2, n_head=2),
+    "falcon alibi": FalconConfig(**SMALL, alibi=True, new_decoder_architecture=False),
+}
+
+
+def padded(texts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(len(text) for text in texts)
+    rows = torch.tensor([text + [0] * (width - len(text)) for text in texts])
+    return rows, torch.tensor([len(text) for text in texts])
+
+
+def test_rows_by_hand() -> None:
+    (one,), places = plan(FREE, *padded([[1, 5, 6, 7], [2, 3, 4], [1, 5, 8]]))
+    # the family (1 5 | 6 7 | 8) and the text 2 3 4 in one row
+    assert one.input_ids.tolist() == [[1, 5, 6, 7, 8, 2, 3, 4]]
+    assert one.position_ids.tolist() == [[0, 1, 2, 3, 2, 0, 1, 2]]
+    assert places.tolist() == [[0, 1, 2, 3], [5, 6, 7, 0], [0, 1, 4, 0]]
+    sees = [set(row.nonzero().squeeze(1).tolist()) for row in one.visible[0, 0]]
+    assert sees == [{0}, {0, 1}, {0, 1, 2}, {0, 1, 2, 3}, {0, 1, 4}, {5}, {5, 6}, {5, 6, 7}]
+
+
+def test_without_packing_there_are_passes_of_like_lengths() -> None:
+    never = replace(FREE, max_length=0)
+    passes, places = plan(never, *padded([[1, 5, 6, 7], [2], [1, 5, 8, 9]]))
+    assert [one.input_ids.tolist() for one in passes] == [[[2]], [[1, 5, 6, 7], [1, 5, 8, 9]]]
+    assert [one.visible for one in passes] == [None, None]
+    assert places.tolist() == [[1, 2, 3, 4], [0, 0, 0, 0], [5, 6, 7, 8]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9), min_size=1, max_size=9),
+    st.floats(0.0, 0.2),
+    st.integers(0, 20),
+)
+def test_every_token_has_its_place(texts: list[list[int]], cost: float, pass_cost: int) -> None:
+    packing = Packing(pass_cost=pass_cost, attention_cost=cost, max_length=9)
+    passes, places = plan(packing, *padded(texts))
+    ids = torch.cat([one.input_ids.flatten() for one in passes])
+    for text, row in zip(texts, places, strict=True):
+        own = row[: len(text)]
+        assert ids[own].tolist() == text
+        assert all(a < b for a, b in pairwise(own.tolist()))
+        if passes[0].visible is not None:
+            width = passes[0].input_ids.shape[1]
+            number, slots = int(own[0]) // width, own % width
+            assert torch.equal(passes[0].position_ids[number, slots], torch.arange(len(text)))
+            for slot, count in zip(slots, range(1, len(text) + 1), strict=True):
+                seen = passes[0].visible[number, 0, slot].nonzero().squeeze(1)
+                assert torch.equal(seen, slots[:count])
+
+
+def test_families_and_rows() -> None:
+    families = share_beginnings(TEXTS, FREE)
+    assert sorted(i for f in families for i in f.members) == list(range(len(TEXTS)))
+    assert {tuple(sorted(f.members)) for f in families} == {(0, 1, 3, 5), (2,), (4,)}
+    dear = replace(FREE, attention_cost=10.0)  # a long row costs more than it saves
+    pair = [[1, 5, 6], [1, 7, 8]]
+    assert [len(share_beginnings(pair, packing)) for packing in (FREE, dear)] == [1, 2]
+    rows = even_rows([5, 4, 3, 3, 3], replace(FREE, attention_cost=0.1))
+    assert sorted(i for row in rows for i in row) == list(range(5))
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, *OTHERS])
+def test_packed_states_and_gradients_are_those_of_each_text_alone(name: str) -> None:
+    if name in CONFIGS:
+        model = make(name)
+    else:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(OTHERS[name]).eval()
+    with pytest.warns(UserWarning, match="cache") if name == "bloom" else torch.no_grad():
+        lm = split_lm(model)
+    # Positions of ALiBi come from the mask; a window of 4 is shorter than the trial's texts
+    unfit = name in ("bloom", "falcon alibi", "mistral window")
+    assert (lm.packing.max_length == 0) == unfit, lm.packing
+    ids, lengths = padded(TEXTS)
+    mask = torch.arange(ids.shape[1]) < lengths.unsqueeze(1)
+    weights = torch.rand(model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+
+    def gradients(states: torch.Tensor) -> list[torch.Tensor]:
+        model.zero_grad()
+        (states.tanh() @ weights).sum().backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    alone = torch.cat([lm.trunk(input_ids=torch.tensor([text]))[0][0] for text in TEXTS])
+    expected = gradients(alone)
+    for packing in (replace(lm.packing, pass_cost=0), replace(lm.packing, pass_cost=3)):
+        together = read(lm.trunk, packing, ids, lengths)[mask]
+        assert torch.allclose(together, alone, atol=1e-5)
+        for found, wanted in zip(gradients(together), expected, strict=True):
+            assert torch.allclose(found, wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, *OTHERS])
+def test_scores_need_the_last_mlp_at_the_ends_only(name: str) -> None:
+    config = (CONFIGS | OTHERS)[name]
+    config.num_labels, config.pad_token_id = 1, 0
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForSequenceClassification.from_config(config).eval()
+    whole = split_classifier(model)
+    if name in ("llama", "qwen2", "gpt2", "gemma2"):
+        assert whole.last_mlp is not None
+    if name == "opt":  # it has no module that is the MLP
+        assert whole.last_mlp is None
+    free = replace(whole, packing=replace(whole.packing, pass_cost=0))
+    plain = replace(whole, last_mlp=None, packing=replace(FREE, max_length=0))
+    alone = torch.cat([plain.scores([text]) for text in TEXTS])
+    gradients = []
+    for classifier in (plain, free):
+        model.zero_grad()
+        scores = classifier.scores([*TEXTS, TEXTS[0]])  # equal texts share an end
+        assert torch.allclose(scores[:-1], alone, atol=1e-5)
+        (scores * torch.arange(1.0, 8.0)).sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    for found, wanted in zip(*gradients, strict=True):
+        assert torch.allclose(found, wanted, atol=1e-5)
+    hooks = [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
+    assert not hooks
+
+
+def test_a_pair_reads_its_prompt_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = split_lm(make("llama"))
+    lm = replace(lm, packing=replace(lm.packing, pass_cost=0, attention_cost=1e-4))
+    prompt, ends = [1, *range(3, 15)], ([20, 21, 2], [22, 2])
+    sides = [Sequence(ids=prompt + end, counts=[False] * 13 + [True] * len(end)) for end in ends]
+    read_slots: list[int] = []
+    forward = lm.trunk.forward
+
+    def counted(*args: object, **options: object) -> object:
+        read_slots.append(options["input_ids"].numel())
+        return forward(*args, **options)
+
+    monkeypatch.setattr(lm.trunk, "forward", counted)
+    found = pair_logprobs(lm, [Pair(chosen=sides[0], rejected=sides[1])]).squeeze(1)
+    assert read_slots == [13 + 2 + 1]  # each one's last token predicts nothing
+    for side, logprob in zip(sides, found, strict=True):
+        logits = lm.model(input_ids=torch.tensor([side.ids])).logits[0].log_softmax(-1).detach()
+        own = [float(logits[t - 1, side.ids[t]]) for t in range(13, len(side.ids))]
+        assert logprob.item() == pytest.approx(sum(own), abs=1e-4)
+
+
+def test_packing_of_a_model_by_hand() -> None:
+    model = make("llama")
+    size = sum(p.numel() for p in model.parameters())
+    found = packing_of(model, model.base_model, plain_attention_length(model.base_model, model))
+    assert found.pass_cost == (1 << 28) // size
+    assert found.attention_cost == pytest.approx(3 * 2 * 16 / size)
+    assert found.row_cost(10) == pytest.approx(10 + 100 * found.attention_cost)

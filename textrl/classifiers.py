@@ -1,0 +1,171 @@
+"""Sequence classifiers that score texts: how a text is encoded for them, and one number a text.
+
+A decoder's score is read at the text's last token alone, so its last MLP runs there alone; an
+encoder pools by itself. Next to read: `rewards.py`, which makes a reward function of this.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from textrl.batching import filled_batches, like_lengths
+from textrl.models import max_positions, plain_attention_length
+from textrl.packing import Packing, packing_of, plan, take
+
+SCORING_TOKENS = 8192
+"""Tokens of the texts that a classifier reads at once where no gradient is wanted."""
+
+
+def max_text_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return how many tokens a classifier reads at most."""
+    return min(max_positions(model) or 1 << 30, int(tokenizer.model_max_length))
+
+
+def encode_for_scoring(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> list[int]:
+    """Return the ids a classifier reads: the text, then EOS where its tokenizer has one."""
+    ids: list[int] = tokenizer(text).input_ids
+    eos = tokenizer.eos_token_id
+    if eos is None:
+        return ids[:max_length]
+    if ids and ids[-1] == eos:
+        ids = ids[:-1]
+    return [*ids[: max_length - 1], eos]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier:
+    """A sequence classifier, and what of it need not run on every token.
+
+    A decoder (whose head is called `score`) is read at each text's last token whatever the padding
+    id is: transformers' own pooling looks for ids != pad, which goes wrong where pad == EOS.
+    """
+
+    model: PreTrainedModel
+    head: nn.Module | None
+    """A decoder's; None for an encoder, which pools by itself."""
+    last_mlp: nn.Module | None
+    """A decoder's, where running it at the last tokens alone is known to change no score."""
+    packing: Packing
+
+    def scores(self, encoded: list[list[int]]) -> Tensor:
+        """Return one score a text, [N], float32: the logit, or of two the log-odds of label 1.
+
+        Texts that begin alike (a prompt's completions) share that beginning's pass.
+        """
+        limit = SCORING_TOKENS if not torch.is_grad_enabled() else sys.maxsize
+        batches = filled_batches([len(ids) for ids in encoded], limit)
+        logits = torch.cat([self._logits([encoded[i] for i in rows]) for rows in batches]).float()
+        numbers = logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
+        places = torch.tensor([i for rows in batches for i in rows], device=numbers.device)
+        return numbers[places.argsort()]
+
+    def _logits(self, encoded: list[list[int]]) -> Tensor:
+        device = self.model.device
+        lengths = torch.tensor([len(ids) for ids in encoded], device=device)
+        width = int(lengths.max())
+        padded = [ids + [0] * (width - len(ids)) for ids in encoded]
+        input_ids = torch.tensor(padded, dtype=torch.long, device=device)
+        if self.head is None:
+            return self._encoder_logits(input_ids, lengths)
+        states = last_states(self.model.base_model, self.packing, self.last_mlp, input_ids, lengths)
+        with torch.autocast(device.type, enabled=False):  # a score wants more than 8 bits
+            logits = self.head(states.to(next(self.head.parameters()).dtype))
+        assert isinstance(logits, Tensor)
+        return logits
+
+    def _encoder_logits(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
+        batches = like_lengths(lengths.tolist(), self.packing.pass_cost)
+        found = []
+        for rows in batches:
+            width = int(lengths[rows].max())
+            mask = torch.arange(width, device=lengths.device) < lengths[rows].unsqueeze(1)
+            ids = input_ids[rows, :width]
+            found.append(self.model(input_ids=ids, attention_mask=mask.long()).logits)
+        places = torch.tensor([i for rows in batches for i in rows], device=lengths.device)
+        return torch.cat(found)[places.argsort()]
+
+
+def split_classifier(model: PreTrainedModel) -> Classifier:
+    """Return the classifier and what of it need not run on every token, found by a trial."""
+    head = dict(model.named_children()).get("score")
+    plain = 0 if head is None else plain_attention_length(model.base_model, model)
+    return Classifier(
+        model=model,
+        head=head,
+        last_mlp=None if head is None else _last_mlp(model),
+        packing=packing_of(model, model.base_model, plain),
+    )
+
+
+def last_states(
+    trunk: nn.Module,
+    packing: Packing,
+    last_mlp: nn.Module | None,
+    input_ids: Tensor,
+    lengths: Tensor,
+) -> Tensor:
+    """Return the state at each text's last token, [B H], from right-padded ids [B L]."""
+    passes, places = plan(packing, input_ids, lengths)
+    ends = places.gather(1, lengths.unsqueeze(1) - 1).squeeze(1)
+    states, start = [], 0
+    for one in passes:
+        slots = one.input_ids.numel()
+        here = ends[(ends >= start) & (ends < start + slots)].unique() - start
+        with _only_at(last_mlp, here):
+            states.append(one.states(trunk))
+        start += slots
+    return take(torch.cat(states), ends)
+
+
+@contextmanager
+def _only_at(mlp: nn.Module | None, slots: Tensor) -> Iterator[None]:
+    """Let the last MLP see these slots alone and add nothing to the others, which nobody reads."""
+    if mlp is None:
+        yield
+        return
+    shape: list[torch.Size] = []
+
+    def pick(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        shape.append(inputs[0].shape)
+        return take(inputs[0].flatten(0, -2), slots).unsqueeze(0), *inputs[1:]
+
+    def put(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        rows = output.new_zeros(shape[0].numel() // shape[0][-1], output.shape[-1])
+        return rows.index_copy(0, slots, output.squeeze(0)).view(*shape[0][:-1], -1)
+
+    handles = mlp.register_forward_pre_hook(pick), mlp.register_forward_hook(put)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def _last_mlp(model: PreTrainedModel) -> nn.Module | None:
+    """Return the MLP of the last layer if running it at the ends alone changes no state there."""
+    mlps = [child for name, child in model.base_model.named_modules() if name.endswith(".mlp")]
+    if not mlps:
+        return None
+    lengths = torch.tensor([4, 7, 2], device=model.device)
+    ids = (
+        torch.arange(21, device=model.device).view(3, 7) % model.config.get_text_config().vocab_size
+    )
+    alone = Packing(pass_cost=0, attention_cost=0.0, max_length=0)
+    was_training = model.training
+    model.eval()
+    try:
+        whole = last_states(model.base_model, alone, None, ids, lengths)
+        ends = last_states(model.base_model, alone, mlps[-1], ids, lengths)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        return None  # it is called or answers in another way
+    finally:
+        model.train(was_training)
+    close = torch.finfo(whole.dtype).eps ** 0.5 * whole.abs().max()
+    return mlps[-1] if bool(((whole - ends).abs() <= close).all()) else None

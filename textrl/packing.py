@@ -1,0 +1,304 @@
+"""Reading texts of different lengths: several in a row, what they share once, little padding.
+
+Padding to the longest of 32 random reviews nearly doubles the tokens. `read` lays right-padded
+texts out anew: those of a prompt become a family, whose beginning is read once; families stand
+behind one another in rows of about one length, in which positions start again with each text and a
+mask keeps the texts blind to each other. Every state is what it would be in a row of its own
+(`Packing` is found by a trial), and the caller gets it at its old place. docs/speed.md has numbers.
+"""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from textrl.batching import like_lengths
+
+LEAST_PASS_COST = 64
+PASS_PARAMETERS = 1 << 28
+ATTENTION = 3.0
+"""What attention takes for its FLOPs beyond a matrix product's time, measured at 4M and 135M."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packing:
+    """What packing is worth for a model, and whether it may be packed."""
+
+    pass_cost: int
+    """What one more forward and backward pass costs, in tokens.
+
+    Launches and small matrices cost the same whatever the model, a token in proportion to its
+    parameters: 64 tokens at 4.2M parameters and above, thousands for a model of a test.
+    """
+    attention_cost: float
+    """What one more slot in its row costs each slot, in tokens."""
+    max_length: int
+    """Longest text that may share its row; 0: none."""
+
+    def row_cost(self, width: int, *, shared: bool = True) -> float:
+        """Return what a row costs, in tokens; one whose texts share it attends to all its slots."""
+        return width * (1 + self.attention_cost * width * (1.0 if shared else 0.5))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Texts that begin alike."""
+
+    begin: int
+    """Tokens that they share; all of a text that is alone."""
+    members: list[int]
+    num_tokens: int
+    """Tokens of its part of a row: the beginning once, then each member's rest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """What a trunk reads at once, right-padded."""
+
+    input_ids: Tensor
+    """Int64 [R W]."""
+    position_ids: Tensor | None = None
+    """Int64 [R W], each token's place in its text; None: its place in the row."""
+    visible: Tensor | None = None
+    """Bool [R 1 W W], which slots each slot sees; None: all before it."""
+
+    def to(self, device: torch.device) -> "Pass":
+        """Return it on another device."""
+        assert self.position_ids is not None
+        assert self.visible is not None
+        return Pass(
+            input_ids=self.input_ids.to(device),
+            position_ids=self.position_ids.to(device),
+            visible=self.visible.to(device),
+        )
+
+    def states(self, trunk: nn.Module) -> Tensor:
+        """Return the states of all slots, one behind the other, [R W, H]."""
+        options = {}
+        if self.visible is not None:
+            dtype = next(trunk.parameters()).dtype
+            mask = torch.zeros(self.visible.shape, dtype=dtype, device=self.visible.device)
+            lowest = torch.finfo(dtype).min
+            options = {
+                "attention_mask": mask.masked_fill(~self.visible, lowest),
+                "position_ids": self.position_ids,
+            }
+        states = trunk(input_ids=self.input_ids, use_cache=False, **options)[0]
+        assert isinstance(states, Tensor)
+        return states.flatten(0, 1)
+
+
+def read(trunk: nn.Module, packing: Packing, input_ids: Tensor, lengths: Tensor) -> Tensor:
+    """Return the last hidden states of right-padded ids, [B L H]; arbitrary behind a row's end.
+
+    Args:
+        trunk: a causal model without its head.
+        packing: the trunk's.
+        input_ids: Shape [B L].
+        lengths: tokens to read of each row, 1 to L. Shape [B].
+    """
+    if input_ids.numel() <= packing.pass_cost:  # nothing to gain
+        states = Pass(input_ids=input_ids).states(trunk)
+        return states.view(*input_ids.shape, -1)
+    passes, places = plan(packing, input_ids, lengths)
+    states = torch.cat([one.states(trunk) for one in passes])
+    return take(states, places)
+
+
+def completion_hidden(
+    trunk: nn.Module, packing: Packing, input_ids: Tensor, prompt_lengths: Tensor, mask: Tensor
+) -> Tensor:
+    """Return `SplitLM.completion_hidden` of any causal trunk (a critic's)."""
+    lengths = (prompt_lengths + mask.sum(1) - 1).clamp_min(1)  # the last token predicts nothing
+    states = read(trunk, packing, input_ids, lengths)
+    return gather_completion(states, prompt_lengths, mask.shape[1])
+
+
+def gather_completion(states: Tensor, prompt_lengths: Tensor, steps: int) -> Tensor:
+    """Return states[b, prompt_length - 1 + t] for t < steps: [B T H] from [B L H].
+
+    Slots beyond the end repeat the last state; the completion's mask leaves them out.
+    """
+    rows, width = states.shape[:2]
+    offsets = torch.arange(steps, device=states.device)
+    positions = (prompt_lengths.unsqueeze(1) - 1 + offsets).clamp_max(width - 1)
+    starts = torch.arange(rows, device=states.device).unsqueeze(1) * width
+    return take(states.flatten(0, 1), starts + positions)
+
+
+def take(states: Tensor, places: Tensor) -> Tensor:
+    """Return states[places]: [... H] from [N H] (its backward pass is quick, unlike indexing's)."""
+    return states.index_select(0, places.flatten()).view(*places.shape, -1)
+
+
+def plan(packing: Packing, input_ids: Tensor, lengths: Tensor) -> tuple[list[Pass], Tensor]:
+    """Return the cheapest passes over these texts, and where each token's state will be, [B L].
+
+    The slots of all passes are counted through; a place behind a row's end is arbitrary.
+    """
+    texts = [row[:length] for row, length in zip(input_ids.tolist(), lengths.tolist(), strict=True)]
+    sizes = [len(text) for text in texts]
+    batches = like_lengths(sizes, packing.pass_cost)
+    cost = packing.pass_cost * len(batches) + sum(
+        packing.row_cost(max(sizes[i] for i in rows), shared=False) * len(rows) for rows in batches
+    )
+    if max(sizes) <= packing.max_length:
+        families = share_beginnings(texts, packing)
+        rows = even_rows([family.num_tokens for family in families], packing)
+        packed = packing.pass_cost + sum(
+            packing.row_cost(max(sum(families[i].num_tokens for i in row) for row in rows))
+            for row in rows
+        )
+        if packed < cost:
+            one, found = packed_pass(texts, [[families[i] for i in row] for row in rows])
+            device = input_ids.device
+            return [one.to(device)], _table(found, input_ids.shape[1]).to(device)
+    passes, places, start = [], [[0] for _ in texts], 0
+    for rows_of_pass in batches:
+        width = max(sizes[i] for i in rows_of_pass)
+        passes.append(Pass(input_ids=input_ids[rows_of_pass, :width]))
+        for row, index in enumerate(rows_of_pass):
+            first = start + row * width
+            places[index] = list(range(first, first + sizes[index]))
+        start += width * len(rows_of_pass)
+    return passes, _table(places, input_ids.shape[1]).to(input_ids.device)
+
+
+def share_beginnings(texts: list[list[int]], packing: Packing) -> list[Family]:
+    """Return the texts in families, each as large as sharing its beginning pays.
+
+    >>> packing = Packing(pass_cost=0, attention_cost=0.0, max_length=99)
+    >>> [(f.begin, f.members) for f in share_beginnings([[5, 6, 7], [9, 9], [5, 6, 8]], packing)]
+    [(2, [0, 2]), (2, [1])]
+    """
+    families: list[Family] = []
+    for index in sorted(range(len(texts)), key=lambda i: texts[i]):
+        text = texts[index]
+        alone = Family(begin=len(text), members=[index], num_tokens=len(text))
+        if families:
+            last = families[-1]
+            begin = _common(texts[last.members[0]][: last.begin], text)
+            members = [*last.members, index]
+            tokens = begin + sum(len(texts[i]) - begin for i in members)
+            apart = packing.row_cost(last.num_tokens) + packing.row_cost(len(text))
+            if begin and packing.row_cost(tokens) < apart:
+                families[-1] = Family(begin=begin, members=members, num_tokens=tokens)
+                continue
+        families.append(alone)
+    return families
+
+
+def even_rows(sizes: Sequence[int], packing: Packing) -> list[list[int]]:
+    """Return which parts stand in a row, so that the rows cost least.
+
+    For each number of rows the largest parts go first, each into the row that is emptiest.
+
+    >>> even_rows([5, 3, 2], Packing(pass_cost=0, attention_cost=0.0, max_length=99))
+    [[0], [1, 2]]
+    """
+    order = sorted(range(len(sizes)), key=lambda i: -sizes[i])
+    most = min(len(sizes), 1 + sum(sizes) // sizes[order[0]] * 5 // 4)
+    best: tuple[float, list[list[int]]] = (float("inf"), [])
+    for count in range(most, 0, -max(1, most // 12)):
+        heap = [(0, row) for row in range(count)]
+        rows: list[list[int]] = [[] for _ in range(count)]
+        for index in order:
+            filled, row = heap[0]
+            rows[row].append(index)
+            heapq.heapreplace(heap, (filled + sizes[index], row))
+        cost = packing.row_cost(max(filled for filled, _ in heap)) * count
+        if cost < best[0]:
+            best = cost, rows
+    return best[1]
+
+
+def packed_pass(texts: list[list[int]], rows: list[list[Family]]) -> tuple[Pass, list[list[int]]]:
+    """Return a pass over rows of families, and the slot of each text's tokens."""
+    width = max(sum(family.num_tokens for family in row) for row in rows)
+    places: list[list[int]] = [[] for _ in texts]
+    ids, positions, families, branches = (
+        torch.full((len(rows), width), filler) for filler in (0, 0, -1, -1)
+    )
+    for number, row in enumerate(rows):
+        slot = 0
+        for kin, family in enumerate(row):
+            begin, first = family.begin, slot
+            parts = [(-1, texts[family.members[0]][:begin], 0)]
+            parts += [(b, texts[i][begin:], begin) for b, i in enumerate(family.members)]
+            for branch, tokens, position in parts:
+                end = slot + len(tokens)
+                ids[number, slot:end] = torch.tensor(tokens, dtype=torch.long)
+                positions[number, slot:end] = torch.arange(position, position + len(tokens))
+                families[number, slot:end], branches[number, slot:end] = kin, branch
+                if branch >= 0:
+                    base = number * width
+                    own = [
+                        *range(base + first, base + first + begin),
+                        *range(base + slot, base + end),
+                    ]
+                    places[family.members[branch]] = own
+                slot = end
+    slots = torch.arange(width)
+    own_family = families.unsqueeze(2) == families.unsqueeze(1)
+    of_beginning = (branches == -1).unsqueeze(1)
+    own_branch = branches.unsqueeze(2) == branches.unsqueeze(1)
+    seen = (slots.unsqueeze(1) >= slots) & own_family & (of_beginning | own_branch)
+    return Pass(input_ids=ids, position_ids=positions, visible=seen.unsqueeze(1)), places
+
+
+@torch.no_grad()
+def packing_of(model: PreTrainedModel, trunk: nn.Module, max_length: int) -> Packing:
+    """Return the packing of a model's trunk, after a trial of whether its states bear it.
+
+    Args:
+        model: the whole model, which tells sizes.
+        trunk: its part without the head, causal.
+        max_length: longest text that plain causal attention with given positions is right for.
+    """
+    config = model.config.get_text_config()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    width = getattr(config, "num_hidden_layers", 0) * getattr(config, "hidden_size", 0)
+    was_training = model.training
+    model.eval()
+    bears = max_length > 0 and _bears_packing(trunk, config.vocab_size, model.device)
+    model.train(was_training)
+    return Packing(
+        pass_cost=max(LEAST_PASS_COST, PASS_PARAMETERS // parameters),
+        attention_cost=ATTENTION * width / parameters,
+        max_length=max_length if bears else 0,
+    )
+
+
+def _bears_packing(trunk: nn.Module, vocab_size: int, device: torch.device) -> bool:
+    """Return whether three texts have the states in one row that they have in rows of their own."""
+    texts = [[i % vocab_size for i in text] for text in ([1, 2, 3, 4], [1, 2, 5, 6, 7], [8, 9])]
+    families = [
+        Family(begin=2, members=[0, 1], num_tokens=7),
+        Family(begin=2, members=[2], num_tokens=2),
+    ]
+    packed, places = packed_pass(texts, [families])
+    try:
+        together = packed.to(device).states(trunk)
+    except (RuntimeError, TypeError, ValueError):  # its attention takes no such mask
+        return False
+    for text, own in zip(texts, places, strict=True):
+        alone = Pass(input_ids=torch.tensor([text], device=device)).states(trunk)
+        close = torch.finfo(alone.dtype).eps ** 0.5 * alone.abs().max()
+        if not bool(((together[own] - alone).abs() <= close).all()):
+            return False
+    return True
+
+
+def _common(first: list[int], second: list[int]) -> int:
+    """Return how many tokens two texts share at their beginnings."""
+    for index, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
+            return index
+    return min(len(first), len(second))
+
+
+def _table(rows: list[list[int]], width: int) -> Tensor:
+    return torch.tensor([row + [0] * (width - len(row)) for row in rows])

@@ -103,8 +103,8 @@ class Evaluation:
 
     logprobs: Tensor
     """In nats, differentiable."""
-    values: Tensor
-    """In reward units, differentiable."""
+    values: Tensor | None
+    """In reward units, differentiable; None where the critic has a trunk of its own."""
     entropies: Tensor | None
     """In nats, differentiable; None where nobody asked."""
     exact_kl: Tensor | None
@@ -143,6 +143,13 @@ class ActorCritic:
             return values
         return self.critic.values_of(self.lm.completion_hidden(input_ids, prompt_lengths, mask))
 
+    def own_values(self, rollout: Rollout) -> Tensor:
+        """Return the values of a critic with a trunk of its own, [B T], differentiable."""
+        ids = rollout.input_ids[:, : int(rollout.lengths.max())]
+        values = self.critic(ids, rollout.prompt_lengths, rollout.mask)
+        assert isinstance(values, Tensor)
+        return values.masked_fill(~rollout.mask, 0.0)
+
     def evaluate(
         self,
         rollout: Rollout,
@@ -150,7 +157,7 @@ class ActorCritic:
         *,
         entropies: bool = False,
     ) -> Evaluation:
-        """Return log-probs and values of the episodes under the present weights.
+        """Return log-probs of the episodes under the present weights, and a value head's values.
 
         Args:
             rollout: some episodes.
@@ -160,10 +167,6 @@ class ActorCritic:
         width, mask = int(rollout.lengths.max()), rollout.mask
         ids = rollout.input_ids[:, :width]
         hidden = self.lm.completion_hidden(ids, rollout.prompt_lengths, mask)
-        if self.shared_trunk:
-            values = self.critic.values_of(hidden)
-        else:
-            values = self.critic(ids, rollout.prompt_lengths, mask)
 
         def numbers(states: Tensor, chosen: Tensor, *others: Tensor) -> Tensor:
             logits = self.lm.head(states)
@@ -187,7 +190,9 @@ class ActorCritic:
         )
         return Evaluation(
             logprobs=table[..., 0],
-            values=values.masked_fill(~mask, 0.0),
+            values=self.critic.values_of(hidden).masked_fill(~mask, 0.0)
+            if self.shared_trunk
+            else None,
             entropies=table[..., 1] if entropies else None,
             exact_kl=None if reference is None else table[..., -1],
         )

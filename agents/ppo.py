@@ -143,8 +143,11 @@ class PPO(TextAgent):
             targets, scale = self._targets(rollout, kl_coef, states)
         exact = None if states is None else ExactKL(reference_states=states, weight=kl_coef / scale)
         limit = config.target_kl
+        losses: list[Any] = [partial(self._actor_loss, rollout, targets, exact)]
+        if not self.actor_critic.shared_trunk:
+            losses.append(partial(self._critic_loss, rollout, targets))
         rows = self.run_minibatches(
-            partial(self._loss, rollout, targets, exact),
+            *losses,
             lengths=rollout.lengths,
             weights=rollout.mask.sum(1),
             minibatch_size=config.minibatch_size,
@@ -180,10 +183,13 @@ class PPO(TextAgent):
         scale = spread if spread > 1e-6 else 1.0  # nothing to tell apart: leave the KL's weight
         return Targets(advantages=standardize(advantages, mask), returns=returns), scale
 
-    def _loss(
+    def _actor_loss(
         self, rollout: Rollout, targets: Targets, exact: ExactKL | None, rows: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the token-mean loss of some episodes, and what to log of it."""
+        """Return the token-mean loss of some episodes, and what to log of it.
+
+        A value head's loss is part of it: one pass gives both.
+        """
         config, part, target = self.config, rollout.rows(rows), targets.rows(rows)
         mask = part.mask
         now = self.actor_critic.evaluate(
@@ -192,16 +198,28 @@ class PPO(TextAgent):
         policy_loss = ppo_policy_loss(
             now.logprobs, part.logprobs, target.advantages, mask, clip_range=config.clip_range
         )
-        value_loss = ppo_value_loss(
-            now.values, part.values, target.returns, mask, clip_range_vf=config.clip_range_vf
-        )
-        loss = policy_loss + config.vf_coef * value_loss
+        loss, numbers = policy_loss, {"policy_loss": policy_loss}
+        if now.values is not None:
+            value_loss = self._value_loss(now.values, part, target)
+            loss, numbers["value_loss"] = loss + config.vf_coef * value_loss, value_loss
         if now.entropies is not None:
             loss = loss - config.ent_coef * masked_mean(now.entropies, mask)
         if exact is not None and now.exact_kl is not None:
             loss = loss + exact.weight * masked_mean(now.exact_kl, mask)
-        numbers = {"policy_loss": policy_loss, "value_loss": value_loss}
         return loss, numbers | ratio_report(now.logprobs, part, config.clip_range)
+
+    def _critic_loss(
+        self, rollout: Rollout, targets: Targets, rows: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weighted value loss of a critic with a trunk of its own."""
+        part = rollout.rows(rows)
+        values = self.actor_critic.own_values(part)
+        value_loss = self._value_loss(values, part, targets.rows(rows))
+        return self.config.vf_coef * value_loss, {"value_loss": value_loss}
+
+    def _value_loss(self, values: Tensor, part: Rollout, target: Targets) -> Tensor:
+        limit = self.config.clip_range_vf
+        return ppo_value_loss(values, part.values, target.returns, part.mask, clip_range_vf=limit)
 
     def _reference_of(self, exact: ExactKL | None, rows: Tensor) -> ReferenceStates | None:
         if exact is None:

@@ -7,7 +7,7 @@ holds the whole algorithm. Here are `learn`, `predict`, `save`, `load` and the o
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -172,8 +172,7 @@ class TextAgent(ABC):
 
     def run_minibatches(
         self,
-        loss: MinibatchLoss,
-        *,
+        *losses: MinibatchLoss,
         lengths: Tensor,
         weights: Tensor,
         minibatch_size: int,
@@ -185,7 +184,8 @@ class TextAgent(ABC):
         """Take the optimiser steps of an iteration; return each one's numbers.
 
         Args:
-            loss: of a micro-batch of items (episodes or pairs).
+            losses: of a micro-batch of items (episodes or pairs); each one's graph is gone before
+                the next one's is made.
             lengths: tokens of each item, Int64 [N].
             weights: what each item adds to the divisor of a step's loss: its tokens, or 1; [N].
             minibatch_size: items in a step.
@@ -202,7 +202,7 @@ class TextAgent(ABC):
             order = torch.randperm(len(lengths), generator=self._generator)
             for chosen in order.split(minibatch_size):
                 extra = more_losses(len(chosen))
-                rows.append(self._step(chosen, lengths[chosen], weights[chosen], loss, extra))
+                rows.append(self._step(chosen, lengths[chosen], weights[chosen], losses, extra))
                 after_step(rows[-1], len(rows) / steps)
                 self._show(len(rows) / steps, rows[-1])
                 if stop(rows[-1]):
@@ -317,23 +317,25 @@ class TextAgent(ABC):
         chosen: Tensor,
         lengths: Tensor,
         weights: Tensor,
-        loss: MinibatchLoss,
+        losses: Sequence[MinibatchLoss],
         more_losses: Iterable[Tensor],
     ) -> Numbers:
         """Take one optimiser step; every micro-batch is weighed by its share of the whole step."""
         sums: Numbers = {}
 
-        def losses() -> Iterable[Tensor]:
+        def shares() -> Iterable[Tensor]:
             for batch in self._micro_batches(lengths):
                 share = weights[batch].sum().item() / weights.sum().item()
-                with self.autocast():
-                    value, numbers = loss(chosen[batch])
-                for name, number in numbers.items():
-                    sums[name] = sums.get(name, 0.0) + share * number.item()
-                yield share * value
+                for loss in losses:
+                    with self.autocast():
+                        value, numbers = loss(chosen[batch])
+                    for name, number in numbers.items():
+                        sums[name] = sums.get(name, 0.0) + share * number.item()
+                    yield share * value
+                    del value
             yield from more_losses
 
-        norm = self._updater.update(losses())
+        norm = self._updater.update(shares())
         return sums | {"grad_norm": norm}
 
     def _learning_rate_factor(self) -> float:

@@ -343,7 +343,7 @@ def test_a_gradient_that_is_not_finite_skips_and_then_stops() -> None:
     agent = PPO(policy, make_venv(reward=tiny_score), config(num_epochs=4, minibatch_size=8))
     agent.iterate()
     before = weights(policy)
-    agent._loss = lambda *rest: (
+    agent._actor_loss = lambda *rest: (
         agent.policy.lm_head.weight.sum() * float("nan"),
         {"approx_kl": torch.tensor(0.0), "ratio_error": torch.tensor(0.0)},
     )

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from textrl.classifiers import split_classifier
 from textrl.errors import UserError
 from textrl.logprobs import map_positions, token_entropy, token_kl, token_logprobs
 from textrl.models import SplitLM, split_lm
@@ -93,8 +92,7 @@ def make_critic(
         model = reward_model.model
         trunk = copy.deepcopy(model.base_model).requires_grad_(True)
         width = int(model.config.get_text_config().hidden_size)
-        packing = split_classifier(model).packing
-        return Critic(width, head, trunk, packing).to(policy.device)
+        return Critic(width, head, trunk, reward_model.classifier.packing).to(policy.device)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -184,8 +184,8 @@ class TextAgent(ABC):
         """Take the optimiser steps of an iteration; return each one's numbers.
 
         Args:
-            losses: of a micro-batch of items (episodes or pairs); each one's graph is gone before
-                the next one's is made.
+            losses: of a micro-batch of items (episodes or pairs); each one's backward pass is
+                done before the next one is computed.
             lengths: tokens of each item, Int64 [N].
             weights: what each item adds to the divisor of a step's loss: its tokens, or 1; [N].
             minibatch_size: items in a step.
@@ -332,7 +332,6 @@ class TextAgent(ABC):
                     for name, number in numbers.items():
                         sums[name] = sums.get(name, 0.0) + share * number.item()
                     yield share * value
-                    del value
             yield from more_losses
 
         norm = self._updater.update(shares())

@@ -3,7 +3,8 @@
     python benchmarks/throughput.py                          the small model, a few minutes
     python benchmarks/throughput.py --sizes 30m smollm2      larger ones
     python benchmarks/throughput_switches.py                 each optimisation on and off
-    python benchmarks/throughput_peer.py                     against TRL
+    python benchmarks/throughput.py --peer trl               against TRL (throughput_peer.py)
+    python benchmarks/throughput.py --peer sb3               SB3's PPO, prefixes shared or naive
 
 A row is a stage, a model, a length and a batch. Tokens are random: speed does not depend on them.
 MFU is the model's FLOPs over what one large matrix product does in the same time, measured just
@@ -13,6 +14,8 @@ before; memory is the peak of the process while the row ran.
 import argparse
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import numpy as np
 import torch
+from sb3_speed import speed as speed_of_sb3
 from throughput_model import SIZES, Cost, cost_of, make_model, matrix_product_rate
 from transformers import LlamaForSequenceClassification, PreTrainedModel
 
@@ -276,6 +280,18 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def against(peer: str, rest: list[str]) -> None:
+    """Compare with others, pair by pair in one run: TRL, or SB3 on an environment read naively."""
+    if peer == "trl":
+        script = Path(__file__).with_name("throughput_peer.py")
+        raise SystemExit(subprocess.call([sys.executable, str(script), *rest]))
+    if rest:
+        raise SystemExit(f"unknown options {' '.join(rest)}")
+    rates = speed_of_sb3(pairs=5)
+    ratios = np.divide(rates["shared"], rates["naive"])
+    print(f"shared over naive: {np.median(ratios):.1f}x ({ratios.min():.1f} to {ratios.max():.1f})")
+
+
 def main() -> None:
     """Measure the rows asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -284,8 +300,14 @@ def main() -> None:
     parser.add_argument("--lengths", nargs="+", type=int, default=[32, 128])
     parser.add_argument("--batches", nargs="+", type=int, default=[32])
     parser.add_argument("--output", type=Path, default=Path("runs/throughput.json"))
-    options = parser.parse_args()
+    parser.add_argument("--peer", choices=("trl", "sb3"), help="compare with it, and nothing else")
+    options, rest = parser.parse_known_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    if options.peer:
+        against(options.peer, rest)
+        return
+    if rest:
+        parser.error(f"unknown options {' '.join(rest)}")
     keep_freed_memory()
     rows: list[dict[str, Any]] = []
     for size in options.sizes:

@@ -56,6 +56,8 @@ SIZES = {
 PPO = Size(batch=64, block=4, learning_rate=3e-4)
 PROMPT_TOKENS, NEW_TOKENS = 7, 32
 ITERATIONS = 30
+KL_COEF, HIGHER_KL_COEF = 0.05, 0.06
+"""Both libraries'; and ours once more, to compare the scores where our KL is the lower one."""
 REWARD_PAIRS = 2048
 
 
@@ -254,6 +256,7 @@ def ppo(critic: str, options: argparse.Namespace) -> dict[str, Any]:
         "learning_rate": PPO.learning_rate,
         "threads": options.threads,
         "critic": critic,
+        "kl_coef": KL_COEF,
         "prompt_tokens": PROMPT_TOKENS,
         "new_tokens": NEW_TOKENS,
         "output": str(folder / "trained"),
@@ -263,11 +266,15 @@ def ppo(critic: str, options: argparse.Namespace) -> dict[str, Any]:
     found = compared(f"ppo {critic}", *workers, options.pairs)
     for worker in workers:
         worker.finish()
-    heldout = setup.job.prompts(setup.job.heldout)[:64] * 4
+    less_kl = folder / "less_kl"
+    job |= {"library": "textrl", "kl_coef": HIGHER_KL_COEF, "output": str(less_kl)}
+    Worker(Path(sys.executable), job, less_kl).finish()
+    heldout = setup.job.prompts(setup.job.heldout)[:256] * 4
     score = RewardModel.from_pretrained(reward)
-    for library in LIBRARIES:
+    policies = {library: folder / "trained" / library for library in LIBRARIES}
+    for library, policy in (policies | {"less_kl": less_kl / "textrl"}).items():
         drawn = sample_and_score(
-            load_causal_lm(folder / "trained" / library),
+            load_causal_lm(policy),
             setup.reference,
             setup.tokenizer,
             heldout,
@@ -306,9 +313,10 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         if "loss_difference" in row:
             learned = f"within {row['loss_difference']:.0e}"
         else:
+            names = (*LIBRARIES, "less_kl")
             learned = "; ".join(
-                f"{library}: score {row[f'{library}_score']:.2f} at KL {row[f'{library}_kl']:.2f}"
-                for library in LIBRARIES
+                f"{name}: score {row[f'{name}_score']:.2f} at KL {row[f'{name}_kl']:.2f}"
+                for name in names
             )
         lines.append(f"| {name} | {span} | {row['cpu_ratio']:.2f}x | {memory} | {learned} |")
     return "\n".join(lines)

@@ -145,9 +145,10 @@ def head_where_it_counts(setup: Setup) -> Iterator[Switch]:
     """Yield the LM head on the completion's positions, in chunks, against all logits at once."""
     lm = setup.lm
     batch = stack_sequences(setup.prompted[:64], lm.device)
+    lengths = torch.tensor([len(s.ids) - 1 for s in setup.prompted[:64]])
 
     def all_logits() -> Tensor:
-        logits = setup.model(input_ids=batch.input_ids, use_cache=False).logits
+        logits = lm.head(lm.hidden(batch.input_ids, lengths))
         found = token_logprobs(logits[:, :-1], batch.input_ids[:, 1:])
         return -found.masked_fill(~batch.mask[:, 1:], 0.0).sum()
 
@@ -259,7 +260,7 @@ def given_back() -> Iterator[None]:
 
 
 def machine(setup: Setup) -> Iterator[Switch]:
-    """Yield what is set on the machine: the allocator, the optimiser's kernel, bfloat16."""
+    """Yield what is set on the machine: threads, the allocator, AdamW's kernel, bfloat16."""
     lm, batch = setup.lm, setup.texts[:32]
     length = sum(len(s.ids) for s in batch)
 
@@ -282,6 +283,15 @@ def machine(setup: Setup) -> Iterator[Switch]:
         with given_back():
             return usual()
 
+    def with_one_thread() -> Tensor | None:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return usual()
+        finally:
+            torch.set_num_threads(threads)
+
+    yield f"{torch.get_num_threads()} threads, against one", usual, with_one_thread
     yield f"freed memory kept ({length} tokens)", usual, with_default_allocator
     yield "fused AdamW", usual, step(SFTConfig(), fused=False)
     yield "bfloat16 matrix products", step(SFTConfig(precision="bfloat16")), usual

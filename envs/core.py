@@ -33,7 +33,7 @@ from textrl.models import (
 from textrl.rewards import RewardModel, Scorer, make_scorer
 
 TOKENS_PER_PASS = 8192
-"""Of sequences in one teacher-forced pass of the reference, padding included."""
+"""Of the texts that the reference reads together."""
 
 
 @dataclass(frozen=True, kw_only=True)

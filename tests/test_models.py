@@ -252,12 +252,18 @@ def test_scores_do_not_change_with_padding_nor_with_pad_equal_to_eos(checkpoint:
     assert torch.allclose(theirs, together, atol=1e-6)
 
 
-def test_reward_models_with_other_numbers_of_labels(checkpoint: str) -> None:
+def test_reward_models_with_other_numbers_of_labels(
+    checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     two = AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=2)
     scorer = RewardModel(two, tiny_tokenizer())
     text = encode_for_scoring(tiny_tokenizer(), "abc", 100)
     logits = two(input_ids=torch.tensor([text])).logits[0]
     assert scorer([""], ["abc"]) == pytest.approx([float(logits[1] - logits[0])], abs=1e-6)
+    monkeypatch.setattr("textrl.rewards.encode_for_scoring", lambda _, text, most: [1] * len(text))
+    with pytest.raises(UserError, match="text 1 of the batch is empty"):
+        scorer(["", ""], ["abc", ""])
+    monkeypatch.undo()
     three = AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=3)
     with pytest.raises(UserError, match="3"):
         RewardModel(three, tiny_tokenizer())

@@ -1,5 +1,7 @@
 """Packing changes where texts are read, never what is read of them."""
 
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 
@@ -14,17 +16,21 @@ from transformers import (
     BloomConfig,
     FalconConfig,
     Gemma2Config,
+    GPTNeoConfig,
     GPTNeoXConfig,
+    Lfm2Config,
     OPTConfig,
     PhiConfig,
     Qwen3Config,
 )
 
+from textrl.agents.actor_critic import make_critic
 from textrl.classifiers import split_classifier
+from textrl.envs import tiny_tokenizer
 from textrl.models import plain_attention_length, split_lm
-from textrl.packing import Packing, even_rows, packing_of, plan, read, share_beginnings
+from textrl.packing import Packing, even_rows, packing_of, plan, read, share_beginnings, take
 from textrl.trainers.dpo import Pair, pair_logprobs
-from textrl.types import Sequence
+from textrl.types import Sequence, stack_sequences
 
 FREE = Packing(pass_cost=0, attention_cost=0.0, max_length=99)
 TEXTS = [[1, 5, 6, 7, 8, 9], [1, 5, 6, 7, 3], [2, 3], [1, 5, 6, 7, 8, 9, 10, 11], [4], [1, 5, 6]]
@@ -37,13 +43,39 @@ OTHERS = {
     "gemma2": Gemma2Config(**SMALL, intermediate_size=32, num_key_value_heads=1, head_dim=8),
     "bloom": BloomConfig(vocab_size=40, hidden_size=16, n_layer=2, n_head=2),
     "falcon alibi": FalconConfig(**SMALL, alibi=True, new_decoder_architecture=False),
+    "gpt-neo": GPTNeoConfig(
+        vocab_size=40,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        attention_types=[[["global", "local"], 1]],
+        window_size=9,
+    ),
+    "lfm2": Lfm2Config(
+        **SMALL,
+        intermediate_size=32,
+        num_key_value_heads=1,
+        layer_types=["conv", "full_attention"],
+        block_auto_adjust_ff_dim=False,
+    ),
 }
+UNFIT = ("bloom", "falcon alibi", "mistral window", "gpt-neo", "lfm2")
+"""Positions from the mask (ALiBi), windows by slot or shorter than the trial, convolution."""
 
 
 def padded(texts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     width = max(len(text) for text in texts)
     rows = torch.tensor([text + [0] * (width - len(text)) for text in texts])
     return rows, torch.tensor([len(text) for text in texts])
+
+
+def packings(fit: Packing) -> list[Packing]:
+    """Return ways to pack TEXTS that differ in their rows."""
+    return [
+        replace(fit, pass_cost=0, attention_cost=0.0),
+        replace(fit, pass_cost=8, attention_cost=0.1),
+        replace(fit, pass_cost=1 << 30),
+    ]
 
 
 def test_rows_by_hand() -> None:
@@ -108,11 +140,12 @@ def test_packed_states_and_gradients_are_those_of_each_text_alone(name: str) -> 
             model = AutoModelForCausalLM.from_config(OTHERS[name]).eval()
     with pytest.warns(UserWarning, match="cache") if name == "bloom" else torch.no_grad():
         lm = split_lm(model)
-    # Positions of ALiBi come from the mask; a window of 4 is shorter than the trial's texts
-    unfit = name in ("bloom", "falcon alibi", "mistral window")
+    unfit = name in UNFIT
     assert (lm.packing.max_length == 0) == unfit, lm.packing
     ids, lengths = padded(TEXTS)
     mask = torch.arange(ids.shape[1]) < lengths.unsqueeze(1)
+    rows = [len(plan(packing, ids, lengths)[0][0].input_ids) for packing in packings(lm.packing)]
+    assert unfit or rows == [1, 2, 6]  # all in one row, a few with padding, each in its own
     weights = torch.rand(model.config.hidden_size, generator=torch.Generator().manual_seed(0))
 
     def gradients(states: torch.Tensor) -> list[torch.Tensor]:
@@ -122,14 +155,14 @@ def test_packed_states_and_gradients_are_those_of_each_text_alone(name: str) -> 
 
     alone = torch.cat([lm.trunk(input_ids=torch.tensor([text]))[0][0] for text in TEXTS])
     expected = gradients(alone)
-    for packing in (replace(lm.packing, pass_cost=0), replace(lm.packing, pass_cost=3)):
-        together = read(lm.trunk, packing, ids, lengths)[mask]
+    for packing in packings(lm.packing):
+        together = take(*read(lm.trunk, packing, ids, lengths))[mask]
         assert torch.allclose(together, alone, atol=1e-5)
         for found, wanted in zip(gradients(together), expected, strict=True):
             assert torch.allclose(found, wanted, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", [*CONFIGS, *OTHERS])
+@pytest.mark.parametrize("name", [n for n in [*CONFIGS, *OTHERS] if n != "lfm2"])
 def test_scores_need_the_last_mlp_at_the_ends_only(name: str) -> None:
     config = (CONFIGS | OTHERS)[name]
     config.num_labels, config.pad_token_id = 1, 0
@@ -185,3 +218,86 @@ def test_packing_of_a_model_by_hand() -> None:
     assert found.pass_cost == (1 << 28) // size
     assert found.attention_cost == pytest.approx(3 * 2 * 16 / size)
     assert found.row_cost(10) == pytest.approx(10 + 100 * found.attention_cost)
+
+
+def test_packing_under_autocast_and_with_the_plain_attention() -> None:
+    model = make("llama")
+    lm = split_lm(model)
+    ids, lengths = padded(TEXTS)
+    mask = torch.arange(ids.shape[1]) < lengths.unsqueeze(1)
+    with torch.no_grad():
+        expected = take(*read(lm.trunk, lm.packing, ids, lengths))[mask]
+        model.set_attn_implementation("eager")
+        for packing in packings(split_lm(model).packing)[:2]:
+            found = take(*read(lm.trunk, packing, ids, lengths))[mask]
+            assert torch.allclose(found, expected, atol=1e-5)
+        model.set_attn_implementation("sdpa")
+        with torch.autocast("cpu", torch.bfloat16):
+            for packing in packings(lm.packing)[:2]:
+                found = take(*read(lm.trunk, packing, ids, lengths))[mask].float()
+                assert (found - expected).abs().mean() < 0.02 * expected.abs().mean()
+
+
+def test_a_critic_of_its_own_is_packed_too() -> None:
+    critic = make_critic("separate", "mlp", make("llama"), tiny_tokenizer(), None)
+    torch.nn.init.normal_(critic.head[-1].weight)
+    ids, lengths = padded([[1, 5, 6, 7, 8], [1, 5, 6, 3], [1, 9]])
+    prompts = torch.tensor([2, 2, 1])
+    mask = torch.arange(3) < (lengths - prompts).unsqueeze(1)
+    alone = torch.zeros(3, 3)
+    for row, length in enumerate(lengths):
+        states = critic.trunk(input_ids=ids[row : row + 1, :length])[0][0]
+        first = int(prompts[row]) - 1
+        alone[row, : int(mask[row].sum())] = critic.values_of(states[first : int(length) - 1])
+    for packing in packings(critic.packing):
+        critic.packing = packing
+        values = critic(ids, prompts, mask).masked_fill(~mask, 0.0)
+        assert torch.allclose(values, alone, atol=1e-5)
+
+
+def test_scores_from_two_threads_and_with_recomputation() -> None:
+    config = CONFIGS["llama"]
+    config.num_labels, config.pad_token_id = 1, 0
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    classifier = split_classifier(model)
+    assert classifier.last_mlp is not None
+    with torch.no_grad():
+        expected = classifier.scores(TEXTS)
+
+        def score(texts: list[list[int]]) -> torch.Tensor:
+            with torch.no_grad():  # of this thread
+                return classifier.scores(texts)
+
+        with ThreadPoolExecutor(2) as pool:
+            for _ in range(20):
+                first, second = pool.map(score, (TEXTS, TEXTS[:3]))
+                assert torch.equal(first, expected)
+                assert torch.allclose(second, expected[:3], atol=1e-6)
+    with warnings.catch_warnings():  # transformers 5 renames it
+        warnings.simplefilter("ignore", FutureWarning)
+        model.gradient_checkpointing_enable()
+    model.train()  # Llama has no dropout
+    scores = classifier.scores(TEXTS)
+    scores.sum().backward()
+    assert torch.allclose(scores, expected, atol=1e-5)
+
+
+def test_ragged_texts_are_never_held_padded(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = split_lm(make("llama"))
+    held: list[int] = []
+
+    def counted(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        held.append(places.numel())
+        return take(states, places)
+
+    monkeypatch.setattr("textrl.models.take", counted)
+    ragged = [Sequence(ids=[1, 5], counts=[False, True]) for _ in range(60)]
+    ragged.append(Sequence(ids=[1] * 300, counts=[False] + [True] * 299))
+    found = lm.token_logprobs(stack_sequences(ragged, lm.device))
+    assert held == [60 + 299]
+    assert found.shape == (61, 300)
+    assert torch.equal(
+        found != 0,
+        torch.tensor([[i < len(s.ids) for i in range(300)] for s in ragged])
+        & (torch.arange(300) > 0),
+    )

@@ -58,7 +58,7 @@ def filled_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     if not lengths:
         return []
     total = sum(lengths)
-    even = total / math.ceil(total / max_tokens)  # not one full batch and a small rest
+    even = total / max(1, math.ceil(total / max_tokens))  # not one full batch and a small rest
     batches: list[list[int]] = []
     held = 0
     for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):

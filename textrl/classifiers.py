@@ -5,6 +5,7 @@ encoder pools by itself. Next to read: `rewards.py`, which makes a reward functi
 """
 
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,10 @@ def encode_for_scoring(tokenizer: PreTrainedTokenizerBase, text: str, max_length
     return [*ids[: max_length - 1], eos]
 
 
+HOOKING = threading.Lock()
+"""Hooks sit on a model for a pass: no two threads may pass at once."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Classifier:
     """A sequence classifier, and what of it need not run on every token.
@@ -54,9 +59,10 @@ class Classifier:
     packing: Packing
 
     def scores(self, encoded: list[list[int]]) -> Tensor:
-        """Return one score a text, [N], float32: the logit, or of two the log-odds of label 1.
+        """Return one score a text (of a token or more), [N], float32.
 
-        Texts that begin alike (a prompt's completions) share that beginning's pass.
+        It is the logit, or of two labels the log-odds of label 1. Texts that begin alike (those of
+        a prompt) share that beginning's pass.
         """
         limit = SCORING_TOKENS if not torch.is_grad_enabled() else sys.maxsize
         batches = filled_batches([len(ids) for ids in encoded], limit)
@@ -73,7 +79,9 @@ class Classifier:
         input_ids = torch.tensor(padded, dtype=torch.long, device=device)
         if self.head is None:
             return self._encoder_logits(input_ids, lengths)
-        states = last_states(self.model.base_model, self.packing, self.last_mlp, input_ids, lengths)
+        recomputing = self.model.training and self.model.is_gradient_checkpointing
+        last_mlp = None if recomputing else self.last_mlp  # its hooks would be gone by then
+        states = last_states(self.model.base_model, self.packing, last_mlp, input_ids, lengths)
         with torch.autocast(device.type, enabled=False):  # a score wants more than 8 bits
             logits = self.head(states.to(next(self.head.parameters()).dtype))
         assert isinstance(logits, Tensor)
@@ -139,12 +147,13 @@ def _only_at(mlp: nn.Module | None, slots: Tensor) -> Iterator[None]:
         rows = output.new_zeros(shape[0].numel() // shape[0][-1], output.shape[-1])
         return rows.index_copy(0, slots, output.squeeze(0)).view(*shape[0][:-1], -1)
 
-    handles = mlp.register_forward_pre_hook(pick), mlp.register_forward_hook(put)
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    with HOOKING:
+        handles = mlp.register_forward_pre_hook(pick), mlp.register_forward_hook(put)
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 @torch.no_grad()

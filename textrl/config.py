@@ -111,7 +111,7 @@ class TrainingConfig:
     minibatch_size: int = 32
     """Examples in one update (optimiser step), over all processes."""
     micro_batch_tokens: int = 4096
-    """Tokens, padding included, in one forward and backward pass; never changes the result."""
+    """Tokens of the texts that are held in memory together; never changes the result."""
     max_length: int = 512
     """Longest sequence in tokens; completions are cut here, prompts over it are refused."""
     warmup_share: float = 0.05
@@ -181,7 +181,7 @@ class AgentConfig:
     episodes_per_iteration: int = 256
     """Episodes collected before each round of updates; a multiple of the environment's rows."""
     micro_batch_tokens: int = 4096
-    """Tokens, padding included, in one forward and backward pass; never changes the result."""
+    """Tokens of the texts that are held in memory together; never changes the result."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
     precision: Literal["float32", "bfloat16"] = "float32"

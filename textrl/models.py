@@ -25,7 +25,7 @@ from transformers import (
 
 from textrl.errors import UserError
 from textrl.logprobs import chunked_token_logprobs
-from textrl.packing import Packing, completion_hidden, packing_of, read
+from textrl.packing import Packing, completion_hidden, packing_of, read, take
 from textrl.types import Sequences
 
 CHUNK_BYTES = 1 << 27
@@ -230,7 +230,7 @@ class SplitLM:
         """
         if lengths is None:
             return first_output(self.trunk(input_ids=input_ids, use_cache=False))
-        return read(self.trunk, self.packing, input_ids, lengths)
+        return take(*read(self.trunk, self.packing, input_ids, lengths))
 
     def completion_hidden(self, input_ids: Tensor, prompt_lengths: Tensor, mask: Tensor) -> Tensor:
         """Return the states that predict the completion: [B T H], state t just before token t.
@@ -247,16 +247,17 @@ class SplitLM:
         ids, mask = sequences.input_ids, sequences.mask
         # The last token's state predicts nothing.
         lengths = (mask * torch.arange(ids.shape[1], device=ids.device)).amax(1).clamp_min(1)
-        hidden = self.hidden(ids, lengths)
-        shifted = chunked_token_logprobs(
-            hidden[:, :-1],
+        states, places = read(self.trunk, self.packing, ids, lengths)
+        counted = mask[:, 1:]
+        logprobs = chunked_token_logprobs(
+            take(states, places[:, :-1][counted]).unsqueeze(0),
             self.head,
-            ids[:, 1:],
-            mask[:, 1:],
+            ids[:, 1:][counted].unsqueeze(0),
+            counted[counted].unsqueeze(0),
             temperature=temperature,
             chunk_size=self.chunk_size,
         )
-        return nn.functional.pad(shifted, (1, 0))
+        return logprobs.new_zeros(mask.shape).masked_scatter(mask, logprobs)
 
 
 def first_output(output: Any) -> Tensor:

@@ -91,8 +91,13 @@ class Pass:
         return states.flatten(0, 1)
 
 
-def read(trunk: nn.Module, packing: Packing, input_ids: Tensor, lengths: Tensor) -> Tensor:
-    """Return the last hidden states of right-padded ids, [B L H]; arbitrary behind a row's end.
+def read(
+    trunk: nn.Module, packing: Packing, input_ids: Tensor, lengths: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the last hidden states of right-padded ids, [N H], and where each token's is, [B L].
+
+    `take(states, places)` is the usual [B L H]; who needs few of them takes those. A place behind a
+    row's end is arbitrary.
 
     Args:
         trunk: a causal model without its head.
@@ -100,12 +105,8 @@ def read(trunk: nn.Module, packing: Packing, input_ids: Tensor, lengths: Tensor)
         input_ids: Shape [B L].
         lengths: tokens to read of each row, 1 to L. Shape [B].
     """
-    if input_ids.numel() <= packing.pass_cost:  # nothing to gain
-        states = Pass(input_ids=input_ids).states(trunk)
-        return states.view(*input_ids.shape, -1)
     passes, places = plan(packing, input_ids, lengths)
-    states = torch.cat([one.states(trunk) for one in passes])
-    return take(states, places)
+    return torch.cat([one.states(trunk) for one in passes]), places
 
 
 def completion_hidden(
@@ -113,20 +114,10 @@ def completion_hidden(
 ) -> Tensor:
     """Return `SplitLM.completion_hidden` of any causal trunk (a critic's)."""
     lengths = (prompt_lengths + mask.sum(1) - 1).clamp_min(1)  # the last token predicts nothing
-    states = read(trunk, packing, input_ids, lengths)
-    return gather_completion(states, prompt_lengths, mask.shape[1])
-
-
-def gather_completion(states: Tensor, prompt_lengths: Tensor, steps: int) -> Tensor:
-    """Return states[b, prompt_length - 1 + t] for t < steps: [B T H] from [B L H].
-
-    Slots beyond the end repeat the last state; the completion's mask leaves them out.
-    """
-    rows, width = states.shape[:2]
-    offsets = torch.arange(steps, device=states.device)
-    positions = (prompt_lengths.unsqueeze(1) - 1 + offsets).clamp_max(width - 1)
-    starts = torch.arange(rows, device=states.device).unsqueeze(1) * width
-    return take(states.flatten(0, 1), starts + positions)
+    states, places = read(trunk, packing, input_ids, lengths)
+    steps = torch.arange(mask.shape[1], device=mask.device)
+    positions = (prompt_lengths.unsqueeze(1) - 1 + steps).clamp_max(input_ids.shape[1] - 1)
+    return take(states, places.gather(1, positions))
 
 
 def take(states: Tensor, places: Tensor) -> Tensor:
@@ -139,6 +130,9 @@ def plan(packing: Packing, input_ids: Tensor, lengths: Tensor) -> tuple[list[Pas
 
     The slots of all passes are counted through; a place behind a row's end is arbitrary.
     """
+    if input_ids.numel() <= packing.pass_cost:  # nothing to gain
+        slots = torch.arange(input_ids.numel(), device=input_ids.device)
+        return [Pass(input_ids=input_ids)], slots.view(input_ids.shape)
     texts = [row[:length] for row, length in zip(input_ids.tolist(), lengths.tolist(), strict=True)]
     sizes = [len(text) for text in texts]
     batches = like_lengths(sizes, packing.pass_cost)
@@ -251,25 +245,31 @@ def packed_pass(texts: list[list[int]], rows: list[list[Family]]) -> tuple[Pass,
 
 @torch.no_grad()
 def packing_of(model: PreTrainedModel, trunk: nn.Module, max_length: int) -> Packing:
-    """Return the packing of a model's trunk, after a trial of whether its states bear it.
+    """Return the packing of a model's trunk, after a look at its kind and a trial.
 
     Args:
         model: the whole model, which tells sizes.
         trunk: its part without the head, causal.
         max_length: longest text that plain causal attention with given positions is right for.
     """
-    config = model.config.get_text_config()
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    width = getattr(config, "num_hidden_layers", 0) * getattr(config, "hidden_size", 0)
+    cost = max(LEAST_PASS_COST, PASS_PARAMETERS // parameters)
+    never = Packing(pass_cost=cost, attention_cost=0.0, max_length=0)
+    text = model.config.get_text_config()
+    config = text.to_dict()
+    # Some layers mix by other means than attention, or mask by slot, or take no such mask.
+    attends = set(config.get("layer_types") or ()) <= {"full_attention", "sliding_attention"}
+    by_slot, takes_mask = "window_size" in config, text._attn_implementation in ("eager", "sdpa")
+    if max_length < 1 or not attends or by_slot or not takes_mask:
+        return never
     was_training = model.training
     model.eval()
-    bears = max_length > 0 and _bears_packing(trunk, config.vocab_size, model.device)
+    bears = _bears_packing(trunk, text.vocab_size, model.device)
     model.train(was_training)
-    return Packing(
-        pass_cost=max(LEAST_PASS_COST, PASS_PARAMETERS // parameters),
-        attention_cost=ATTENTION * width / parameters,
-        max_length=max_length if bears else 0,
-    )
+    if not bears:
+        return never
+    attention = ATTENTION * text.num_hidden_layers * text.hidden_size / parameters
+    return Packing(pass_cost=cost, attention_cost=attention, max_length=max_length)
 
 
 def _bears_packing(trunk: nn.Module, vocab_size: int, device: torch.device) -> bool:
@@ -282,8 +282,8 @@ def _bears_packing(trunk: nn.Module, vocab_size: int, device: torch.device) -> b
     packed, places = packed_pass(texts, [families])
     try:
         together = packed.to(device).states(trunk)
-    except (RuntimeError, TypeError, ValueError):  # its attention takes no such mask
-        return False
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        return False  # its attention takes no such mask
     for text, own in zip(texts, places, strict=True):
         alone = Pass(input_ids=torch.tensor([text], device=device)).states(trunk)
         close = torch.finfo(alone.dtype).eps ** 0.5 * alone.abs().max()

@@ -56,7 +56,7 @@ class RewardModel:
             )
         self.model = freeze(model)
         self.tokenizer = tokenizer
-        self._classifier = split_classifier(model)
+        self.classifier = split_classifier(model)
         self.max_length = max_text_length(model, tokenizer)
 
     @classmethod
@@ -91,7 +91,12 @@ class RewardModel:
         if not texts:
             return []
         encoded = [encode_for_scoring(self.tokenizer, text, self.max_length) for text in texts]
-        scores: list[float] = self._classifier.scores(encoded).tolist()
+        if not all(encoded):
+            raise UserError(
+                f"text {encoded.index([])} of the batch is empty and the reward model's tokenizer "
+                f"has no EOS token to stand for it; give it one"
+            )
+        scores: list[float] = self.classifier.scores(encoded).tolist()
         return scores
 
 

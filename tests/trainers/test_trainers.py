@@ -316,6 +316,9 @@ def test_filled_batches_and_schedule() -> None:
     filled = filled_batches(lengths, 10)
     assert sorted(i for batch in filled for i in batch) == list(range(5))
     assert all(sum(lengths[i] for i in b) <= 10 for b in filled)
+    assert filled_batches([], 10) == []
+    assert filled_batches([6, 6], 10) == [[0], [1]]
+    assert filled_batches([3] * 4, 10) == [[0, 1], [2, 3]]  # not three and a rest
     factor = warmup_cosine(100, 0.1)
     assert factor(0) == pytest.approx(0.1)
     assert factor(9) == factor(10) == 1.0

@@ -19,8 +19,8 @@ from textrl.batching import like_lengths
 
 LEAST_PASS_COST = 64
 PASS_PARAMETERS = 1 << 28
-ATTENTION = 3.0
-"""What attention takes for its FLOPs beyond a matrix product's time, measured at 4M and 135M."""
+ATTENTION_SLOWNESS = 1.5
+"""Seconds a FLOP of attention over those of a large matrix product, measured at 4M and 135M."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,28 +136,34 @@ def plan(packing: Packing, input_ids: Tensor, lengths: Tensor) -> tuple[list[Pas
     texts = [row[:length] for row, length in zip(input_ids.tolist(), lengths.tolist(), strict=True)]
     sizes = [len(text) for text in texts]
     batches = like_lengths(sizes, packing.pass_cost)
-    cost = packing.pass_cost * len(batches) + sum(
-        packing.row_cost(max(sizes[i] for i in rows), shared=False) * len(rows) for rows in batches
+    apart = sum(
+        packing.pass_cost
+        + len(batch) * packing.row_cost(max(sizes[i] for i in batch), shared=False)
+        for batch in batches
     )
     if max(sizes) <= packing.max_length:
         families = share_beginnings(texts, packing)
         rows = even_rows([family.num_tokens for family in families], packing)
-        packed = packing.pass_cost + sum(
-            packing.row_cost(max(sum(families[i].num_tokens for i in row) for row in rows))
-            for row in rows
-        )
-        if packed < cost:
-            one, found = packed_pass(texts, [[families[i] for i in row] for row in rows])
+        width = max(sum(families[i].num_tokens for i in row) for row in rows)
+        if packing.pass_cost + len(rows) * packing.row_cost(width) < apart:
+            one, places = packed_pass(texts, [[families[i] for i in row] for row in rows])
             device = input_ids.device
-            return [one.to(device)], _table(found, input_ids.shape[1]).to(device)
-    passes, places, start = [], [[0] for _ in texts], 0
-    for rows_of_pass in batches:
-        width = max(sizes[i] for i in rows_of_pass)
-        passes.append(Pass(input_ids=input_ids[rows_of_pass, :width]))
-        for row, index in enumerate(rows_of_pass):
-            first = start + row * width
-            places[index] = list(range(first, first + sizes[index]))
-        start += width * len(rows_of_pass)
+            return [one.to(device)], _table(places, input_ids.shape[1]).to(device)
+    return passes_by_length(input_ids, sizes, batches)
+
+
+def passes_by_length(
+    input_ids: Tensor, sizes: list[int], batches: list[list[int]]
+) -> tuple[list[Pass], Tensor]:
+    """Return a pass for each batch of texts, one text a row, and each token's place."""
+    passes, start = [], 0
+    places: list[list[int]] = [[] for _ in sizes]
+    for batch in batches:
+        width = max(sizes[i] for i in batch)
+        passes.append(Pass(input_ids=input_ids[batch, :width]))
+        for index in batch:
+            places[index] = list(range(start, start + sizes[index]))
+            start += width
     return passes, _table(places, input_ids.shape[1]).to(input_ids.device)
 
 
@@ -268,7 +274,8 @@ def packing_of(model: PreTrainedModel, trunk: nn.Module, max_length: int) -> Pac
     model.train(was_training)
     if not bears:
         return never
-    attention = ATTENTION * text.num_hidden_layers * text.hidden_size / parameters
+    # 4 FLOPs a pair of slots, layer and channel, against 2 a token and parameter
+    attention = ATTENTION_SLOWNESS * 2 * text.num_hidden_layers * text.hidden_size / parameters
     return Packing(pass_cost=cost, attention_cost=attention, max_length=max_length)
 
 

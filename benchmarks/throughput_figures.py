@@ -26,8 +26,8 @@ def draw_ratios(rows: Rows, title: str, path: Path) -> None:
         axis.text(max(row["ratios"]), place, f"  {row['ratio']:.2f}x", va="center", fontsize=8)
     axis.axvline(1.0, color="black", lw=0.8)
     axis.set_yticks(range(len(rows)), [row["name"] for row in reversed(rows)], fontsize=8)
-    axis.set_xlim(0.8 if min(row["ratio"] for row in rows) >= 1 else 0.2, None)
-    axis.margins(x=0.12)
+    least = 0.8 if min(row["ratio"] for row in rows) >= 1 else 0.2
+    axis.set_xlim(least, 1.1 * max(max(row["ratios"]) for row in rows))
     axis.set_title(title, fontsize=10)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
@@ -42,7 +42,8 @@ def draw_shares(rows: Rows, path: Path) -> None:
     figure, axis = plt.subplots(figsize=(8, 3.6))
     width = 0.8 / len(sizes)
     for number, size in enumerate(sizes):
-        shares = {row["stage"]: 100 * row["mfu"] for row in rows if row["model"] == size}
+        mine = [row for row in reversed(rows) if row["model"] == size]  # a stage's first row stays
+        shares = {row["stage"]: 100 * row["mfu"] for row in mine}
         places = [i for i, stage in enumerate(stages) if stage in shares]
         heights = [shares[stages[i]] for i in places]
         axis.bar(np.array(places) + number * width, heights, width, label=size)
@@ -59,9 +60,12 @@ def draw_shares(rows: Rows, path: Path) -> None:
 def draw_stepping(rows: Rows, path: Path) -> None:
     """Draw the time of a token against the length, a panel a number of rows."""
     rows = [row for row in rows if row["stage"].startswith("stepping") and row["model"] == "4m"]
-    if not rows:
+    lengths: dict[int, set[int]] = {}
+    for row in rows:
+        lengths.setdefault(row["batch"], set()).add(row["length"])
+    batches = [batch for batch, found in sorted(lengths.items()) if len(found) > 1]
+    if not batches:
         return
-    batches = sorted({row["batch"] for row in rows})
     figure, axes = plt.subplots(
         1, len(batches), figsize=(1 + 2.6 * len(batches), 3.2), sharey=True, squeeze=False
     )
@@ -77,7 +81,7 @@ def draw_stepping(rows: Rows, path: Path) -> None:
         axis.set_yscale("log")
         axis.grid(lw=0.3, which="both")
     axes[0, 0].set_ylabel("microseconds a token")
-    axes[0, -1].legend(fontsize=7)
+    axes[0, 0].legend(fontsize=7, loc="center right")
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)

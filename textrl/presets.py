@@ -79,7 +79,7 @@ PRESETS = {
             samples_per_prompt=8,
             minibatch_size=32,
             micro_batch_tokens=1024,
-            num_epochs=3,
+            num_epochs=4,
             beta=0.1,
         ),
         eval_prompts=320,

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from sb3_speed import speed as speed_of_sb3
 from throughput_model import SIZES, Cost, cost_of, make_model, matrix_product_rate
-from transformers import LlamaForSequenceClassification, PreTrainedModel
+from transformers import DynamicCache, LlamaForSequenceClassification, PreTrainedModel
 
 from textrl.agents import PPO, PPOConfig
 from textrl.benchmark import forget_peak_memory, peak_memory_mb
@@ -207,13 +207,10 @@ def stepping(
 
     @torch.no_grad()
     def plain() -> None:
-        output = model(input_ids=ids, use_cache=True)
+        cache = {lm.cache_argument: DynamicCache(config=model.config)}
+        model(input_ids=ids, use_cache=True, **cache)
         for column in torch.as_tensor(actions.T):
-            output = model(
-                input_ids=column.unsqueeze(1),
-                past_key_values=output.past_key_values,
-                use_cache=True,
-            )
+            model(input_ids=column.unsqueeze(1), use_cache=True, **cache)
 
     flops = cost.forward([length] * batch, batch * new)
     works = {"steps": steps, "step_sequence": sequence}

@@ -25,12 +25,12 @@ from textrl.models import (
     freeze,
     load_causal_lm,
     load_tokenizer,
-    max_positions,
     moved,
     pick_device,
     split_lm,
 )
 from textrl.rewards import RewardModel, Scorer, make_scorer
+from textrl.trunks import max_positions
 
 TOKENS_PER_PASS = 8192
 """Of the texts that the reference reads together."""

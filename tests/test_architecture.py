@@ -16,6 +16,7 @@ LAYERS = [
         "labels",
         "encoding",
         "packing",
+        "trunks",
         "models",
         "classifiers",
         "generation",

@@ -26,9 +26,10 @@ from transformers import (
 from textrl.agents.actor_critic import make_critic
 from textrl.classifiers import split_classifier
 from textrl.envs import tiny_tokenizer
-from textrl.models import plain_attention_length, split_lm
+from textrl.models import split_lm
 from textrl.packing import Packing, even_rows, packing_of, plan, read, share_beginnings, take
 from textrl.trainers.dpo import Pair, pair_logprobs
+from textrl.trunks import plain_attention_length
 from textrl.types import Sequence, stack_sequences
 
 FREE = Packing(pass_cost=0, attention_cost=0.0, max_length=99)

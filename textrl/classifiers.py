@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.batching import filled_batches, like_lengths
-from textrl.models import max_positions, plain_attention_length
 from textrl.packing import Packing, packing_of, plan, take
+from textrl.trunks import max_positions, plain_attention_length
 
 SCORING_TOKENS = 8192
 """Tokens of the texts that a classifier reads at once where no gradient is wanted."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from textrl.models import SplitLM, first_output
+from textrl.models import SplitLM
 
 
 class _RowLayer(CacheLayerMixin):
@@ -117,10 +117,7 @@ class Decoder:
             states = self.lm.hidden(prompt_ids)
         else:
             self._cache.prefilling, self._cache.rows = True, rows
-            output = self.lm.trunk(
-                input_ids=prompt_ids, past_key_values=self._cache, use_cache=True
-            )
-            states = first_output(output)
+            states = self.lm.cached_hidden(prompt_ids, self._cache)
         return states[torch.arange(len(rows), device=states.device), prompt_lengths - 1]
 
     @torch.no_grad()
@@ -139,14 +136,13 @@ class Decoder:
             return self.lm.hidden(self._ids[:, :used])[rows, positions]
         cache = self._cache
         cache.prefilling, cache.rows, cache.positions, cache.used = False, rows, positions, used
-        output = self.lm.trunk(
-            input_ids=tokens.unsqueeze(1),
+        states = self.lm.cached_hidden(
+            tokens.unsqueeze(1),
+            cache,
             attention_mask=self._mask(positions, used),
             position_ids=positions.unsqueeze(1),
-            past_key_values=cache,
-            use_cache=True,
         )
-        return first_output(output)[:, 0]
+        return states[:, 0]
 
     def _mask(self, positions: Tensor, used: int) -> Tensor | None:
         """Return what hides the slots behind each row's end, [B 1 1 used]; None if none is there.

@@ -2,11 +2,10 @@
 
 Here: loading of language models, classifiers and tokenizers with errors that a user can act on,
 and `SplitLM`, which runs the trunk on every token but the LM head only where a log-prob is wanted.
-Not here: sampling (`generation.py`), scoring (`rewards.py`), critics (`agents/actor_critic.py`).
+Not here: what an architecture bears (`trunks.py`), sampling (`generation.py`), scoring
+(`rewards.py`), critics (`agents/actor_critic.py`).
 """
 
-import inspect
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,10 +21,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.cache_utils import Cache
 
 from textrl.errors import UserError
 from textrl.logprobs import chunked_token_logprobs
 from textrl.packing import Packing, completion_hidden, packing_of, read, take
+from textrl.trunks import cache_argument, first_output, plain_attention_length
 from textrl.types import Sequences
 
 CHUNK_BYTES = 1 << 27
@@ -210,6 +211,19 @@ class SplitLM:
     """How texts of different lengths may share rows."""
     max_cached: int
     """Longest sequence that may be stepped with a KV cache; 0: always re-encode the prefix."""
+    cache_argument: str
+    """What the trunk calls its KV cache."""
+
+    def cached_hidden(self, input_ids: Tensor, cache: Cache, **options: Tensor | None) -> Tensor:
+        """Return the last hidden states [B L H] of tokens that follow those in a KV cache.
+
+        Args:
+            input_ids: Shape [B L].
+            cache: read and extended.
+            options: the trunk's `attention_mask` and `position_ids`.
+        """
+        named: dict[str, Any] = {self.cache_argument: cache}
+        return first_output(self.trunk(input_ids=input_ids, use_cache=True, **named, **options))
 
     @property
     def device(self) -> torch.device:
@@ -260,13 +274,6 @@ class SplitLM:
         return logprobs.new_zeros(mask.shape).masked_scatter(mask, logprobs)
 
 
-def first_output(output: Any) -> Tensor:
-    """Return a transformers output's first field: the last hidden state, or the logits."""
-    tensor = output[0]
-    assert isinstance(tensor, Tensor)
-    return tensor
-
-
 def split_lm(model: PreTrainedModel) -> SplitLM:
     """Return the model as trunk and head, after checking that they compose to its logits.
 
@@ -296,6 +303,7 @@ def split_lm(model: PreTrainedModel) -> SplitLM:
             vocab_size=width,
             packing=packing_of(model, model, 0),
             max_cached=0,
+            cache_argument="",
         )
     plain = plain_attention_length(trunk, body)
     if not plain:
@@ -311,27 +319,5 @@ def split_lm(model: PreTrainedModel) -> SplitLM:
         vocab_size=width,
         packing=packing_of(model, trunk, plain),
         max_cached=plain,
+        cache_argument=cache_argument(trunk),
     )
-
-
-def plain_attention_length(trunk: nn.Module, body: PreTrainedModel) -> int:
-    """Return the longest text that is read by plain causal attention with given positions.
-
-    Up to it `RowCache` and packed rows serve; 0 for an architecture that is another thing.
-    """
-    accepted = inspect.signature(trunk.forward).parameters
-    attends = {"past_key_values", "position_ids", "attention_mask"} <= set(accepted)
-    if not attends or body._is_stateful:
-        return 0
-    text = body.config.get_text_config().to_dict()
-    windows = [text.get(name) for name in ("sliding_window", "window_size")]  # GPT-Neo's word
-    return min((int(window) for window in windows if window), default=sys.maxsize)
-
-
-def max_positions(model: PreTrainedModel) -> int | None:
-    """Return how many positions a model has; None where it does not say."""
-    try:
-        limit = model.config.get_text_config().max_position_embeddings
-    except AttributeError:
-        return None
-    return None if limit is None or limit < 1 else int(limit)

@@ -1,0 +1,47 @@
+"""What is asked of a trunk: the answers for architectures as transformers builds them."""
+
+import pytest
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaModel, PreTrainedModel
+
+from textrl.models import split_lm
+from textrl.trunks import cache_argument, plain_attention_length
+
+
+class Renamed(nn.Module):
+    def forward(self, input_ids: Tensor, attention_mask=None, position_ids=None, cache=None):
+        raise NotImplementedError
+
+
+class Before(nn.Module):
+    def forward(self, input_ids, attention_mask=None, position_ids=None, past_key_values=None):
+        raise NotImplementedError
+
+
+class Recurrent(nn.Module):
+    def forward(self, input_ids: Tensor, attention_mask=None):
+        raise NotImplementedError
+
+
+@pytest.fixture
+def body() -> PreTrainedModel:
+    sizes = dict(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1)
+    return LlamaModel(LlamaConfig(**sizes, num_attention_heads=1))
+
+
+def test_the_cache_goes_by_the_trunks_own_word(body: PreTrainedModel) -> None:
+    # transformers 5.24 renamed past_key_values; the oldest release that is supported has not
+    assert cache_argument(Renamed()) == "cache"
+    assert cache_argument(Before()) == "past_key_values"
+    for trunk in (Renamed(), Before()):
+        assert plain_attention_length(trunk, body) > 10**9
+    assert plain_attention_length(Recurrent(), body) == 0
+
+
+def test_a_window_bounds_what_is_plain_attention(body: PreTrainedModel) -> None:
+    body.config.sliding_window = 16
+    assert plain_attention_length(Renamed(), body) == 16
+
+
+def test_the_installed_release_steps_with_a_cache(model: PreTrainedModel) -> None:
+    assert split_lm(model).max_cached > 10**9

@@ -10,13 +10,16 @@ RUN ?= runs/demo-$(PRESET)
 # `make TORCH=torch ...` takes the newest build; elsewhere name the CPU build you can get.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test test-slow check format examples clean
+.PHONY: demo test test-slow test-floor check format examples clean
 
 demo: $(VENV)/.stamp-demo
 	$(BIN)/textrl demo --preset $(PRESET) --output_dir $(RUN) --overwrite
 
 test: $(VENV)/.stamp-test
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8
+
+test-floor: $(VENV)/.stamp-floor
+	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8
 
 test-slow: $(VENV)/.stamp-slow
 	$(BIN)/python -m pytest -m slow
@@ -51,6 +54,11 @@ $(VENV)/.stamp-demo: setup.cfg $(VENV)/.stamp-torch
 
 $(VENV)/.stamp-test: setup.cfg $(VENV)/.stamp-torch
 	$(BIN)/python -m pip install --quiet -e ".[test]"
+	touch $@
+
+$(VENV)/.stamp-floor: setup.cfg constraints-floor.txt $(VENV)/.stamp-torch
+	grep -v '^torch==' constraints-floor.txt > $(VENV)/constraints.txt
+	$(BIN)/python -m pip install --quiet -c $(VENV)/constraints.txt -e ".[test]"
 	touch $@
 
 $(VENV)/.stamp-slow: setup.cfg $(VENV)/.stamp-torch

@@ -16,6 +16,7 @@ LAYERS = [
         "labels",
         "encoding",
         "packing",
+        "precision",
         "trunks",
         "models",
         "classifiers",

@@ -10,6 +10,9 @@ from typing import Literal, get_args, get_origin
 
 from textrl.errors import UserError, did_you_mean
 
+Precision = Literal["float32", "bfloat16", "auto"]
+"""Of matrix products, see textrl.precision."""
+
 
 def require(config: object, field: str, ok: bool, expected: str) -> None:
     """Raise UserError naming field, value and what was expected, unless ok."""
@@ -122,8 +125,9 @@ class TrainingConfig:
     """Gradients are scaled down to this norm."""
     heldout_share: float = 0.0
     """Share of the prompts kept out of training and evaluated at the end."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of matrix products: bfloat16 for GPUs and CPUs with AMX; weights and losses stay float32."""
+    precision: Precision = "float32"
+    """Of matrix products; weights and losses stay float32. auto: bfloat16 where the GPU or the CPU
+    (AMX) has units for it, else float32."""
     save_every: int = 0
     """Updates between resumable states; 0 is once an epoch."""
     seed: int = 0
@@ -184,8 +188,9 @@ class AgentConfig:
     """Tokens of the texts that are held in memory together; never changes the result."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of matrix products: bfloat16 for GPUs and CPUs with AMX; weights and losses stay float32."""
+    precision: Precision = "float32"
+    """Of matrix products; weights and losses stay float32. auto: bfloat16 where the GPU or the CPU
+    (AMX) has units for it, else float32."""
     seed: int = 0
     """Seed of sampling and of the minibatches."""
 

@@ -28,6 +28,7 @@ from textrl.checkpoint import load_state, save_state
 from textrl.config import TrainingConfig
 from textrl.errors import UserError
 from textrl.metrics import StageProgress, log
+from textrl.precision import autocast
 
 MAX_SKIPPED = 5
 """Updates in a row with a non-finite gradient after which a run stops."""
@@ -60,15 +61,6 @@ def make_accelerator(device: torch.device) -> Accelerator:
     if accelerator.num_processes > 1:
         atexit.register(leave_process_group)
     return accelerator
-
-
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """Return a context of forward passes whose matrix products run in bfloat16 if that is asked.
-
-    Weights, log-softmax, losses and gradients stay float32. Weights are cast once a context, so it
-    must be left before they change, and entered anew for passes with a gradient.
-    """
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def leave_process_group() -> None:

@@ -20,10 +20,11 @@ from textrl.config import DPOConfig
 from textrl.data import Records, Source, load_records, split_by_prompt
 from textrl.encoding import continuation
 from textrl.errors import UserError
-from textrl.loop import FitTask, LossSum, autocast, fit, make_accelerator
+from textrl.loop import FitTask, LossSum, fit, make_accelerator
 from textrl.losses import dpo_loss
 from textrl.metrics import open_logger
 from textrl.models import SplitLM, eos_id, split_lm
+from textrl.precision import autocast
 from textrl.types import Sequence, stack_sequences
 
 

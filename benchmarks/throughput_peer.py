@@ -3,6 +3,7 @@
     python benchmarks/throughput_peer.py                        SFT, reward, DPO on the small model
     python benchmarks/throughput_peer.py --model smollm2        the same on SmolLM2-135M
     python benchmarks/throughput_peer.py --stages ppo           against the last TRL that had PPO
+    python benchmarks/throughput_peer.py --precision bfloat16   both libraries in bfloat16
 
 TRL is installed in an environment of its own beside the results. Both libraries run in processes of
 their own, a block of steps in turn, so that each pair shares the machine's mood. A block is an
@@ -216,6 +217,7 @@ def fixed_data(stage: str, options: argparse.Namespace) -> dict[str, Any]:
         "epochs": options.pairs + 1,
         "learning_rate": size.learning_rate,
         "threads": options.threads,
+        "precision": options.precision,
         "in_order": False,
     }
     write_rows(job["data"], stage_rows(stage, size.batch * size.block))
@@ -255,6 +257,7 @@ def ppo(critic: str, options: argparse.Namespace) -> dict[str, Any]:
         "iterations": max(ITERATIONS, options.pairs + 1),
         "learning_rate": PPO.learning_rate,
         "threads": options.threads,
+        "precision": options.precision,
         "critic": critic,
         "kl_coef": KL_COEF,
         "prompt_tokens": PROMPT_TOKENS,
@@ -312,6 +315,8 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         memory = f"{row['peak_mb'][0]:.0f} against {row['peak_mb'][1]:.0f}"
         if "loss_difference" in row:
             learned = f"within {row['loss_difference']:.0e}"
+            if "off_float32" in row:
+                learned += f", {row['off_float32']:.1%} off float32's"
         else:
             names = (*LIBRARIES, "less_kl")
             learned = "; ".join(
@@ -331,16 +336,22 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("runs/throughput_peer"))
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
     options = parser.parse_args()
     options.output_dir.mkdir(parents=True, exist_ok=True)
     path = options.output_dir / "results.json"
     results = json.loads(path.read_text()) if path.exists() else {}
+    note = "" if options.precision == "float32" else f", {options.precision}"
     for stage in options.stages:
         if stage == "ppo":
             for critic in ("value_head", "separate"):
-                results[f"ppo, {critic}"] = ppo(critic, options)
+                results[f"ppo, {critic}{note}"] = ppo(critic, options)
         else:
-            results[f"{stage}, {options.model}"] = fixed_data(stage, options)
+            plain = f"{stage}, {options.model}"
+            found = results[plain + note] = fixed_data(stage, options)
+            if note and plain in results:
+                pairs = zip(found["losses"], results[plain]["losses"], strict=True)
+                found["off_float32"] = max(abs(a - b) / abs(b) for a, b in pairs)
         write_json(path, results)
     print(table(results))
 

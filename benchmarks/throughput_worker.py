@@ -107,6 +107,7 @@ def textrl_trainer(job: Job, turns: Turns) -> tuple[Callable[[], object], float]
             num_epochs=job["epochs"],
             heldout_share=0.0,
             warmup_share=0.0,
+            precision=job["precision"],
             **options,
         ),
         logger=Logger(folder=None, output_formats=[Losses()]),
@@ -130,8 +131,8 @@ def textrl_trainer(job: Job, turns: Turns) -> tuple[Callable[[], object], float]
 def trl_trainer(job: Job, turns: Turns) -> tuple[Callable[[], object], float]:
     """Return what trains with TRL's trainer of the job's stage, its defaults kept where they run.
 
-    Against its defaults: fp32, no gradient checkpointing (it is slower), no saving; the optimiser's
-    settings and the learning rate's course are textrl's.
+    Against its defaults: the job's precision, no gradient checkpointing (it is slower), no saving;
+    the optimiser's settings and the learning rate's course are textrl's.
     """
     import trl
     from datasets import Dataset
@@ -155,7 +156,7 @@ def trl_trainer(job: Job, turns: Turns) -> tuple[Callable[[], object], float]:
         max_grad_norm=1.0,
         max_length=512,
         use_cpu=True,
-        bf16=False,
+        bf16=job["precision"] == "bfloat16",
         gradient_checkpointing=False,
         save_strategy="no",
         report_to=[],
@@ -214,6 +215,7 @@ def textrl_ppo(job: Job, turns: Turns) -> tuple[Callable[[], object], float]:
             num_epochs=job["epochs"],
             learning_rate=job["learning_rate"],
             critic=job["critic"],
+            precision=job["precision"],
         ),
     )
 
@@ -256,7 +258,7 @@ def trl_ppo(job: Job, turns: Turns) -> tuple[Callable[[], object], float]:
             kl_coef=job["kl_coef"],
             num_sample_generations=0,
             use_cpu=True,
-            bf16=False,
+            bf16=job["precision"] == "bfloat16",
             gradient_checkpointing=False,
             report_to=[],
             save_strategy="no",

@@ -25,7 +25,7 @@ def has_bfloat16_units(device: torch.device) -> bool:
         return False
     try:
         return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
-    except AttributeError:  # torch before 2.10 cannot tell
+    except AttributeError:  # torch 2.8 cannot tell, 2.13 can
         return False
 
 

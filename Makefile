@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+FLOOR := .venv-floor
 PRESET ?= tiny
 RUN ?= runs/demo-$(PRESET)
 
@@ -18,8 +19,9 @@ demo: $(VENV)/.stamp-demo
 test: $(VENV)/.stamp-test
 	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8
 
-test-floor: $(VENV)/.stamp-floor
-	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8
+test-floor:
+	$(MAKE) $(FLOOR)/.stamp-floor VENV=$(FLOOR)
+	$(FLOOR)/bin/python -m pytest -m "not slow" -n auto --maxprocesses 8
 
 test-slow: $(VENV)/.stamp-slow
 	$(BIN)/python -m pytest -m slow

@@ -8,7 +8,6 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -162,7 +161,7 @@ class TextAgent(ABC):
             }
         )
 
-    def autocast(self) -> AbstractContextManager[None]:
+    def autocast(self) -> torch.autocast:
         """Return the context of a forward pass, see `textrl.precision.autocast`."""
         return autocast(self.config.precision, self.policy.device)
 

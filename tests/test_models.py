@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import (
@@ -23,6 +25,7 @@ from textrl.models import (
     load_tokenizer,
     split_lm,
 )
+from textrl.precision import autocast
 from textrl.rewards import RewardModel
 from textrl.trainers import reward_model_from
 
@@ -131,6 +134,45 @@ def test_rows_of_one_length_need_no_mask(name: str) -> None:
     decoder = Decoder(lm, 2, max_length=9)
     states = decoder.prefill(torch.arange(2), torch.tensor(rows), torch.tensor([3, 3]))
     for token in range(10, 16):
+        for row, state in zip(rows, states, strict=True):
+            assert torch.allclose(lm.head(state), full_logits(model, row)[-1], atol=1e-4)
+        rows = [[*row, token + i] for i, row in enumerate(rows)]
+        states = decoder.step(torch.tensor([row[-1] for row in rows]))
+
+
+@pytest.mark.parametrize("first", ["float32", "bfloat16"])
+def test_a_cache_goes_on_in_another_precision(first: str) -> None:
+    model = make("llama")
+    lm, second = split_lm(model), {"float32": "bfloat16", "bfloat16": "float32"}[first]
+    decoder, cpu = Decoder(lm, 1, max_length=4), torch.device("cpu")
+    with autocast(first, cpu):
+        decoder.prefill(torch.arange(1), torch.tensor([[1, 5]]), torch.tensor([2]))
+    with autocast(second, cpu):
+        logits = lm.head(decoder.step(torch.tensor([6])))
+    assert torch.allclose(logits[0].float(), full_logits(model, [1, 5, 6])[-1], atol=0.1)
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_prompts_of_like_lengths_are_read_together(name: str, monkeypatch) -> None:
+    model = make(name)
+    lm = split_lm(model)
+    cheap = replace(lm, packing=replace(lm.packing, pass_cost=2))
+    rows = [[1], [1, 5, 6, 7, 8, 9], [1, 4, 3, 2, 6], [1, 9]]
+    lengths = torch.tensor([len(row) for row in rows])
+    padded = torch.tensor([row + [11] * (6 - len(row)) for row in rows])
+    widths: list[tuple[int, ...]] = []
+    forward = lm.trunk.forward
+
+    def watched(input_ids: torch.Tensor, **options: object) -> object:
+        widths.append(tuple(input_ids.shape))
+        return forward(input_ids=input_ids, **options)
+
+    decoder = Decoder(cheap, 4, max_length=9)
+    monkeypatch.setattr(lm.trunk, "forward", watched)
+    states = decoder.prefill(torch.arange(4), padded, lengths)
+    assert widths == [(2, 2), (2, 6)]  # 16 tokens and 2 passes, not 24 in one
+    monkeypatch.undo()
+    for token in (3, 4):
         for row, state in zip(rows, states, strict=True):
             assert torch.allclose(lm.head(state), full_logits(model, row)[-1], atol=1e-4)
         rows = [[*row, token + i] for i, row in enumerate(rows)]

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention as attention
 
 from textrl import precision
-from textrl.precision import autocast, has_bfloat16_units
+from textrl.precision import attention_of_texts, autocast, has_bfloat16_units
 
 CPU = torch.device("cpu")
 
@@ -25,6 +25,8 @@ def test_each_precision(monkeypatch: pytest.MonkeyPatch) -> None:
             assert product() == torch.bfloat16
         with autocast("auto", CPU):
             assert product() == (torch.bfloat16 if units else torch.float32)
+        with autocast("bfloat16", CPU), autocast("float32", CPU):
+            assert product() == torch.float32
     assert product() == torch.float32
 
 
@@ -37,12 +39,16 @@ def test_bfloat16_units_of_this_cpu_are_those_that_it_names() -> None:
 
 def test_attention_of_whole_texts_stays_in_float32() -> None:
     x = torch.randn(1, 2, 3, 4, generator=torch.Generator().manual_seed(0))
-    expected = scaled_dot_product_attention(x, x, x, is_causal=True)
-    mask = torch.zeros(3, 3)
+    half, mask = x.bfloat16(), torch.zeros(3, 3)
+    expected = attention(x, x, x, is_causal=True)
     with autocast("bfloat16", CPU):
-        found = scaled_dot_product_attention(x, x, x, is_causal=True)
-        layer = (x.flatten(0, 2) @ torch.eye(4)).view(x.shape)  # bfloat16, as a layer gives it
-        assert scaled_dot_product_attention(layer, layer, layer, mask).dtype == torch.float32
-        step = layer[:, :, :1]  # a decoding step reads its cache as it lies
-        assert scaled_dot_product_attention(step, layer, layer).dtype == torch.bfloat16
-    assert torch.equal(found, expected)
+        assert attention(x, x, x, is_causal=True).dtype == torch.bfloat16
+        with attention_of_texts():
+            assert torch.equal(attention(x, x, x, is_causal=True), expected)
+            assert torch.equal(attention(query=x, key=x, value=x, is_causal=True), expected)
+            for visible in (mask, mask.bfloat16(), mask.bool()):
+                assert attention(half, half, half, visible).dtype == torch.float32
+                assert attention(half, half, half, attn_mask=visible).dtype == torch.float32
+            assert attention(x.double(), x.double(), x.double()).dtype == torch.float64
+    with attention_of_texts():  # no autocast, no change
+        assert attention(half, half, half).dtype == torch.bfloat16

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from textrl.batching import like_lengths
 from textrl.models import SplitLM
 
 
@@ -41,12 +42,14 @@ class _RowLayer(CacheLayerMixin):
         rows, owner = self.owner.rows, self.owner
         if owner.prefilling:  # the prompts attend to themselves only
             width = key_states.shape[2]
-            self.keys[rows, :, :width] = key_states
-            self.values[rows, :, :width] = value_states
+            self.keys[rows, :, :width] = key_states.to(self.keys.dtype)
+            self.values[rows, :, :width] = value_states.to(self.values.dtype)
             return key_states, value_states
-        self.keys[rows, :, owner.positions] = key_states[:, :, 0]
-        self.values[rows, :, owner.positions] = value_states[:, :, 0]
-        return self.keys[:, :, : owner.used], self.values[:, :, : owner.used]
+        self.keys[rows, :, owner.positions] = key_states[:, :, 0].to(self.keys.dtype)
+        self.values[rows, :, owner.positions] = value_states[:, :, 0].to(self.values.dtype)
+        keys, values = self.keys[:, :, : owner.used], self.values[:, :, : owner.used]
+        # Another precision than that of the first pass is rare, and read through a copy.
+        return keys.to(key_states.dtype), values.to(key_states.dtype)
 
     def select(self, rows: Tensor) -> None:
         assert self.keys is not None
@@ -104,11 +107,25 @@ class Decoder:
     def prefill(self, rows: Tensor, prompt_ids: Tensor, prompt_lengths: Tensor) -> Tensor:
         """Restart the given rows with these prompts; return the states after them, [R H].
 
+        Prompts of like lengths are read together, so that little is spent on padding.
+
         Args:
             rows: which rows to restart. Shape [R].
             prompt_ids: right-padded. Shape [R P].
             prompt_lengths: >= 1. Shape [R].
         """
+        states: Tensor | None = None
+        for alike in like_lengths(prompt_lengths.tolist(), self.lm.packing.pass_cost):
+            part = torch.tensor(alike, device=rows.device)
+            found = self._read(rows[part], prompt_ids[part], prompt_lengths[part])
+            if states is None:
+                states = found.new_empty(len(rows), found.shape[1])
+            states[part] = found
+        assert states is not None
+        return states
+
+    def _read(self, rows: Tensor, prompt_ids: Tensor, prompt_lengths: Tensor) -> Tensor:
+        """Restart some rows in one pass, as wide as their longest prompt."""
         width = int(prompt_lengths.max())
         prompt_ids = prompt_ids[:, :width].long()
         self.lengths[rows] = prompt_lengths

@@ -214,16 +214,30 @@ class SplitLM:
     cache_argument: str
     """What the trunk calls its KV cache."""
 
-    def cached_hidden(self, input_ids: Tensor, cache: Cache, **options: Tensor | None) -> Tensor:
+    def cached_hidden(
+        self,
+        input_ids: Tensor,
+        cache: Cache,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> Tensor:
         """Return the last hidden states [B L H] of tokens that follow those in a KV cache.
 
         Args:
             input_ids: Shape [B L].
             cache: read and extended.
-            options: the trunk's `attention_mask` and `position_ids`.
+            attention_mask: added to the attention's logits, [B 1 L S]; None: plain causal.
+            position_ids: Shape [B L]; None: from the cache's length on.
         """
-        named: dict[str, Any] = {self.cache_argument: cache}
-        return first_output(self.trunk(input_ids=input_ids, use_cache=True, **named, **options))
+        named: dict[str, Any] = {self.cache_argument: cache, "use_cache": True}
+        return first_output(
+            self.trunk(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                **named,
+            )
+        )
 
     @property
     def device(self) -> torch.device:

@@ -3,11 +3,12 @@
 Weights, log-softmax, losses and gradients are float32 either way. docs/speed.md has the numbers.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
@@ -20,7 +21,7 @@ def has_bfloat16_units(device: torch.device) -> bool:
     AVX512-BF16 without AMX does not suffice: it is slower than float32.
     """
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type != "cpu":
         return False
     try:
@@ -29,28 +30,26 @@ def has_bfloat16_units(device: torch.device) -> bool:
         return False
 
 
-@contextmanager
-def autocast(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Run the forward passes inside in a precision; "auto" is bfloat16 where there are units.
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    """Return a context of forward passes in a precision; "auto" is bfloat16 where units are.
 
     Weights are cast once a context, so it must be left before they change, and entered anew for
     passes with a gradient.
     """
-    with ExitStack() as stack:
-        if precision == "bfloat16" or (precision == "auto" and has_bfloat16_units(device)):
-            stack.enter_context(torch.autocast(device.type, torch.bfloat16))
-            if device.type == "cpu":
-                stack.enter_context(_Float32Attention())
-        yield
+    pays = precision == "auto" and has_bfloat16_units(device)
+    return torch.autocast(device.type, torch.bfloat16, enabled=pays or precision == "bfloat16")
+
+
+def attention_of_texts() -> AbstractContextManager[object]:
+    """Return a context of passes over whole texts: on a CPU their attention stays in float32.
+
+    Its backward pass takes two to four times as long in bfloat16 there. Passes without a gradient
+    do the same, for PPO's ratio to start at 1.
+    """
+    return _Float32Attention() if torch.is_autocast_enabled("cpu") else nullcontext()
 
 
 class _Float32Attention(TorchFunctionMode):
-    """Keeps the attention of whole texts in float32; a decoding step has it in bfloat16.
-
-    On a CPU its backward pass takes two to four times as long in bfloat16. Passes without a
-    gradient must not differ: PPO's ratio starts at 1 because both compute the same.
-    """
-
     def __torch_function__(
         self,
         func: Callable[..., Any],
@@ -58,9 +57,23 @@ class _Float32Attention(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        options = dict(kwargs or {})
-        if func is not scaled_dot_product_attention or args[0].shape[-2] == 1:
-            return func(*args, **options)
-        queries, keys, values, *rest = args
-        with torch.autocast("cpu", enabled=False):
-            return func(queries.float(), keys.float(), values.float(), *rest, **options)
+        called = _attention_in_float32 if func is scaled_dot_product_attention else func
+        return called(*args, **(kwargs or {}))
+
+
+def _attention_in_float32(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
+    if query.dtype == torch.float64:  # autocast leaves it alone, too
+        return scaled_dot_product_attention(query, key, value, attn_mask, *args, **kwargs)
+    if attn_mask is not None and attn_mask.is_floating_point():
+        attn_mask = attn_mask.float()
+    with torch.autocast("cpu", enabled=False):
+        return scaled_dot_product_attention(
+            query.float(), key.float(), value.float(), attn_mask, *args, **kwargs
+        )

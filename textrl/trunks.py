@@ -29,6 +29,8 @@ def plain_attention_length(trunk: nn.Module, body: PreTrainedModel) -> int:
     if not needed <= accepted or body._is_stateful:
         return 0
     text = body.config.get_text_config().to_dict()
+    if not set(text.get("layer_types") or ()) <= {"full_attention", "sliding_attention"}:
+        return 0  # layers that mix by other means, as LFM2's convolutions
     windows = [text.get(name) for name in ("sliding_window", "window_size")]  # GPT-Neo's word
     return min((int(window) for window in windows if window), default=sys.maxsize)
 

@@ -65,7 +65,7 @@ def test_logprobs_that_the_update_disputes_are_computed_anew(monkeypatch) -> Non
     agent = PPO(tiny_model(), make_venv(), config(num_epochs=1, minibatch_size=32))
     rollout = agent.collect()
     assert agent._with_agreeing_logprobs(rollout) is rollout
-    shifted = dataclasses.replace(rollout, logprobs=rollout.logprobs + 0.1 * rollout.mask)
+    shifted = dataclasses.replace(rollout, logprobs=rollout.logprobs + 1e-4 * rollout.mask)
     monkeypatch.setattr(agent, "collect", lambda: shifted)
     assert agent.iterate()["train/first_ratio_error"] < 1e-5
 

@@ -11,6 +11,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import sb3_speed
+import switches_sampling
+import switches_updates
 import throughput
 import throughput_switches as switches
 import torch
@@ -80,7 +82,7 @@ def test_step_sequence_of_the_default_task_is_one_pass() -> None:
 
 
 def test_packing_pays(setup: switches.Setup) -> None:
-    against_padding, against_passes, shared = switches.packing(setup)
+    against_padding, against_passes, shared = switches_updates.packing(setup)
     for switch, bar in ((against_padding, 1.3), (against_passes, 1.03)):
         found = switches.compare(switch, pairs=5)
         assert found["ratio"] > bar, found
@@ -90,17 +92,34 @@ def test_packing_pays(setup: switches.Setup) -> None:
 
 
 def test_the_head_runs_where_it_counts(setup: switches.Setup) -> None:
-    for switch in switches.head_where_it_counts(setup):
+    for switch in switches_updates.head_where_it_counts(setup):
         found = switches.compare(switch, pairs=5)
         assert found["ratio"] > 0.9, found
         assert found["relative_difference"] < 1e-4
 
 
 def test_the_reference_is_read_once(setup: switches.Setup) -> None:
-    for switch in switches.reference_once(setup):
+    for switch in switches_updates.reference_once(setup):
         found = switches.compare(switch, pairs=5)
         assert found["ratio"] > 1.15, found
         assert found["relative_difference"] < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("make", "bar"),
+    [
+        (switches_sampling.equal_prompts, 1.1),
+        (switches_sampling.finished_rows, 1.3),
+        (switches_sampling.ragged_prompts, 1.1),
+        (switches_sampling.one_cache, 1.1),
+    ],
+)
+def test_sampling_leaves_out_what_is_not_needed(
+    make: Callable[[switches.Setup], switches.Switch], bar: float, setup: switches.Setup
+) -> None:
+    found = switches.compare(make(setup), pairs=5)
+    assert found["ratio"] > bar, found
+    assert found["relative_difference"] < 1e-4
 
 
 def test_sb3_reads_each_prefix_once() -> None:

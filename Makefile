@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 FLOOR := .venv-floor
+PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 PRESET ?= tiny
 RUN ?= runs/demo-$(PRESET)
 
@@ -17,11 +18,11 @@ demo: $(VENV)/.stamp-demo
 	$(BIN)/textrl demo --preset $(PRESET) --output_dir $(RUN) --overwrite
 
 test: $(VENV)/.stamp-test
-	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8
+	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
 test-floor:
 	$(MAKE) $(FLOOR)/.stamp-floor VENV=$(FLOOR)
-	$(FLOOR)/bin/python -m pytest -m "not slow" -n auto --maxprocesses 8
+	$(FLOOR)/bin/python -m pytest -m "not slow" $(PARALLEL)
 
 test-slow: $(VENV)/.stamp-slow
 	$(BIN)/python -m pytest -m slow

@@ -102,6 +102,7 @@ def test_every_agent_of_the_suite_has_cells_and_every_bar_is_run() -> None:
         assert set(bars) <= set(optimum.GRIDS.get(agent, optimum.KL_COEFS))
 
 
+@pytest.mark.slow
 def test_the_script_reports_best_of_n_and_goes_on_where_it_was(tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/optimum.py", "--output_dir", str(tmp_path)]
     command += ["--agents", "best_of_4", "best_of_16", "--tasks", "length", "--workers", "1"]

@@ -149,6 +149,7 @@ def test_behind_a_proxy_the_links_are_public_and_the_caller_is_the_proxys(tmp_pa
     served.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["sampler", "checker"])
 def test_live_from_a_checkpoint(way: str, tmp_path: Path, checkpoint: str) -> None:
     """Outputs are sampled ahead, differ, and can be made again; the reward model is checked."""

@@ -31,7 +31,7 @@ from textrl.loop import Updater, make_accelerator
 from textrl.masking import masked_mean
 from textrl.metrics import StageProgress, log
 from textrl.models import load_causal_lm, split_lm
-from textrl.precision import autocast
+from textrl.precision import autocast, pick_precision
 from textrl.types import Rollout
 
 PROBE = 8
@@ -163,7 +163,8 @@ class TextAgent(ABC):
 
     def autocast(self) -> torch.autocast:
         """Return the context of a forward pass, see `textrl.precision.autocast`."""
-        return autocast(self.config.precision, self.policy.device)
+        precision = pick_precision(self.config.precision, self.policy, self.policy.device)
+        return autocast(precision, self.policy.device)
 
     def collect(self) -> Rollout:
         """Return an iteration's episodes, groups of one prompt in consecutive rows."""

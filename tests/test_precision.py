@@ -4,10 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import scaled_dot_product_attention as attention
 
 from textrl import precision
-from textrl.precision import attention_of_texts, autocast, has_bfloat16_units
+from textrl.precision import (
+    attention_of_texts,
+    autocast,
+    has_bfloat16_units,
+    pick_precision,
+)
 
 CPU = torch.device("cpu")
 
@@ -16,18 +22,27 @@ def product() -> torch.dtype:
     return (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
 
 
-def test_each_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    for units in (True, False):
-        monkeypatch.setattr(precision, "has_bfloat16_units", lambda device, units=units: units)
+def test_each_precision() -> None:
+    with autocast("float32", CPU):
+        assert product() == torch.float32
+    with autocast("bfloat16", CPU):
+        assert product() == torch.bfloat16
         with autocast("float32", CPU):
             assert product() == torch.float32
-        with autocast("bfloat16", CPU):
-            assert product() == torch.bfloat16
-        with autocast("auto", CPU):
-            assert product() == (torch.bfloat16 if units else torch.float32)
-        with autocast("bfloat16", CPU), autocast("float32", CPU):
-            assert product() == torch.float32
     assert product() == torch.float32
+
+
+def test_auto_is_bfloat16_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = nn.Linear(2, 2), nn.Linear(10_000, 10_000, device="meta")
+    gpu = torch.device("cuda")
+    for units in (True, False):
+        monkeypatch.setattr(precision, "has_bfloat16_units", lambda device, units=units: units)
+        faster = "bfloat16" if units else "float32"
+        assert pick_precision("auto", large, CPU) == faster
+        assert pick_precision("auto", small, CPU) == "float32"
+        assert pick_precision("auto", small, gpu) == faster
+        for asked in ("float32", "bfloat16"):
+            assert pick_precision(asked, large, CPU) == asked
 
 
 def test_bfloat16_units_of_this_cpu_are_those_that_it_names() -> None:

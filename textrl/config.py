@@ -126,8 +126,8 @@ class TrainingConfig:
     heldout_share: float = 0.0
     """Share of the prompts kept out of training and evaluated at the end."""
     precision: Precision = "float32"
-    """Of matrix products; weights and losses stay float32. auto: bfloat16 where the GPU or the CPU
-    (AMX) has units for it, else float32."""
+    """Of matrix products; weights and losses stay float32. auto: bfloat16 where it is faster (new
+    GPUs; CPUs with AMX from 100M parameters on), else float32."""
     save_every: int = 0
     """Updates between resumable states; 0 is once an epoch."""
     seed: int = 0
@@ -189,8 +189,8 @@ class AgentConfig:
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
     precision: Precision = "float32"
-    """Of matrix products; weights and losses stay float32. auto: bfloat16 where the GPU or the CPU
-    (AMX) has units for it, else float32."""
+    """Of matrix products; weights and losses stay float32. auto: bfloat16 where it is faster (new
+    GPUs; CPUs with AMX from 100M parameters on), else float32."""
     seed: int = 0
     """Seed of sampling and of the minibatches."""
 

@@ -13,7 +13,7 @@ import gc
 import math
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from textrl.checkpoint import load_state, save_state
 from textrl.config import TrainingConfig
 from textrl.errors import UserError
 from textrl.metrics import StageProgress, log
-from textrl.precision import autocast
+from textrl.precision import autocast, pick_precision
 
 MAX_SKIPPED = 5
 """Updates in a row with a non-finite gradient after which a run stops."""
@@ -207,6 +207,8 @@ def fit(
     size = len(task.lengths)
     per_epoch = math.ceil(size / config.minibatch_size)
     total = per_epoch * config.num_epochs
+    precision = pick_precision(config.precision, model, accelerator.device)
+    config = replace(config, precision=precision)
     updater = Updater(
         [(model, config.learning_rate)],
         accelerator=accelerator,

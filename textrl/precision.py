@@ -8,15 +8,30 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from textrl.config import Precision
 
+LEAST_PARAMETERS = 100_000_000
+"""Of a model that gains on a CPU. At 135M all of it is matrix products; at 4M ragged batches lose.
+
+oneDNN compiles a bfloat16 product for each new shape, and keeps it: seconds and gigabytes there.
+"""
+
+
+def pick_precision(precision: Precision, model: nn.Module, device: torch.device) -> Precision:
+    """Return the precision asked for; "auto" is bfloat16 where it is faster, else float32."""
+    if precision != "auto":
+        return precision
+    large = sum(p.numel() for p in model.parameters()) >= LEAST_PARAMETERS
+    pays = has_bfloat16_units(device) and (large or device.type != "cpu")
+    return "bfloat16" if pays else "float32"
+
 
 def has_bfloat16_units(device: torch.device) -> bool:
-    """Return whether bfloat16 matrix products are faster there: on new GPUs, on CPUs with AMX.
+    """Return whether there are units for bfloat16 products: new GPUs' and AMX.
 
     AVX512-BF16 without AMX does not suffice: it is slower than float32.
     """
@@ -31,13 +46,12 @@ def has_bfloat16_units(device: torch.device) -> bool:
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
-    """Return a context of forward passes in a precision; "auto" is bfloat16 where units are.
+    """Return a context of forward passes in a precision that `pick_precision` gave.
 
     Weights are cast once a context, so it must be left before they change, and entered anew for
     passes with a gradient.
     """
-    pays = precision == "auto" and has_bfloat16_units(device)
-    return torch.autocast(device.type, torch.bfloat16, enabled=pays or precision == "bfloat16")
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def attention_of_texts() -> AbstractContextManager[object]:

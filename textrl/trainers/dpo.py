@@ -24,7 +24,7 @@ from textrl.loop import FitTask, LossSum, fit, make_accelerator
 from textrl.losses import dpo_loss
 from textrl.metrics import open_logger
 from textrl.models import SplitLM, eos_id, split_lm
-from textrl.precision import autocast
+from textrl.precision import autocast, pick_precision
 from textrl.types import Sequence, stack_sequences
 
 
@@ -184,6 +184,7 @@ class DPOTrainer:
         self._shown = shown
         eos_id(tokenizer)  # without it no text would end
         self._lm = split_lm(model)
+        self._precision = pick_precision(self.config.precision, model, self._lm.device)
         model.eval()
         if isinstance(data, list) and data and isinstance(data[0], Pair):
             self.train_pairs, self.heldout_pairs = cast(list[Pair], data), list[Pair]()
@@ -196,7 +197,7 @@ class DPOTrainer:
         self._strangers = (
             mismatched(self.train_pairs, self.config.max_length) if self._needs_kl else []
         )
-        with autocast(self.config.precision, self._lm.device):
+        with autocast(self._precision, self._lm.device):
             self._reference_of_strangers = all_logprobs(self._lm, self._strangers, tokens)
             self._reference = reference_logprobs(self._lm, self.train_pairs, tokens)
             self._heldout_reference = reference_logprobs(self._lm, self.heldout_pairs, tokens)
@@ -239,7 +240,7 @@ class DPOTrainer:
         tokens = self.config.micro_batch_tokens
         for rows in filled_batches([p.num_tokens for p in pairs], tokens):
             reference = self._heldout_reference[:, rows]
-            with autocast(self.config.precision, self._lm.device):
+            with autocast(self._precision, self._lm.device):
                 chosen, rejected = pair_logprobs(self._lm, [pairs[i] for i in rows]) - reference
             right += float((chosen > rejected).sum())
         return {"heldout_accuracy": right / len(pairs)}
@@ -256,7 +257,7 @@ class DPOTrainer:
         """
         if self._needs_kl:
             strangers = [self._strangers[i] for i in rows]
-            with autocast(self.config.precision, self._lm.device):
+            with autocast(self._precision, self._lm.device):
                 found = all_logprobs(self._lm, strangers, self.config.micro_batch_tokens)
             self._kl = (found - self._reference_of_strangers[rows]).mean()
 

@@ -141,15 +141,41 @@ def test_rows_of_one_length_need_no_mask(name: str) -> None:
 
 
 @pytest.mark.parametrize("first", ["float32", "bfloat16"])
-def test_a_cache_goes_on_in_another_precision(first: str) -> None:
-    model = make("llama")
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_a_cache_goes_on_in_another_precision(name: str, first: str) -> None:
+    model = make(name)
     lm, second = split_lm(model), {"float32": "bfloat16", "bfloat16": "float32"}[first]
     decoder, cpu = Decoder(lm, 1, max_length=4), torch.device("cpu")
     with autocast(first, cpu):
         decoder.prefill(torch.arange(1), torch.tensor([[1, 5]]), torch.tensor([2]))
     with autocast(second, cpu):
         logits = lm.head(decoder.step(torch.tensor([6])))
+        decoder.prefill(torch.arange(1), torch.tensor([[1, 7]]), torch.tensor([2]))
+        restarted = lm.head(decoder.step(torch.tensor([8])))
     assert torch.allclose(logits[0].float(), full_logits(model, [1, 5, 6])[-1], atol=0.1)
+    assert torch.allclose(restarted[0].float(), full_logits(model, [1, 7, 8])[-1], atol=0.1)
+
+
+def test_the_cache_is_read_as_it_lies_under_autocast() -> None:
+    """Rotated keys are float32 there and values bfloat16: neither is copied at every step."""
+    lm = split_lm(make("llama"))
+    decoder = Decoder(lm, 1, max_length=4)
+    with autocast("bfloat16", torch.device("cpu")):
+        decoder.prefill(torch.arange(1), torch.tensor([[1, 5]]), torch.tensor([2]))
+        layer = decoder._cache.layers[0]
+        update, shared = layer.update, []
+
+        def watched(*args: object, **kwargs: object) -> object:
+            read = update(*args, **kwargs)
+            shared.extend(
+                ours.untyped_storage().data_ptr() == theirs.untyped_storage().data_ptr()
+                for ours, theirs in zip(read, (layer.keys, layer.values), strict=True)
+            )
+            return read
+
+        layer.update = watched
+        decoder.step(torch.tensor([6]))
+    assert shared == [True, True]
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))

@@ -49,7 +49,7 @@ class _RowLayer(CacheLayerMixin):
         self.values[rows, :, owner.positions] = value_states[:, :, 0].to(self.values.dtype)
         keys, values = self.keys[:, :, : owner.used], self.values[:, :, : owner.used]
         # Another precision than that of the first pass is rare, and read through a copy.
-        return keys.to(key_states.dtype), values.to(key_states.dtype)
+        return keys.to(key_states.dtype), values.to(value_states.dtype)
 
     def select(self, rows: Tensor) -> None:
         assert self.keys is not None

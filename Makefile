@@ -43,7 +43,7 @@ format: $(VENV)/.stamp-dev
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(FLOOR) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/.stamp-torch:
 	$(PYTHON) -m venv $(VENV)

@@ -241,6 +241,22 @@ def test_packing_under_autocast_and_with_the_plain_attention() -> None:
                     assert (found - expected).abs().mean() < 0.02 * expected.abs().mean()
 
 
+def test_texts_attend_in_float32_under_autocast() -> None:
+    model = make("llama")
+    lm = split_lm(model)
+    ids, lengths = padded(TEXTS)
+    seen: set[torch.dtype] = set()  # of what attention gives to the next layer
+    model.model.layers[0].self_attn.o_proj.register_forward_pre_hook(
+        lambda module, inputs: seen.add(inputs[0].dtype)
+    )
+    with autocast("bfloat16", model.device):
+        for packing in packings(lm.packing):  # packed with a mask, or in passes without one
+            read(lm.trunk, packing, ids, lengths)
+        assert seen == {torch.float32}
+        lm.hidden(ids)  # a pass that nobody trains on
+        assert seen == {torch.float32, torch.bfloat16}
+
+
 def test_a_critic_of_its_own_is_packed_too() -> None:
     critic = make_critic("separate", "mlp", make("llama"), tiny_tokenizer(), None)
     torch.nn.init.normal_(critic.head[-1].weight)

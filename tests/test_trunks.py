@@ -19,17 +19,17 @@ from textrl.trunks import cache_argument, plain_attention_length
 
 class Renamed(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask=None, position_ids=None, cache=None):
-        raise NotImplementedError
+        return input_ids
 
 
 class Before(nn.Module):
     def forward(self, input_ids, attention_mask=None, position_ids=None, past_key_values=None):
-        raise NotImplementedError
+        return input_ids
 
 
 class Recurrent(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask=None):
-        raise NotImplementedError
+        return input_ids
 
 
 @pytest.fixture

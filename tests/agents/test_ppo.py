@@ -95,6 +95,22 @@ def test_bfloat16_keeps_the_identities(critic: str, kl_loss: str) -> None:
     assert abs(numbers["rollout/kl"]) < 1e-2
 
 
+def test_auto_acts_in_the_precision_that_it_picks(monkeypatch) -> None:
+    monkeypatch.setattr("textrl.precision.LEAST_PARAMETERS", 1)
+    found = {}
+    for units in (True, False):
+        monkeypatch.setattr(
+            "textrl.precision.has_bfloat16_units", lambda device, units=units: units
+        )
+        for asked in ("auto", "bfloat16" if units else "float32"):
+            policy = tiny_model()
+            PPO(policy, make_venv(), config(precision=asked)).iterate()
+            found[units, asked] = weights(policy)
+    assert torch.equal(found[True, "auto"], found[True, "bfloat16"])
+    assert torch.equal(found[False, "auto"], found[False, "float32"])
+    assert not torch.equal(found[True, "auto"], found[False, "auto"])
+
+
 def test_dropout_is_off(model) -> None:
     model.config.attention_dropout = 0.5
     model.train()

@@ -373,3 +373,25 @@ def test_matrices_alone_decay() -> None:
             accelerator=Accelerator(cpu=True),
             max_grad_norm=1.0,
         )
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_auto_trains_in_the_precision_that_it_picks(stage: str, monkeypatch) -> None:
+    """The losses are those of the precision by name, to the last bit."""
+    monkeypatch.setattr("textrl.precision.LEAST_PARAMETERS", 1)
+    pairs = [{"prompt": "a", "chosen": "b" * n, "rejected": "c" * (9 - n)} for n in range(1, 9)]
+    trainer, config = {"sft": (SFTTrainer, SFTConfig), "dpo": (DPOTrainer, DPOConfig)}[stage]
+    rows = TEXTS if stage == "sft" else pairs
+
+    def weights(asked: str) -> torch.Tensor:
+        model = tiny_model()
+        settings = config(minibatch_size=4, learning_rate=1e-3, precision=asked)
+        trainer(model, tiny_tokenizer(), rows, settings, shown=False).train()
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    for units, same in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(
+            "textrl.precision.has_bfloat16_units", lambda device, units=units: units
+        )
+        assert torch.equal(weights("auto"), weights(same))
+    assert not torch.equal(weights("bfloat16"), weights("float32"))

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from textrl.agents.base import AnyVectorEnv, Observation, TextEnv
+from textrl.agents.base import AnyVectorEnv, Observation
 from textrl.agents.collect import prompts_of
+from textrl.agents.text_env import TextEnv
 from textrl.checkpoint import save_model, write_json
 from textrl.config import BestOfNConfig
 from textrl.errors import UserError

@@ -14,7 +14,8 @@ import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from textrl.agents.base import Observation, TextEnv
+from textrl.agents.base import Observation
+from textrl.agents.text_env import TextEnv
 from textrl.generation import sample
 from textrl.models import SplitLM
 from textrl.types import Rollout

@@ -18,10 +18,11 @@ from stable_baselines3.common.logger import Logger
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from textrl.agents.base import AnyVectorEnv, Observation, TextEnv
+from textrl.agents.base import AnyVectorEnv, Observation
 from textrl.agents.collect import collect, concatenate
 from textrl.agents.diagnostics import rollout_report
 from textrl.agents.predict import next_tokens
+from textrl.agents.text_env import TextEnv
 from textrl.batching import filled_batches
 from textrl.checkpoint import load_state, save_model, save_state, write_json
 from textrl.config import AgentConfig

@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from textrl import generation
-from textrl.generation import Decoder, Samples, sample
+from textrl.decoding import Decoder
+from textrl.generation import Samples, sample
 from textrl.models import SplitLM
 
 ROWS, NEW = 64, 48

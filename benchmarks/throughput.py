@@ -33,8 +33,9 @@ from textrl.agents import PPO, PPOConfig
 from textrl.benchmark import forget_peak_memory, peak_memory_mb
 from textrl.classifiers import split_classifier
 from textrl.config import DPOConfig, RewardConfig, SFTConfig, TrainingConfig
+from textrl.decoding import Decoder
 from textrl.envs import TextRLHFVectorEnv, tiny_tokenizer
-from textrl.generation import Decoder, sample
+from textrl.generation import sample
 from textrl.loop import FitTask, LossSum, Updater, _fit_update, keep_freed_memory, make_accelerator
 from textrl.losses import bradley_terry_loss
 from textrl.models import split_lm

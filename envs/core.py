@@ -14,11 +14,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.batching import filled_batches
+from textrl.decoding import Decoder
 from textrl.envs import tasks
 from textrl.envs.core_config import CoreConfig
 from textrl.envs.prompts import PromptSet, encode_one, load_prompts
 from textrl.errors import UserError
-from textrl.generation import Decoder
 from textrl.logprobs import chunked_token_logprobs, token_logprobs
 from textrl.models import (
     eos_id,

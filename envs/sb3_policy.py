@@ -31,9 +31,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
+from textrl.decoding import GrowingTexts
 from textrl.envs.sb3_vec_env import TextVecEnv
 from textrl.errors import UserError
-from textrl.generation import GrowingTexts
 from textrl.models import load_causal_lm, split_lm
 
 Observations = Tensor | dict[str, Tensor]

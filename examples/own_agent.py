@@ -2,9 +2,9 @@
 
 import torch
 
-from textrl.agents.base import TextEnv
 from textrl.agents.collect import collect
 from textrl.agents.predict import next_tokens
+from textrl.agents.text_env import TextEnv
 from textrl.checkpoint import save_model
 from textrl.models import split_lm
 

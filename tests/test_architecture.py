@@ -20,6 +20,7 @@ LAYERS = [
         "trunks",
         "models",
         "classifiers",
+        "decoding",
         "generation",
         "rewards",
         "metrics",

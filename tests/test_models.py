@@ -13,9 +13,10 @@ from transformers import (
 )
 
 from textrl.classifiers import encode_for_scoring, split_classifier
+from textrl.decoding import Decoder
 from textrl.envs import tiny_model, tiny_tokenizer
 from textrl.errors import UserError
-from textrl.generation import Decoder, draw, sample
+from textrl.generation import draw, sample
 from textrl.logprobs import chunked_token_logprobs, token_logprobs
 from textrl.models import (
     ensure_pad,

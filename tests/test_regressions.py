@@ -25,10 +25,10 @@ from textrl.checkpoint import save_model
 from textrl.command_config import DemoConfig
 from textrl.config import RewardConfig
 from textrl.data import load_records, prompt_key, split_by_prompt
+from textrl.decoding import Decoder
 from textrl.encoding import ranked_texts
 from textrl.envs import tiny_model, tiny_score, tiny_tokenizer
 from textrl.errors import UserError
-from textrl.generation import Decoder
 from textrl.models import split_lm
 from textrl.rewards import RewardModel, make_scorer
 from textrl.trainers import RewardTrainer, SFTTrainer, reward_model_from

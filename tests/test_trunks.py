@@ -12,7 +12,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from textrl.generation import Decoder
+from textrl.decoding import Decoder
 from textrl.models import split_lm
 from textrl.trunks import cache_argument, plain_attention_length
 

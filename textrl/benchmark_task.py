@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from textrl.agents.base import TextEnv
 from textrl.agents.collect import collect
+from textrl.agents.text_env import TextEnv
 from textrl.command_config import BenchmarkConfig
 from textrl.envs import TextRLHFVectorEnv, VectorCandidateActions, tiny_model
 from textrl.models import load_causal_lm, load_tokenizer, split_lm

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import textrl  # noqa: F401  # registers TextRLHF-v0
 from textrl.agents import PPO, PPOConfig
 from textrl.agents.actor_critic import make_critic
-from textrl.agents.base import TextEnv
 from textrl.agents.collect import collect, concatenate
 from textrl.agents.ppo import adapted_kl_coef
+from textrl.agents.text_env import TextEnv
 from textrl.envs import tiny_model, tiny_score, tiny_tokenizer
 from textrl.errors import UserError
 from textrl.models import split_lm

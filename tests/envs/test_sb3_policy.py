@@ -9,6 +9,7 @@ from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.vec_env import VecNormalize
 
 import textrl  # noqa: F401  # registers TextRLHF-v0
+from textrl.decoding import GrowingTexts
 from textrl.envs import VectorCandidateActions, tiny_model
 from textrl.envs.sb3 import (
     CausalLMPolicy,
@@ -19,7 +20,6 @@ from textrl.envs.sb3 import (
     TextVecEnv,
 )
 from textrl.errors import UserError
-from textrl.generation import GrowingTexts
 from textrl.models import split_lm
 
 

@@ -1,0 +1,94 @@
+"""`TextEnv`: all that our agents ask of a vector environment, through the Gymnasium interface."""
+
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import SyncVectorEnv
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from textrl.agents.base import AnyVectorEnv
+from textrl.errors import UserError
+from textrl.rewards import RewardModel
+
+
+class TextEnv:
+    """A vector environment seen through the Gymnasium interface, and its text attributes.
+
+    The attributes are read from the vector environment itself where it has them (ours), else from
+    its first sub-environment (a SyncVectorEnv of single ones).
+    """
+
+    def __init__(self, venv: AnyVectorEnv) -> None:
+        """Look at an environment without changing it."""
+        self.venv = venv
+        self.num_envs = venv.num_envs
+        self.tokenizer: PreTrainedTokenizerBase = self._get("tokenizer")
+        self.reference: PreTrainedModel = self._get("reference")
+        self.reward_model: RewardModel | None = self._get("reward_model")
+        self.temperature = float(self._get("temperature"))
+        self.max_completion_tokens = int(self._get("max_completion_tokens"))
+        self.max_prompt_tokens = int(self._get("max_prompt_tokens"))
+        self.group_size = int(self._get("group_size"))
+        self.eos_token_id = int(self._get("eos_token_id"))
+
+    @property
+    def kl_coef(self) -> float:
+        """Score units per nat."""
+        return float(self._get("kl_coef"))
+
+    @kl_coef.setter
+    def kl_coef(self, value: float) -> None:
+        base = self.venv.unwrapped
+        if hasattr(base, "kl_coef"):
+            base.kl_coef = value
+        else:
+            assert isinstance(base, SyncVectorEnv)
+            base.set_attr("kl_coef", [value] * self.num_envs)
+
+    def score_tokens(self, prompts: list[list[int]], completions: list[list[int]]) -> np.ndarray:
+        """Return what episodes of these token ids would score, float64 [N], taking no step."""
+        found: np.ndarray = self._get("score_tokens")(prompts, completions)
+        return found
+
+    def check_groups(self, agent: str) -> None:
+        """Raise UserError unless several rows share each prompt."""
+        if self.group_size < 2:
+            raise UserError(
+                f"{agent} compares several samples of one prompt, but the environment's group_size "
+                f"is {self.group_size}; make it with group_size=4 (and num_envs a multiple of it)"
+            )
+        if isinstance(self.venv.unwrapped, SyncVectorEnv):
+            raise UserError(
+                f"{agent} compares several samples of one prompt, but the rows of a SyncVectorEnv "
+                f'have prompts of their own; use gym.make_vec("TextRLHF-v0", ...) as it comes'
+            )
+
+    def check(self, policy: PreTrainedModel, episodes_per_iteration: int) -> None:
+        """Raise UserError unless the policy can be trained here with these many episodes."""
+        if policy is self.reference:
+            raise UserError(
+                "the policy is the environment's frozen reference itself; train a copy "
+                "(copy.deepcopy, or load it twice)"
+            )
+        if not any(parameter.requires_grad for parameter in policy.parameters()):
+            raise UserError(
+                "no parameter of the policy takes a gradient (a copy of the frozen reference is "
+                "frozen too); call policy.requires_grad_(True)"
+            )
+        if episodes_per_iteration % self.num_envs:
+            raise UserError(
+                f"episodes_per_iteration is {episodes_per_iteration}; expected a multiple of the "
+                f"environment's {self.num_envs} rows"
+            )
+
+    def _get(self, name: str) -> Any:
+        base = self.venv.unwrapped
+        if hasattr(base, name):
+            return getattr(base, name)
+        if isinstance(base, SyncVectorEnv):  # its get_attr would call a model or a tokenizer
+            first = base.envs[0]
+            if first.has_wrapper_attr(name):
+                return first.get_wrapper_attr(name)
+        raise UserError(
+            f"the environment has no {name!r}: text agents act in TextRLHF-v0, got {self.venv}"
+        )

@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from textrl.agents.base import AnyVectorEnv
-from textrl.agents.text_agent import Numbers, TextAgent
+from textrl.agents.minibatches import Numbers
+from textrl.agents.text_agent import TextAgent
 from textrl.config import OnlineDPOConfig
 from textrl.errors import UserError
 from textrl.losses import dpo_loss

@@ -32,7 +32,8 @@ from textrl.agents.base import AnyVectorEnv
 from textrl.agents.collect import collect
 from textrl.agents.diagnostics import explained_variance, ratio_report, update_report
 from textrl.agents.kl_control import adapted_kl_coef
-from textrl.agents.text_agent import Numbers, TextAgent
+from textrl.agents.minibatches import Numbers
+from textrl.agents.text_agent import TextAgent
 from textrl.agents.text_env import TextEnv
 from textrl.config import PPOConfig
 from textrl.data import Source, load_records

@@ -7,7 +7,7 @@ holds the whole algorithm. Here are `learn`, `predict`, `save`, `load` and the o
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -21,9 +21,9 @@ from transformers import PreTrainedModel
 from textrl.agents.base import AnyVectorEnv, Observation
 from textrl.agents.collect import collect, concatenate
 from textrl.agents.diagnostics import rollout_report
+from textrl.agents.minibatches import Minibatches, MinibatchLoss, Numbers
 from textrl.agents.predict import next_tokens
 from textrl.agents.text_env import TextEnv
-from textrl.batching import filled_batches
 from textrl.checkpoint import load_state, save_model, save_state, write_json
 from textrl.config import AgentConfig
 from textrl.errors import UserError
@@ -42,9 +42,6 @@ AGREEMENT = 1e-5
 
 Measured: 2e-7 (4M parameters) to 4e-6 (135M) in float32, 1e-3 to 4e-2 in bfloat16.
 """
-Numbers = dict[str, float]
-MinibatchLoss = Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
-"""Row indices of a micro-batch -> (its mean loss, means to log)."""
 Show = Callable[[int, Numbers], None]
 """(tokens done, numbers to show)."""
 
@@ -102,6 +99,9 @@ class TextAgent(ABC):
             schedule=lambda update: self._learning_rate_factor(),
         )
         self._generator = torch.Generator().manual_seed(self.config.seed)
+        self.minibatches = Minibatches(
+            self._updater, self._generator, self.config.micro_batch_tokens, self.autocast
+        )
         self._show: Callable[[float, Numbers], None] = lambda share, step: None
         venv.reset(seed=self.config.seed)
 
@@ -187,33 +187,22 @@ class TextAgent(ABC):
         stop: Callable[[Numbers], bool] = lambda numbers: False,
         after_step: Callable[[Numbers, float], None] = lambda numbers, share: None,
     ) -> list[Numbers]:
-        """Take the optimiser steps of an iteration; return each one's numbers.
+        """Take the optimiser steps of an iteration, shown; see `Minibatches.run`."""
 
-        Args:
-            losses: of a micro-batch of items (episodes or pairs); each one's backward pass is
-                done before the next one is computed.
-            lengths: tokens of each item, Int64 [N].
-            weights: what each item adds to the divisor of a step's loss: its tokens, or 1; [N].
-            minibatch_size: items in a step.
-            num_epochs: passes over the items.
-            more_losses: whole losses to add to the step of a minibatch of this size.
-            stop: whether to leave the rest of the iteration's steps after these numbers.
-            after_step: gets each step's numbers and the share of the steps that is done.
-        """
-        rows: list[Numbers] = []
-        if len(lengths) == 0:
-            return rows
-        steps = num_epochs * -(-len(lengths) // minibatch_size)
-        for _ in range(num_epochs):
-            order = torch.randperm(len(lengths), generator=self._generator)
-            for chosen in order.split(minibatch_size):
-                extra = more_losses(len(chosen))
-                rows.append(self._step(chosen, lengths[chosen], weights[chosen], losses, extra))
-                after_step(rows[-1], len(rows) / steps)
-                self._show(len(rows) / steps, rows[-1])
-                if stop(rows[-1]):
-                    return rows
-        return rows
+        def shown(numbers: Numbers, share: float) -> None:
+            after_step(numbers, share)
+            self._show(share, numbers)
+
+        return self.minibatches.run(
+            *losses,
+            lengths=lengths,
+            weights=weights,
+            minibatch_size=minibatch_size,
+            num_epochs=num_epochs,
+            more_losses=more_losses,
+            stop=stop,
+            after_step=shown,
+        )
 
     def logprobs(self, part: Rollout) -> Tensor:
         """Return the completions' log-probs under the present policy, in nats, [B T]."""
@@ -310,38 +299,9 @@ class TextAgent(ABC):
         if float(masked_mean((self.logprobs(some) - some.logprobs).abs(), some.mask)) < AGREEMENT:
             return rollout
         logprobs = torch.zeros_like(rollout.logprobs)
-        for rows in self._micro_batches(rollout.lengths):
+        for rows in self.minibatches.split(rollout.lengths):
             logprobs[rows] = self.logprobs(rollout.rows(torch.tensor(rows)))
         return replace(rollout, logprobs=logprobs)
-
-    def _micro_batches(self, lengths: Tensor) -> list[list[int]]:
-        """Return which of the items of these lengths share a forward and backward pass."""
-        return filled_batches(lengths.tolist(), self.config.micro_batch_tokens)
-
-    def _step(
-        self,
-        chosen: Tensor,
-        lengths: Tensor,
-        weights: Tensor,
-        losses: Sequence[MinibatchLoss],
-        more_losses: Iterable[Tensor],
-    ) -> Numbers:
-        """Take one optimiser step; every micro-batch is weighed by its share of the whole step."""
-        sums: Numbers = {}
-
-        def shares() -> Iterable[Tensor]:
-            for batch in self._micro_batches(lengths):
-                share = weights[batch].sum().item() / weights.sum().item()
-                for loss in losses:
-                    with self.autocast():
-                        value, numbers = loss(chosen[batch])
-                    for name, number in numbers.items():
-                        sums[name] = sums.get(name, 0.0) + share * number.item()
-                    yield share * value
-            yield from more_losses
-
-        norm = self._updater.update(shares())
-        return sums | {"grad_norm": norm}
 
     def _learning_rate_factor(self) -> float:
         """Return what the learning rate is multiplied by: 1, or falling to 0 over the tokens."""

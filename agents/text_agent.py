@@ -42,8 +42,8 @@ AGREEMENT = 1e-5
 
 Measured: 2e-7 (4M parameters) to 4e-6 (135M) in float32, 1e-3 to 4e-2 in bfloat16.
 """
-Show = Callable[[int, Numbers], None]
-"""(tokens done, numbers to show)."""
+Show = Callable[[float, int, Numbers], None]
+"""(share of an iteration's work that is done, on how many tokens, numbers to show)."""
 
 
 class TextAgent(ABC):
@@ -102,7 +102,8 @@ class TextAgent(ABC):
         self.minibatches = Minibatches(
             self._updater, self._generator, self.config.micro_batch_tokens, self.autocast
         )
-        self._show: Callable[[float, Numbers], None] = lambda share, step: None
+        self._show_step: Callable[[float, Numbers], None] = lambda share, step: None
+        self._collect_share = 0.5
         venv.reset(seed=self.config.seed)
 
     @abstractmethod
@@ -113,51 +114,67 @@ class TextAgent(ABC):
         """Log to this logger from now on."""
         self.logger = logger
 
-    def learn(self, total_timesteps: int, progress_bar: bool = False) -> Self:
-        """Train for at least this many tokens more; one logger row an iteration."""
-        begin = self.env_steps
-        with StageProgress(self.name, total_timesteps, shown=progress_bar) as progress:
+    def learn(
+        self,
+        total_timesteps: int,
+        progress_bar: bool = False,
+        after_iteration: Callable[[], None] = lambda: None,
+    ) -> Self:
+        """Train for at least this many tokens more; one logger row an iteration.
 
-            def show(env_steps: int, numbers: Numbers) -> None:
-                progress.show(min(total_timesteps, env_steps - begin), numbers)
+        Args:
+            total_timesteps: tokens.
+            progress_bar: show the tokens of the whole run; collecting and updating both move it.
+            after_iteration: called after each iteration, to save now and then.
+        """
+        begin, end = self.env_steps, self.env_steps + total_timesteps
+        with StageProgress(self.name, end, begin=begin, shown=progress_bar) as progress:
+            while self.env_steps < end:
+                start = self.env_steps
 
-            while self.env_steps < begin + total_timesteps:
-                numbers = self.iterate(show)
-                log(self.logger, self.env_steps, numbers)
+                def show(share: float, tokens: int, numbers: Numbers, start: int = start) -> None:
+                    progress.show(start + int(share * min(tokens, end - start)), numbers)
+
+                log(self.logger, self.env_steps, self.iterate(show))
+                after_iteration()
         return self
 
-    def iterate(self, show: Show = lambda env_steps, numbers: None) -> Numbers:
+    def iterate(self, show: Show = lambda share, tokens, numbers: None) -> Numbers:
         """Run one iteration (collect, update) and return its numbers; `learn` logs them.
 
         Args:
-            show: gets the tokens done and a few numbers after each optimiser step.
+            show: called after each batch of episodes and each optimiser step.
         """
         began = time.monotonic()
         with self.autocast():
-            rollout, kl_coef = self._with_agreeing_logprobs(self.collect()), self.env.kl_coef
-        collected, tokens = time.monotonic(), int(rollout.mask.sum())
+            collected = self.collect(lambda tokens: show(self._collect_share, tokens, {}))
+            rollout, kl_coef = self._with_agreeing_logprobs(collected), self.env.kl_coef
+        between, tokens = time.monotonic(), int(rollout.mask.sum())
         report = rollout_report(rollout)
         episodes = {name: report[name] for name in ("rollout/score", "rollout/kl")}
 
         def show_step(share: float, step: Numbers) -> None:
             fit = {name: step[name] for name in ("loss", "accuracy") if name in step}
-            show(self.env_steps + round(share * tokens), episodes | fit)
+            done = self._collect_share + (1 - self._collect_share) * share
+            show(done, tokens, episodes | fit)
 
-        self._show = show_step
+        self._show_step = show_step
         learning_rate = self._updater.follow_schedule()
         numbers = self.train_on(rollout)
         self.iteration += 1
         self.env_steps += tokens
-        show(self.env_steps, episodes)
+        show(1.0, tokens, episodes)
+        ended = time.monotonic()
+        self._collect_share = (between - began) / (ended - began)  # the next iteration's, about
         return (
             report
             | numbers
             | {
                 "rollout/kl_coef": kl_coef,
                 "train/learning_rate": learning_rate,
-                "time/collect_seconds": collected - began,
-                "time/update_seconds": time.monotonic() - collected,
-                "time/tokens_per_second": tokens / (time.monotonic() - began),
+                "time/collect_seconds": between - began,
+                "time/update_seconds": ended - between,
+                "time/tokens_per_second": tokens / (ended - began),
                 "time/iteration": self.iteration,
             }
         )
@@ -167,10 +184,19 @@ class TextAgent(ABC):
         precision = pick_precision(self.config.precision, self.policy, self.policy.device)
         return autocast(precision, self.policy.device)
 
-    def collect(self) -> Rollout:
-        """Return an iteration's episodes, groups of one prompt in consecutive rows."""
-        batches = self.config.episodes_per_iteration // self.env.num_envs
-        return concatenate([self.collect_batch() for _ in range(batches)])
+    def collect(self, show: Callable[[int], None] = lambda tokens: None) -> Rollout:
+        """Return an iteration's episodes, groups of one prompt in consecutive rows.
+
+        Args:
+            show: gets the tokens collected so far after each batch.
+        """
+        batches: list[Rollout] = []
+        tokens = 0
+        while len(batches) < self.config.episodes_per_iteration // self.env.num_envs:
+            batches.append(self.collect_batch())
+            tokens += int(batches[-1].mask.sum())
+            show(tokens)
+        return concatenate(batches)
 
     def collect_batch(self) -> Rollout:
         """Return one finished episode of every row of the environment."""
@@ -191,7 +217,7 @@ class TextAgent(ABC):
 
         def shown(numbers: Numbers, share: float) -> None:
             after_step(numbers, share)
-            self._show(share, numbers)
+            self._show_step(share, numbers)
 
         return self.minibatches.run(
             *losses,

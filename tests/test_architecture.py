@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors"},
-    {"types", "config", "command_config"},
+    {"types", "config", "command_config", "agent_options"},
     {"masking", "logprobs", "advantages", "losses", "preference_losses", "batching"},
     {
         "data",

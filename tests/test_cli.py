@@ -12,6 +12,9 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from textrl import cli
+from textrl.agent_options import AGENTS
+from textrl.agents import RLOO, registered
+from textrl.agents.base import factory_of
 from textrl.config import PPOConfig, SFTConfig
 from textrl.errors import UserError
 
@@ -67,7 +70,7 @@ def test_print_config_can_be_read_back(folder: Path, capsys) -> None:
     assert yaml.safe_load(printed)["clip_range"] == 0.2
     Path("c.yaml").write_text(printed)
     _, configs = cli.parse(["ppo", "--config", "c.yaml"])
-    assert configs[-1] == PPOConfig(critic="separate", target_kl=0.1)
+    assert PPOConfig(critic="separate", target_kl=0.1) in configs
 
 
 @pytest.mark.parametrize(
@@ -188,11 +191,13 @@ def test_the_whole_pipeline_from_the_command_line(folder: Path, checkpoint: str,
     assert set(json.loads(capsys.readouterr().out)) == {"score", "score_std", "kl", "length"}
 
 
-def test_ppo_resumes_to_the_same_weights(folder: Path, checkpoint: str) -> None:
+@pytest.mark.parametrize("agent", ["ppo", "grpo"])
+def test_agents_resume_to_the_same_weights(agent: str, folder: Path, checkpoint: str) -> None:
     def run(output: str, tokens: int, *more: str) -> torch.Tensor:
         cli.main(
-            ["ppo", f"--model={checkpoint}", "--prompts=prompts.jsonl", f"--output_dir={output}"]
+            [agent, f"--model={checkpoint}", "--prompts=prompts.jsonl", f"--output_dir={output}"]
             + ["--reward=my_reward:letters", f"--total_timesteps={tokens}", "--num_envs=8"]
+            + ["--group_size=4"]
             + ["--episodes_per_iteration=8", "--max_completion_tokens=4", "--save_every=1", *more]
         )
         model = AutoModelForCausalLM.from_pretrained(output)
@@ -203,6 +208,82 @@ def test_ppo_resumes_to_the_same_weights(folder: Path, checkpoint: str) -> None:
     assert torch.equal(run("parts", 100, "--resume"), straight)
     rows = Path("parts/progress.json").read_text().splitlines()
     assert len(rows) == len(Path("straight/progress.json").read_text().splitlines())
+
+
+RUN = ["--prompts=prompts.jsonl", "--reward=my_reward:letters", "--num_envs=8", "--group_size=4"]
+RUN += ["--max_completion_tokens=4", "--total_timesteps=60", "--output_dir=run"]
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("agent", list(AGENTS))
+def test_each_agents_own_options_are_obeyed_and_recorded(
+    agent: str, named: bool, folder: Path, checkpoint: str, capsys
+) -> None:
+    given = {"learning_rate": 3e-6, "episodes_per_iteration": 16, "seed": 11}
+    options = [f"--{name}={value}" for name, value in given.items()]
+    command = ["ppo", "--agent", agent] if named else [agent]
+    cli.main([*command, f"--model={checkpoint}", *RUN, *options])
+    asked = yaml.safe_load(Path("run/config.yaml").read_text())
+    saved = json.loads(Path("run/agent.json").read_text())
+    assert saved["agent"] == agent
+    assert {name: asked[name] for name in given} == given
+    assert {name: saved["config"][name] for name in given} == given
+    assert all(asked[name] == value for name, value in saved["config"].items())
+    assert "saved to run" in capsys.readouterr().out
+    if agent != "ppo":
+        error = fails([*command, f"--model={checkpoint}", *RUN, "--gae_lambda=0.9"], capsys)
+        assert "unknown option 'gae_lambda'" in error
+
+
+def test_every_agent_that_trains_is_a_command_with_its_own_configuration() -> None:
+    trained = {name for name in registered() if hasattr(factory_of(name), "config_class")}
+    assert trained == set(AGENTS)
+    for name, (_, kinds) in AGENTS.items():
+        assert factory_of(name).config_class is kinds[0]
+
+
+def test_an_outside_agent_gets_no_options_that_it_would_ignore(
+    folder: Path, checkpoint: str, capsys
+) -> None:
+    Path("mine.py").write_text(
+        "class Mine:\n"
+        "    def __init__(self, policy, venv): self.policy = policy\n"
+        "    def learn(self, total_timesteps, progress_bar=False): raise KeyboardInterrupt\n"
+    )
+    command = ["ppo", "--agent=mine:Mine", f"--model={checkpoint}", *RUN]
+    assert "unknown option 'clip_range'" in fails([*command, "--clip_range=0.2"], capsys)
+    assert "unknown option 'seed'" in fails([*command, "--seed=0"], capsys)
+    assert "starts anew" in fails([*command, "--resume"], capsys)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(command)
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "textrl: stopped\n"  # there is nothing to resume
+    asked = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert asked["agent"] == "mine:Mine"
+    assert "learning_rate" not in asked
+
+
+def test_a_stop_speaks_of_resume_where_there_is_something_to_resume(
+    folder: Path, checkpoint: str, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped_in(iteration: int) -> str:
+        counted = iter(range(1, iteration + 1))
+        real = RLOO.iterate
+
+        def iterate(agent: RLOO, *arguments: object) -> dict[str, float]:
+            if next(counted) == iteration:
+                raise KeyboardInterrupt
+            return real(agent, *arguments)
+
+        monkeypatch.setattr(RLOO, "iterate", iterate)
+        options = ["--episodes_per_iteration=8", "--save_every=1", "--overwrite"]
+        with pytest.raises(SystemExit):
+            cli.main(["rloo", f"--model={checkpoint}", *RUN, *options])
+        monkeypatch.setattr(RLOO, "iterate", real)
+        return capsys.readouterr().err
+
+    assert stopped_in(1) == "textrl: stopped\n"
+    assert stopped_in(2) == "textrl: stopped; continue with --resume\n"
 
 
 def test_importing_and_asking_for_help_is_light() -> None:

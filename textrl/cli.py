@@ -1,4 +1,4 @@
-"""The command line: `textrl {sft,reward,ppo,dpo,generate,evaluate,benchmark,collect,export,demo}`.
+"""The command line: `textrl {sft,reward,ppo,rloo,dpo,generate,evaluate,collect,demo,...}`.
 
 Every field of a configuration is an option and a key of the YAML file given with --config;
 `--print_config` writes one. Only names and configs are imported here, so that help is instant; the
@@ -9,11 +9,18 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from textrl import __version__
+from textrl.agent_options import (
+    AGENTS,
+    AgentRunConfig,
+    OutsideAgentConfig,
+    StatesConfig,
+)
 from textrl.command_config import (
     BackupConfig,
     BenchmarkConfig,
@@ -25,10 +32,9 @@ from textrl.command_config import (
     GenerateConfig,
     ModelConfig,
     NormalizeConfig,
-    PPORunConfig,
     RunConfig,
 )
-from textrl.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig
+from textrl.config import DPOConfig, RewardConfig, SFTConfig
 from textrl.errors import UserError, did_you_mean
 
 COMMANDS: dict[str, tuple[str, tuple[type, ...]]] = {
@@ -37,7 +43,14 @@ COMMANDS: dict[str, tuple[str, tuple[type, ...]]] = {
         "train a reward model on rankings",
         (ModelConfig, NormalizeConfig, RunConfig, RewardConfig),
     ),
-    "ppo": ("train a policy with PPO", (PPORunConfig, EnvConfig, RunConfig, PPOConfig)),
+    **{
+        name: (purpose, (AgentRunConfig, EnvConfig, RunConfig, StatesConfig, *own))
+        for name, (purpose, own) in AGENTS.items()
+    },
+    "train": (
+        "train a policy with an agent of your own",
+        (OutsideAgentConfig, AgentRunConfig, EnvConfig, RunConfig),
+    ),
     "dpo": ("train a policy on preferences", (ModelConfig, RunConfig, DPOConfig)),
     "generate": ("write completions of prompts", (GenerateConfig,)),
     "evaluate": ("score, KL and length on prompts", (EvaluateConfig,)),
@@ -58,6 +71,7 @@ FLAGS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; exits with status 2 and one line on a user's mistake."""
+    configs: list[Any] = []
     try:
         command, configs = parse(sys.argv[1:] if arguments is None else list(arguments))
         _find(command)(*configs)
@@ -65,8 +79,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"textrl: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("textrl: stopped; continue with --resume", file=sys.stderr)
+        resumable = any(map(_holds_state, configs))
+        print(f"textrl: stopped{'; continue with --resume' * resumable}", file=sys.stderr)
         sys.exit(130)
+
+
+def _holds_state(config: object) -> bool:
+    """Return whether this configuration's run folder holds something that --resume continues."""
+    if not isinstance(config, RunConfig | DemoConfig):
+        return False
+    states = ("trainer_state/*", "last/agent.json", "cells.jsonl", "*/stage.json")
+    return any(path for state in states for path in Path(config.output_dir).glob(state))
 
 
 def _find(command: str) -> Callable[..., None]:
@@ -87,6 +110,7 @@ def parse(arguments: list[str]) -> tuple[str, list[Any]]:
         UserError: an unknown command, key or value; the nearest known name is given.
     """
     parser, known = make_parser()
+    arguments = _named_agent(arguments)
     if arguments[:2] == ["collect", "backup"]:
         arguments = ["collect-backup", *arguments[2:]]
     try:
@@ -122,6 +146,28 @@ def make_parser() -> tuple[ArgumentParser, dict[str, list[str]]]:
         subcommands.add_subcommand(name, sub, help=purpose)
         known[name] = ["config", *(field.name for kind in kinds for field in fields(kind))]
     return parser, known
+
+
+def _named_agent(arguments: list[str]) -> list[str]:
+    """Return `ppo --agent rloo ...` as the command `rloo ...`; an outside agent's is `train`.
+
+    So that each agent takes the options that it has, and any other option is an error.
+    """
+    names = [argument.partition("=")[0] for argument in arguments]
+    if names[:1] not in (["ppo"], ["train"]) or "--agent" not in names:
+        return arguments
+    place = names.index("--agent")
+    given = arguments[place : place + 1 + ("=" not in arguments[place])]
+    agent = given[-1].removeprefix("--agent=")
+    if agent in AGENTS:
+        return [agent, *arguments[1:place], *arguments[place + len(given) :]]
+    if ":" in agent:
+        return ["train", *arguments[1:]]
+    hint = did_you_mean(agent, AGENTS)
+    raise UserError(
+        f"no agent named {agent!r} to train{hint}; known: {', '.join(AGENTS)}, or yours as "
+        f"package.module:Name"
+    )
 
 
 def _underscored(argument: str) -> str:

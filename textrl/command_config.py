@@ -44,31 +44,6 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPORunConfig:
-    """The policy and the length of a run."""
-
-    model: str
-    """Folder or hub id of the policy to start from (the SFT model)."""
-    total_timesteps: int
-    """Tokens to train for."""
-    agent: str = "ppo"
-    """ppo, another registered agent or package.module:Class; others take their own defaults."""
-    num_envs: int = 64
-    """Rows of the vector environment; divides episodes_per_iteration."""
-    demonstrations: str | None = None
-    """Data of `textrl sft` for PPO-ptx; set ptx_coef too."""
-    save_every: int = 10
-    """Iterations between resumable states."""
-    device: str | None = None
-    """Such as cpu or cuda; by default the GPU if there is one."""
-
-    def __post_init__(self) -> None:
-        """Raise UserError for a value out of range."""
-        check_common(self)
-        require(self, "save_every", self.save_every >= 1, "at least 1")
-
-
-@dataclass(frozen=True, kw_only=True)
 class EnvConfig:
     """The environment's task."""
 

@@ -4,11 +4,19 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import transformers
 
+from textrl.agent_options import (
+    AGENTS,
+    AgentRunConfig,
+    DemonstrationsConfig,
+    OutsideAgentConfig,
+    StatesConfig,
+)
 from textrl.checkpoint import STATE_FOLDER, check_run_dir, prepare_run_dir
 from textrl.command_config import (
     BenchmarkConfig,
@@ -18,16 +26,16 @@ from textrl.command_config import (
     GenerateConfig,
     ModelConfig,
     NormalizeConfig,
-    PPORunConfig,
     RunConfig,
 )
-from textrl.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig
+from textrl.config import AgentConfig, DPOConfig, RewardConfig, SFTConfig
 from textrl.data import hide_password, load_records, refuse_existing, write_lines
 from textrl.errors import UserError, needing
 from textrl.metrics import open_logger
 from textrl.resolve import resolve, resolve_reward
 
 if TYPE_CHECKING:
+    from textrl.envs import TextRLHFVectorEnv
     from textrl.trainers import DPOTrainer, RewardTrainer, SFTTrainer
 
 transformers.utils.logging.set_verbosity_error()
@@ -79,19 +87,73 @@ def run_dpo(model: ModelConfig, run: RunConfig, config: DPOConfig) -> None:
     _train(trainer, run, model, config)
 
 
-def run_ppo(ppo: PPORunConfig, env: EnvConfig, run: RunConfig, config: PPOConfig) -> None:
-    """Train a policy with PPO or another agent in the environment."""
-    from textrl.agents import PPO, make_agent
+def run_agent(
+    name: str,
+    policy: AgentRunConfig,
+    env: EnvConfig,
+    run: RunConfig,
+    states: StatesConfig,
+    config: AgentConfig,
+    ptx: DemonstrationsConfig | None = None,
+) -> None:
+    """Train a policy with one of our agents; `ptx` is PPO's alone."""
+    from textrl.agents.base import factory_of
     from textrl.checkpoint import latest_folder, replace_folder
-    from textrl.envs import TextRLHFVectorEnv
-    from textrl.models import load_causal_lm, load_tokenizer
+    from textrl.models import load_causal_lm
+
+    if name == "online_dpo" and env.kl_coef != EnvConfig.kl_coef:
+        raise UserError("online_dpo weighs the KL to the reference by --beta; leave out --kl_coef")
+    kind: Any = factory_of(name)  # a class of ours
+    folder, venv = _checked(run), _environment(policy, env)
+    extra = {} if ptx is None else {"demonstrations": ptx.demonstrations}
+    saved = latest_folder(folder / "last") or (folder if (folder / "agent.json").exists() else None)
+    if run.resume and saved is not None:
+        agent = kind.load(saved, venv, **extra)
+    else:
+        model = load_causal_lm(policy.model, dtype="float32", device=policy.device)
+        agent = kind(model, venv, config, **extra)
+
+    def save_now_and_then() -> None:
+        if agent.iteration % states.save_every == 0:
+            replace_folder(folder / "last", agent.save)
+
+    configs = (policy, env, states, config, *([ptx] if ptx else []))
+    with open_logger(_begin(run, *configs), table=run.log_table) as agent.logger:
+        left = policy.total_timesteps - agent.env_steps
+        agent.learn(max(0, left), progress_bar=True, after_iteration=save_now_and_then)
+    agent.save(folder)
+    shutil.rmtree(folder / "last", ignore_errors=True)
+    print(f"saved to {folder}")
+
+
+def run_outside_agent(
+    outside: OutsideAgentConfig, policy: AgentRunConfig, env: EnvConfig, run: RunConfig
+) -> None:
+    """Train a policy with an agent that is not ours."""
+    from textrl.models import load_causal_lm
 
     folder = _checked(run)
-    reference = env.reference or ppo.model
-    venv = TextRLHFVectorEnv(
-        num_envs=ppo.num_envs,
-        reference=reference,
-        tokenizer=load_tokenizer(ppo.model),
+    if run.resume:
+        raise UserError(f"--resume is for agents of ours; {outside.agent} starts anew")
+    venv = _environment(policy, env)
+    model = load_causal_lm(policy.model, dtype="float32", device=policy.device)
+    agent = resolve(outside.agent)(model, venv)
+    with open_logger(_begin(run, outside, policy, env), table=run.log_table) as logger:
+        if hasattr(agent, "set_logger"):
+            agent.set_logger(logger)
+        agent.learn(policy.total_timesteps, progress_bar=True)
+    agent.save(folder)
+    print(f"saved to {folder}")
+
+
+def _environment(policy: AgentRunConfig, env: EnvConfig) -> "TextRLHFVectorEnv":
+    from textrl.envs import TextRLHFVectorEnv
+    from textrl.models import load_tokenizer
+
+    return TextRLHFVectorEnv(
+        num_envs=policy.num_envs,
+        reference=env.reference or policy.model,
+        tokenizer=load_tokenizer(policy.model),
         reward=resolve_reward(env.reward),
         prompts=env.prompts,
         kl_coef=env.kl_coef,
@@ -100,34 +162,9 @@ def run_ppo(ppo: PPORunConfig, env: EnvConfig, run: RunConfig, config: PPOConfig
         temperature=env.temperature,
         missing_eos_penalty=env.missing_eos_penalty,
         group_size=env.group_size,
-        device=ppo.device,
+        device=policy.device,
         autoreset_mode="Disabled",
     )
-    policy = load_causal_lm(ppo.model, dtype="float32", device=ppo.device)
-    if ppo.agent != "ppo":
-        if run.resume:
-            raise UserError(f"--resume is for agent ppo; {ppo.agent} starts anew")
-        named = ":" in ppo.agent
-        agent = resolve(ppo.agent)(policy, venv) if named else make_agent(ppo.agent, policy, venv)
-        with open_logger(_begin(run, ppo, env, config), table=run.log_table) as logger:
-            if hasattr(agent, "set_logger"):
-                agent.set_logger(logger)
-            agent.learn(ppo.total_timesteps, progress_bar=True)
-        agent.save(folder)
-        return
-    saved = latest_folder(folder / "last") or (folder if (folder / "agent.json").exists() else None)
-    if run.resume and saved is not None:
-        trainer = PPO.load(saved, venv, demonstrations=ppo.demonstrations)
-    else:
-        trainer = PPO(policy, venv, config, demonstrations=ppo.demonstrations)
-    per_iteration = config.episodes_per_iteration * env.max_completion_tokens
-    with open_logger(_begin(run, ppo, env, config), table=run.log_table) as trainer.logger:
-        while trainer.env_steps < ppo.total_timesteps:
-            left = ppo.total_timesteps - trainer.env_steps
-            trainer.learn(min(left, ppo.save_every * per_iteration), progress_bar=True)
-            replace_folder(folder / "last", trainer.save)
-    trainer.save(folder)
-    shutil.rmtree(folder / "last", ignore_errors=True)
 
 
 def run_generate(config: GenerateConfig) -> None:
@@ -243,7 +280,8 @@ def _train(
 RUN: dict[str, Callable[..., None]] = {
     "sft": run_sft,
     "reward": run_reward,
-    "ppo": run_ppo,
+    **{name: partial(run_agent, name) for name in AGENTS},
+    "train": run_outside_agent,
     "dpo": run_dpo,
     "generate": run_generate,
     "evaluate": run_evaluate,

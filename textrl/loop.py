@@ -218,7 +218,8 @@ def fit(
     )
     begin = _resume(model, updater, state_dir)
     save_every, log_every = config.save_every or per_epoch, max(1, total // 100)
-    with StageProgress(task.stage, total, shown=shown and accelerator.is_main_process) as progress:
+    shown = shown and accelerator.is_main_process
+    with StageProgress(task.stage, total, begin=begin, shown=shown) as progress:
         for update in range(begin, total):
             epoch, position = divmod(update, per_epoch)
             if position == 0 or update == begin:  # an epoch's order depends on the seed alone

@@ -95,9 +95,9 @@ def log(logger: Logger, step: int, numbers: Mapping[str, float]) -> None:
 class StageProgress:
     """Shows how far a stage is, its newest numbers and the time left; use as a context manager."""
 
-    def __init__(self, stage: str, total: int, *, shown: bool = True) -> None:
-        """Prepare the display of `total` steps."""
-        self._stage, self._total, self._shown = stage, total, shown
+    def __init__(self, stage: str, total: int, *, begin: int = 0, shown: bool = True) -> None:
+        """Prepare the display of `total` steps, of which `begin` were done in an earlier run."""
+        self._stage, self._total, self._begin, self._shown = stage, total, begin, shown
         self._began = self._last_line = time.monotonic()
         self._finished = False
         self._bar: Progress | None = None
@@ -115,7 +115,7 @@ class StageProgress:
                 TimeRemainingColumn(),
             )
             self._bar.start()
-            self._bar.add_task(self._stage, total=self._total, numbers="")
+            self._bar.add_task(self._stage, total=self._total, completed=self._begin, numbers="")
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -125,7 +125,9 @@ class StageProgress:
 
     def show(self, done: int, numbers: Mapping[str, float]) -> None:
         """Show that `done` steps are done and the newest numbers."""
-        text = "  ".join(f"{name.split('/')[-1]} {value:.3g}" for name, value in numbers.items())
+        text = "  ".join(
+            f"{name.split('/')[-1]} {_short(value)}" for name, value in numbers.items()
+        )
         if self._bar is not None:
             self._bar.update(self._bar.tasks[0].id, completed=done, numbers=text)
             return
@@ -133,5 +135,10 @@ class StageProgress:
         finished = done == self._total and not self._finished
         if self._shown and (now - self._last_line > PLAIN_LINE_EVERY or finished):
             self._last_line, self._finished = now, finished or self._finished
-            left = (now - self._began) / max(done, 1) * (self._total - done)
+            left = (now - self._began) / max(done - self._begin, 1) * (self._total - done)
             print(f"[{self._stage}] {done}/{self._total}  {text}  {left:.0f} s left", flush=True)
+
+
+def _short(value: float) -> str:
+    """Return a number in three digits; what is 0 but for rounding is 0."""
+    return f"{round(value, 6) + 0.0:.3g}"

@@ -66,7 +66,7 @@ def test_logprobs_that_the_update_disputes_are_computed_anew(monkeypatch) -> Non
     rollout = agent.collect()
     assert agent._with_agreeing_logprobs(rollout) is rollout
     shifted = dataclasses.replace(rollout, logprobs=rollout.logprobs + 1e-4 * rollout.mask)
-    monkeypatch.setattr(agent, "collect", lambda: shifted)
+    monkeypatch.setattr(agent, "collect", lambda show: shifted)
     assert agent.iterate()["train/first_ratio_error"] < 1e-5
 
 

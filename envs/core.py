@@ -1,59 +1,29 @@
 """The batched core behind the single and the vector environment.
 
-It owns the frozen reference, the scorer, the prompts and the token arrays; it knows nothing of
-Gymnasium. `reset_rows`, `step` and `step_sequence` are the whole of it; the environments add
-spaces, seeding and autoreset. The MDP is in the docstring of `text_rlhf.TextRLHFEnv`.
+It owns the frozen reference, the prompts and the token arrays; it knows nothing of Gymnasium.
+`start`, `step` and `step_sequence` are the whole of it; the environments add spaces, seeding and
+autoreset. Texts and scores of ended episodes are in `judge.py`; the MDP is in the docstring of
+`text_rlhf.TextRLHFEnv`.
 """
-
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.batching import filled_batches
 from textrl.decoding import Decoder
 from textrl.envs import tasks
 from textrl.envs.core_config import CoreConfig
+from textrl.envs.judge import Judge
 from textrl.envs.prompts import PromptSet, encode_one, load_prompts
+from textrl.envs.reference import check_positions, load_reference
+from textrl.envs.step_result import StepResult
 from textrl.errors import UserError
 from textrl.logprobs import chunked_token_logprobs, token_logprobs
-from textrl.models import (
-    eos_id,
-    freeze,
-    load_causal_lm,
-    load_tokenizer,
-    moved,
-    pick_device,
-    split_lm,
-)
-from textrl.rewards import RewardModel, Scorer, make_scorer
-from textrl.trunks import max_positions
+from textrl.models import eos_id, pick_device, split_lm
+from textrl.rewards import RewardModel, make_scorer
 
 TOKENS_PER_PASS = 8192
 """Of the texts that the reference reads together."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepResult:
-    """What one step (T = 1) or one sequence of T steps paid; rows that ended have a score."""
-
-    rewards: np.ndarray
-    """Float64 [B T], 0 where no action counted."""
-    ref_logprobs: np.ndarray
-    """Float64 [B T], in nats, 0 where no action counted."""
-    terminated: np.ndarray
-    """Bool [B]."""
-    truncated: np.ndarray
-    """Bool [B]."""
-    score: np.ndarray
-    """Float64 [B], NaN where the row did not end scored."""
-    finish_reason: np.ndarray
-    """Object [B]: "eos", "length" or None while the episode goes on."""
-    completion: np.ndarray
-    """Object [B]: the text of the rows that ended, else None."""
 
 
 class TextCore:
@@ -64,15 +34,16 @@ class TextCore:
         self.num_rows, self.config = num_rows, config
         self.kl_coef = config.kl_coef
         device = pick_device(config.device)
-        self.reference, self.tokenizer = _reference(config, device)
+        self.reference, self.tokenizer = load_reference(config, device)
         self.lm = split_lm(self.reference)
         self.eos_token_id = eos_id(self.tokenizer)
         reward = tasks.tiny_score if config.reward is None else config.reward
         prompts = tasks.tiny_prompts() if config.prompts is None else config.prompts
-        self.scorer: Scorer = make_scorer(reward, device=device, dtype=config.dtype)
         self.prompts: PromptSet = load_prompts(prompts, self.tokenizer, config.max_prompt_tokens)
+        scorer = make_scorer(reward, device=device, dtype=config.dtype)
+        self.judge = Judge(self.tokenizer, scorer, self.prompts)
         self.max_length = config.max_prompt_tokens + config.max_completion_tokens
-        _check_positions(self.reference, self.max_length)
+        check_positions(self.reference, self.max_length)
         self.input_ids = np.zeros((num_rows, self.max_length), dtype=np.int32)
         self.prompt_lengths = np.zeros(num_rows, dtype=np.int64)
         self.lengths = np.zeros(num_rows, dtype=np.int64)
@@ -87,7 +58,7 @@ class TextCore:
     @property
     def reward_model(self) -> RewardModel | None:
         """The first frozen reward model of the scorer."""
-        return self.scorer.reward_model
+        return self.judge.scorer.reward_model
 
     def start(self, row: int, prompt: int | str | list[dict[str, str]]) -> None:
         """Begin an episode in a row, with a prompt of the set (by index) or one given as it is."""
@@ -148,39 +119,23 @@ class TextCore:
 
     def completion_text(self, row: int) -> str:
         """Return the text generated so far in a row, without special tokens."""
-        return self._decode(self.input_ids[row, self.prompt_lengths[row] : self.lengths[row]])
+        return self.judge.decode(self._completion_ids(row))
 
     def score_tokens(self, prompts: list[list[int]], completions: list[list[int]]) -> np.ndarray:
         """Return what the task's episodes of these token ids would score, float64 [N].
 
         A prompt of the set brings its text and columns; any other is decoded and has none.
         """
-        known = {tuple(ids): index for index, ids in enumerate(self.prompts.ids)}
-        indices = [known.get(tuple(ids)) for ids in prompts]
-        texts = [
-            self._decode(np.array(ids)) if index is None else self.prompts.texts[index]
-            for ids, index in zip(prompts, indices, strict=True)
-        ]
-        scores = self.scorer(
-            texts, [self._decode(np.array(ids)) for ids in completions], self._columns(indices)
-        )
+        scores = self.judge.scores_of_ids(prompts, completions)
         cut = [
             len(ids) == self.config.max_completion_tokens and ids[-1] != self.eos_token_id
             for ids in completions
         ]
         return scores - self.config.missing_eos_penalty * np.array(cut)
 
-    def _decode(self, ids: np.ndarray) -> str:
-        """Return the text of token ids without special tokens and ids beyond the tokenizer."""
-        known = ids[ids < len(self.tokenizer)].tolist()
-        return str(self.tokenizer.decode(known, skip_special_tokens=True))
-
-    def _columns(self, indices: list[int | None]) -> dict[str, list[Any]]:
-        """Return the data set's other columns for these prompts, None where there is none."""
-        return {
-            name: [None if index is None else values[index] for index in indices]
-            for name, values in self.prompts.columns.items()
-        }
+    def _completion_ids(self, row: int) -> list[int]:
+        ids: list[int] = self.input_ids[row, self.prompt_lengths[row] : self.lengths[row]].tolist()
+        return ids
 
     def current_states(self, active: np.ndarray) -> torch.Tensor:
         """Return the reference's states that predict each active row's next token, [B H]."""
@@ -277,11 +232,9 @@ class TextCore:
         )
 
     def _score(self, rows: np.ndarray, completion: np.ndarray) -> np.ndarray:
-        if len(rows) == 0:
-            return np.zeros(0)
-        columns = self._columns([self.prompt_indices[row] for row in rows])
+        indices = [self.prompt_indices[row] for row in rows]
         prompts = [self.prompt_texts[row] for row in rows]
-        return self.scorer(prompts, [completion[row] for row in rows], columns)
+        return self.judge.scores(prompts, [completion[row] for row in rows], indices)
 
     def _check_actions(self, actions: np.ndarray) -> None:
         if not np.issubdtype(actions.dtype, np.integer):
@@ -319,29 +272,3 @@ class TextCore:
         if early.any():
             raise UserError(f"row {int(early.any(1).argmax())} has actions after EOS")
         return counts
-
-
-def _check_positions(reference: PreTrainedModel, max_length: int) -> None:
-    limit = max_positions(reference)
-    if limit is not None and max_length > limit:
-        raise UserError(
-            f"max_prompt_tokens + max_completion_tokens is {max_length}, but the reference has "
-            f"{limit} positions; lower one of them"
-        )
-
-
-def _reference(
-    config: CoreConfig, device: torch.device
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return the frozen reference and its tokenizer: named, live, or the tiny task's."""
-    if config.reference is None:
-        return freeze(moved(tasks.tiny_model(), device)), tasks.tiny_tokenizer()
-    if isinstance(config.reference, torch.nn.Module):  # PEFT's are no PreTrainedModel
-        model = moved(config.reference, device)
-    else:
-        model = load_causal_lm(config.reference, dtype=config.dtype, device=device)
-    name = config.reference if config.tokenizer is None else config.tokenizer
-    if isinstance(name, PreTrainedTokenizerBase):
-        return freeze(model), name
-    assert isinstance(name, str | Path)
-    return freeze(model), load_tokenizer(name)

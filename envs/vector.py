@@ -13,9 +13,10 @@ from gymnasium.vector.utils import batch_space
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.envs.attributes import TaskAttributes
-from textrl.envs.core import StepResult, TextCore
+from textrl.envs.core import TextCore
 from textrl.envs.core_config import CoreConfig
 from textrl.envs.prompts import PromptSource, PromptStream
+from textrl.envs.step_result import StepResult
 from textrl.envs.text_rlhf import (
     Observation,
     chosen_prompt,

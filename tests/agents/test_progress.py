@@ -1,4 +1,4 @@
-"""The progress of `learn` is true: it covers collecting and updating, and ends when the work does."""
+"""The progress of `learn` is true: it covers collecting and updating, and ends when they do."""
 
 from pathlib import Path
 

@@ -1,0 +1,39 @@
+"""The frozen reference of an environment and its tokenizer."""
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from textrl.envs import tasks
+from textrl.envs.core_config import CoreConfig
+from textrl.errors import UserError
+from textrl.models import freeze, load_causal_lm, load_tokenizer, moved
+from textrl.trunks import max_positions
+
+
+def check_positions(reference: PreTrainedModel, max_length: int) -> None:
+    """Raise UserError unless the reference has a position for every token of an episode."""
+    limit = max_positions(reference)
+    if limit is not None and max_length > limit:
+        raise UserError(
+            f"max_prompt_tokens + max_completion_tokens is {max_length}, but the reference has "
+            f"{limit} positions; lower one of them"
+        )
+
+
+def load_reference(
+    config: CoreConfig, device: torch.device
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return the frozen reference and its tokenizer: named, live, or the tiny task's."""
+    if config.reference is None:
+        return freeze(moved(tasks.tiny_model(), device)), tasks.tiny_tokenizer()
+    if isinstance(config.reference, torch.nn.Module):  # PEFT's are no PreTrainedModel
+        model = moved(config.reference, device)
+    else:
+        model = load_causal_lm(config.reference, dtype=config.dtype, device=device)
+    name = config.reference if config.tokenizer is None else config.tokenizer
+    if isinstance(name, PreTrainedTokenizerBase):
+        return freeze(model), name
+    assert isinstance(name, str | Path)
+    return freeze(model), load_tokenizer(name)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from textrl.agents.base import Observation
 from textrl.agents.text_env import TextEnv
+from textrl.errors import UserError
 from textrl.generation import sample
 from textrl.models import SplitLM
 from textrl.types import Rollout
@@ -116,6 +117,22 @@ def concatenate(parts: list[Rollout]) -> Rollout:
     return Rollout(**{name: joined(name) for name in parts[0].__dict__})
 
 
+def check_groups(rollout: Rollout, group_size: int, agent: str) -> None:
+    """Check that the rows of each group have one prompt.
+
+    Raises:
+        UserError: a wrapper has mixed the rows.
+    """
+    groups = rollout.prompt_lengths.view(-1, group_size, 1)
+    ids = rollout.input_ids.view(-1, group_size, rollout.input_ids.shape[1])
+    read = torch.arange(ids.shape[2], device=ids.device) < groups[:, :1]
+    if (groups != groups[:, :1]).any() or ((ids != ids[:, :1]) & read).any():
+        raise UserError(
+            f"{agent} compares the rows of a group, but the prompts of one group differ: a wrapper "
+            f"mixes the rows or resets some of them; use the environment without it"
+        )
+
+
 def prompts_of(observation: Observation, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the prompts that a reset shows: ids [B P] and lengths [B]."""
     lengths = torch.as_tensor(observation["prompt_length"][:, 0], device=device).long()
@@ -151,14 +168,18 @@ def _pay_at_once(env: TextEnv, actions: np.ndarray, mask: np.ndarray) -> Paid:
 
 
 def _pay_step_by_step(env: TextEnv, actions: np.ndarray, mask: np.ndarray) -> Paid:
-    """Take the actions step by step; rows that are over step on in an episode of no account."""
+    """Take the actions step by step; rows that are over step on in an episode of no account.
+
+    Where the environment leaves it to us, that episode has a given prompt: the rows of a group must
+    draw equally many from their prompt streams.
+    """
     rewards, ref_logprobs = np.zeros(mask.shape), np.zeros(mask.shape)
     scores = np.full(len(mask), np.nan)
     truncated_rows = np.zeros(len(mask), dtype=bool)
-    disabled = env.venv.metadata.get("autoreset_mode") is AutoresetMode.DISABLED
+    same_step = env.venv.metadata.get("autoreset_mode") is AutoresetMode.SAME_STEP
     over = np.zeros(len(mask), dtype=bool)
     for t in range(mask.shape[1]):
-        if disabled and over.any():  # a given prompt leaves the prompt streams alone
+        if over.any() and not same_step:
             env.venv.reset(options={"reset_mask": over, "index": 0})
         counts = mask[:, t]
         tokens = np.where(counts, actions[:, t], 0)

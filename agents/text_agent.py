@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from textrl.agents.base import AnyVectorEnv, Observation
-from textrl.agents.collect import collect, concatenate
+from textrl.agents.collect import check_groups, collect, concatenate
 from textrl.agents.diagnostics import rollout_report
 from textrl.agents.minibatches import Minibatches, MinibatchLoss, Numbers
 from textrl.agents.predict import next_tokens
@@ -196,7 +196,10 @@ class TextAgent(ABC):
             batches.append(self.collect_batch())
             tokens += int(batches[-1].mask.sum())
             show(tokens)
-        return concatenate(batches)
+        rollout = concatenate(batches)
+        if self.compares_samples:
+            check_groups(rollout, self.env.group_size, type(self).__name__)
+        return rollout
 
     def collect_batch(self) -> Rollout:
         """Return one finished episode of every row of the environment."""

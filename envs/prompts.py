@@ -79,19 +79,24 @@ class PromptStream:
         """Start at the first epoch."""
         self._rng, self._size, self._repeats = rng, size, repeats
         self._queue: list[int] = []
+        self.drawn = 0
+        """How many indices have been returned."""
 
     def next(self) -> int:
         """Return the next index."""
         if not self._queue:
             order = self._rng.permutation(self._size)
             self._queue = np.repeat(order, self._repeats)[::-1].tolist()
+        self.drawn += 1
         return self._queue.pop()
 
     def state(self) -> dict[str, Any]:
         """Return where the stream stands, JSON-able."""
-        return {"rng": self._rng.bit_generator.state, "queue": list(self._queue)}
+        state = self._rng.bit_generator.state
+        return {"rng": state, "queue": list(self._queue), "drawn": self.drawn}
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from a state."""
         self._rng.bit_generator.state = state["rng"]
         self._queue = list(state["queue"])
+        self.drawn = int(state["drawn"])

@@ -34,7 +34,8 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
     """B episodes of `TextRLHFEnv` at once: one reference, one scorer, one forward pass a step.
 
     Row i of `reset(seed=s)` is the single environment with seed s + i. With `group_size` G, rows
-    come in consecutive groups of G, each group seeded like its first row: its rows share prompts.
+    come in consecutive groups of G, each group seeded like its first row: its rows share prompts,
+    and do so at each reset of the whole group, however many episodes each row had in between.
 
     `autoreset_mode` is Gymnasium's: "NextStep" (default), "SameStep" (`final_obs` and `final_info`
     in infos) or "Disabled" (`reset(options={"reset_mask": rows})`).
@@ -124,6 +125,8 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
             self._seed_streams(None, np.ones(self.num_envs, dtype=bool))
         if seed is not None:
             self._seed_streams(seed, rows)
+        if not choice:
+            self._align_groups(rows)
         for row in rows.nonzero()[0].tolist():
             prompt = chosen_prompt(choice, row) if choice else self._streams[row].next()
             self.core.start(row, prompt)
@@ -222,6 +225,21 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
             if leader is not None:
                 rng = seeding.np_random(leader)[0]
                 self._streams[row] = PromptStream(rng, len(self.core.prompts))
+
+    def _align_groups(self, rows: np.ndarray) -> None:
+        """Let the rows of each group that begins as a whole go on from where its furthest one is.
+
+        Autoreset gives a row whose texts are short more prompts than its neighbours.
+        """
+        if self.group_size == 1:
+            return
+        for first in range(0, self.num_envs, self.group_size):
+            group = self._streams[first : first + self.group_size]
+            furthest = max(group, key=lambda stream: stream.drawn)
+            if rows[first : first + self.group_size].all():
+                for stream in group:
+                    if stream.drawn < furthest.drawn:
+                        stream.load(furthest.state())
 
     def _restart(self, rows: np.ndarray) -> Infos:
         for row in rows.nonzero()[0].tolist():

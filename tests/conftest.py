@@ -1,6 +1,8 @@
 """Every test runs on one thread: a pool larger than the free cores is far slower."""
 
 import os
+import statistics
+from collections.abc import Callable, Iterator
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -32,3 +34,50 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     tiny_model().save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return str(folder)
+
+
+Learning = Callable[..., None]
+SEEDS = (0, 1, 2)
+
+
+@pytest.fixture
+def learning(record_property: Callable[[str, object], None]) -> Learning:
+    """Hold the median of three seeds against a bar, and report how far it lies from it.
+
+    `learning(measure, above=bar)` or `below=bar`; `measure(seed)` trains and returns a number. A
+    bar leaves room: another processor, thread count or load moves the median by a tenth of the
+    distance, not by all of it.
+    """
+
+    def judge(
+        measure: Callable[[int], float], *, above: float | None = None, below: float | None = None
+    ) -> None:
+        assert (above is None) != (below is None)
+        values = [float(measure(seed)) for seed in SEEDS]
+        median = statistics.median(values)
+        bar, sign, word = (above, 1, "above") if above is not None else (below, -1, "below")
+        distance = sign * (median - bar) / abs(bar)
+        seeds = ", ".join(f"{value:.3f}" for value in values)
+        line = f"{median:.3f} ({seeds}), {word} {bar:g} by {100 * distance:.0f}% of the bar"
+        record_property("learning", line)
+        assert distance > 0, line
+
+    return judge
+
+
+def reported_learning(reports: list[pytest.TestReport]) -> Iterator[str]:
+    """Yield the lines that the tests with a `learning` fixture left, each behind its test."""
+    for report in reports:
+        for name, line in getattr(report, "user_properties", []):
+            if name == "learning" and report.when == "call":
+                yield f"{report.nodeid}: {line}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print every learning test's value and bar, whether it passed or failed."""
+    stats = terminalreporter.stats
+    lines = sorted(reported_learning([*stats.get("passed", []), *stats.get("failed", [])]))
+    if lines:
+        terminalreporter.section("learning: median of three seeds against the bar")
+        for line in lines:
+            terminalreporter.write_line(line)

@@ -71,18 +71,23 @@ def test_logprobs_that_the_update_disputes_are_computed_anew(monkeypatch) -> Non
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_bfloat16_learns_what_float32_learns(precision: str) -> None:
+def test_bfloat16_learns_what_float32_learns(precision: str, learning) -> None:
     settings = dict(precision=precision, learning_rate=1e-2, minibatch_size=32)
-    agent = PPO(
-        tiny_model(), make_venv(32, kl_coef=0.01), config(**settings, episodes_per_iteration=64)
-    )
-    numbers = [agent.iterate() for _ in range(30)]
-    assert numbers[0]["train/first_ratio_error"] < 1e-5
-    assert abs(numbers[0]["rollout/kl"]) < 1e-2  # the reference runs in the same precision
-    assert all(p.dtype == torch.float32 for p in agent.policy.parameters())
-    scores = [row["rollout/score"] for row in numbers]
-    assert np.mean(scores[:5]) < 0.2
-    assert np.mean(scores[-5:]) > 0.27
+
+    def says_m(prompts: list[str], completions: list[str]) -> list[float]:
+        return [float("m" in completion) for completion in completions]
+
+    def gain(seed: int) -> float:
+        venv = make_venv(32, kl_coef=0.01, max_completion_tokens=3, reward=says_m)
+        agent = PPO(tiny_model(), venv, config(**settings, episodes_per_iteration=64, seed=seed))
+        numbers = [agent.iterate() for _ in range(12)]
+        assert numbers[0]["train/first_ratio_error"] < 1e-5
+        assert abs(numbers[0]["rollout/kl"]) < 1e-2  # the reference runs in the same precision
+        assert all(p.dtype == torch.float32 for p in agent.policy.parameters())
+        scores = [row["rollout/score"] for row in numbers]
+        return float(np.mean(scores[-2:]) - np.mean(scores[:2]))
+
+    learning(gain, above=0.2)
 
 
 @pytest.mark.parametrize("kl_loss", ["sampled", "exact"])

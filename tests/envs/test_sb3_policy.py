@@ -141,11 +141,17 @@ def test_the_cache_is_dropped_after_a_weight_update(agent) -> None:
     assert any(changed)
 
 
-def gain(agent, learning_rate: float) -> float:
+def first_letter_is_three_further(prompts: list[str], completions: list[str]) -> list[float]:
+    """1 for the letter three places behind the prompt's, a half for its neighbours."""
+    distances = [ord(c[:1] or "~") - ord(p) - 3 for p, c in zip(prompts, completions, strict=True)]
+    return [{0: 1.0, 1: 0.5}.get(abs(distance), 0.0) for distance in distances]
+
+
+def gain(agent, learning_rate: float, seed: int, tokens: int = 3_000) -> float:
     """Return how much the mean score of the last 200 episodes is above that of the first 200."""
-    options = {"n_steps": 6} if agent is A2C else {}
-    if agent in (PPO, MaskablePPO):
-        options = {"n_epochs": 4}
+    options = {"n_epochs": 4}
+    if agent is A2C:
+        options = {"n_steps": 4}
     if agent is TRPO:
         options = {"target_kl": 0.05, "cg_max_steps": 6, "n_critic_updates": 2}
     scores = []
@@ -155,9 +161,13 @@ def gain(agent, learning_rate: float) -> float:
             scores.extend(i["score"] for i in self.locals["infos"] if "score" in i)
             return super()._on_step()
 
-    found = make_agent(agent, make_env(32, kl_coef=0.0), learning_rate=learning_rate, **options)
-    found.learn(16_000, callback=Watch())
+    env = make_env(32, kl_coef=0.0, reward=first_letter_is_three_further, max_completion_tokens=2)
+    found = make_agent(agent, env, learning_rate=learning_rate, seed=seed, **options)
+    found.learn(tokens, callback=Watch())
     return float(np.mean(scores[-200:]) - np.mean(scores[:200]))
+
+
+LEAST_GAIN = 0.15
 
 
 @pytest.mark.parametrize(
@@ -169,12 +179,13 @@ def gain(agent, learning_rate: float) -> float:
         pytest.param(TRPO, marks=pytest.mark.slow),
     ],
 )
-def test_it_learns_the_built_in_task(agent) -> None:
-    assert gain(agent, 5e-3) > 0.07
+def test_it_learns(agent, learning) -> None:
+    tokens = 6_000 if agent is A2C else 2_500  # one step of A2C where PPO takes twelve
+    learning(lambda seed: gain(agent, 5e-3, seed, tokens), above=LEAST_GAIN)
 
 
-def test_without_learning_there_is_no_gain() -> None:
-    assert gain(A2C, 0.0) < 0.05
+def test_without_learning_there_is_no_gain(learning) -> None:
+    learning(lambda seed: gain(A2C, 0.0, seed, 1_500), below=LEAST_GAIN)
 
 
 def test_masked_tokens_are_never_sampled_and_the_first_ratio_is_1() -> None:

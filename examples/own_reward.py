@@ -17,7 +17,7 @@ def spaced_c(prompts: list[str], completions: list[str]) -> list[float]:
     return [c.count("c") / 8 - c.count("cc") for c in completions]
 
 
-def main(iterations: int = 40) -> tuple[float, float]:
+def main(iterations: int = 40, seed: int = 0) -> tuple[float, float]:
     """Train and return the mean score before and after."""
     torch.set_num_threads(1)
     venv = gym.make_vec(
@@ -31,7 +31,7 @@ def main(iterations: int = 40) -> tuple[float, float]:
         max_completion_tokens=8,
         autoreset_mode="Disabled",
     )
-    config = PPOConfig(episodes_per_iteration=128, minibatch_size=64, learning_rate=3e-3)
+    config = PPOConfig(episodes_per_iteration=128, minibatch_size=64, learning_rate=3e-3, seed=seed)
     agent = PPO(tiny_model(), venv, config)
     scores = []
     for iteration in range(iterations):

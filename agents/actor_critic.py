@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from textrl.allowed import AllowedTokens
 from textrl.errors import UserError
-from textrl.logprobs import map_positions, token_entropy, token_kl, token_logprobs
+from textrl.logprobs import counted_from_0, map_positions, token_entropy, token_kl, token_logprobs
 from textrl.models import SplitLM, split_lm
 from textrl.packing import Packing, completion_hidden
 from textrl.rewards import RewardModel
@@ -121,8 +122,11 @@ class ReferenceStates:
 class ActorCritic:
     """A policy and its critic, evaluated together."""
 
-    def __init__(self, policy: PreTrainedModel, critic: Critic, temperature: float) -> None:
+    def __init__(
+        self, policy: PreTrainedModel, critic: Critic, temperature: float, allowed: AllowedTokens
+    ) -> None:
         """Put both into eval mode: dropout off, or the ratio of the first update is not 1."""
+        self.allowed = allowed
         policy.eval()
         self.policy, self.critic, self.temperature = policy, critic.eval(), temperature
         self.lm: SplitLM = split_lm(policy)
@@ -166,13 +170,13 @@ class ActorCritic:
         ids = rollout.input_ids[:, :width]
         hidden = self.lm.completion_hidden(ids, rollout.prompt_lengths, mask)
 
-        def numbers(states: Tensor, chosen: Tensor, *others: Tensor) -> Tensor:
-            logits = self.lm.head(states)
+        def numbers(states: Tensor, chosen: Tensor, places: Tensor, *others: Tensor) -> Tensor:
+            logits = self.allowed.restrict(self.lm.head(states), places)
             columns = [token_logprobs(logits, chosen, temperature=self.temperature)]
             if entropies:
                 columns.append(token_entropy(logits, temperature=self.temperature))
             for other, head in zip(others, heads, strict=True):
-                other_logits = head(other)
+                other_logits = self.allowed.restrict(head(other), places)
                 columns.append(token_kl(logits, other_logits, temperature=self.temperature))
             return torch.stack(columns, dim=-1)
 
@@ -182,6 +186,7 @@ class ActorCritic:
             numbers,
             hidden,
             rollout.completion_ids,
+            counted_from_0(rollout.completion_ids),
             *others,
             mask=mask,
             chunk_size=self.lm.chunk_size,

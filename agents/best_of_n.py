@@ -26,6 +26,8 @@ from textrl.models import load_causal_lm, split_lm
 class BestOfN:
     """Acts with the best of n samples of a policy, by the environment's own scorer (2009.01325).
 
+    What is compared is what the environment pays: the score less missing_eos_penalty.
+
     A row's plan is made at the start of its episode, and anew where it shows a text that the plan
     does not begin with: n continuations are drawn and scored, and the best one is spelled out token
     by token.
@@ -115,6 +117,8 @@ class BestOfN:
             generator=self._generator,
             temperature=self.env.temperature,
             greedy=greedy,
+            allowed=self.env.allowed,
+            begun=(lengths - prompt_lengths.cpu()).repeat_interleave(n),
         )
         drawn = [
             tokens[mask][:budget].tolist()
@@ -131,4 +135,6 @@ class BestOfN:
         lengths = prompt_lengths.tolist()
         prompts = [ids[:n] for ids, n in zip(texts, lengths, strict=True)]
         completions = [ids[n:] for ids, n in zip(texts, lengths, strict=True)]
-        return torch.as_tensor(self.env.score_tokens(prompts, completions))
+        scores = torch.as_tensor(self.env.score_tokens(prompts, completions))
+        ended = torch.tensor([ids[-1] == self.env.eos_token_id for ids in completions])
+        return scores - self.env.missing_eos_penalty * ~ended

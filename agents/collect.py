@@ -65,6 +65,7 @@ def collect(
         generator=generator,
         temperature=env.temperature,
         observe=observe,
+        allowed=env.allowed,
     )
     actions, mask = samples.completion_ids.cpu().numpy(), samples.mask.cpu().numpy()
     if hasattr(env.venv, "step_sequence"):  # a wrapped environment must see every step
@@ -182,7 +183,7 @@ def _pay_step_by_step(env: TextEnv, actions: np.ndarray, mask: np.ndarray) -> Pa
         if over.any() and not same_step:
             env.venv.reset(options={"reset_mask": over, "index": 0})
         counts = mask[:, t]
-        tokens = np.where(counts, actions[:, t], 0)
+        tokens = np.where(counts, actions[:, t], env.allowed.filler)
         _, reward, terminated, truncated, infos = env.venv.step(tokens)
         over = terminated | truncated
         rewards[counts, t] = reward[counts]

@@ -52,7 +52,8 @@ class OnlineDPO(TextAgent):
 
     def train_on(self, rollout: Rollout) -> Numbers:
         """Train on the best against the worst of each group; one logger row an update."""
-        best, worst = best_and_worst(rollout.scores, self.config.samples_per_prompt)
+        paid = self._paid(rollout)
+        best, worst = best_and_worst(paid, self.config.samples_per_prompt)
         tokens = int(rollout.mask.sum())
 
         def show(numbers: Numbers, share: float) -> None:
@@ -60,7 +61,7 @@ class OnlineDPO(TextAgent):
             log(self.logger, step, {f"train/{name}": value for name, value in numbers.items()})
 
         self.run_minibatches(
-            partial(self._loss, rollout, best, worst),
+            partial(self._loss, rollout, paid, best, worst),
             lengths=2 * torch.maximum(rollout.lengths[best], rollout.lengths[worst]),
             weights=torch.ones(len(best)),
             minibatch_size=self.config.minibatch_size,
@@ -69,12 +70,17 @@ class OnlineDPO(TextAgent):
         )
         return {"train/pairs": float(len(best))}
 
+    def _paid(self, rollout: Rollout) -> Tensor:
+        """Return what the samples are ranked by, [B]: the score less missing_eos_penalty."""
+        return rollout.scores - self.env.missing_eos_penalty * ~rollout.ended_by_eos
+
     def _loss(
-        self, rollout: Rollout, best: Tensor, worst: Tensor, pairs: Tensor
+        self, rollout: Rollout, paid: Tensor, best: Tensor, worst: Tensor, pairs: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean preference loss of some pairs, and what to log of it."""
         config = self.config
-        part = rollout.rows(torch.cat([best[pairs], worst[pairs]]))
+        rows = torch.cat([best[pairs], worst[pairs]])
+        part = rollout.rows(rows)
         policy = self.logprobs(part).sum(1).view(2, -1)
         reference = part.ref_logprobs.sum(1).view(2, -1)
         lengths = part.mask.sum(1).view(2, -1)
@@ -85,7 +91,7 @@ class OnlineDPO(TextAgent):
             reference[1],
             beta=config.beta,
             loss_type=config.loss_type,
-            label_smoothing=self._label_smoothing(part.scores),
+            label_smoothing=self._label_smoothing(paid[rows]),
             chosen_lengths=lengths[0],
             rejected_lengths=lengths[1],
             kl=rollout.sequence_kl.mean(),

@@ -94,7 +94,7 @@ class PPO(TextAgent):
         )
         rate = config.critic_learning_rate or config.learning_rate
         super().__init__(policy, venv, config, logger=logger, critic=(critic, rate))
-        self.actor_critic = ActorCritic(policy, critic, env.temperature)
+        self.actor_critic = ActorCritic(policy, critic, env.temperature, env.allowed)
         self._reference = split_lm(env.reference)
         self._demonstrations = self._encode(demonstrations)
 

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from textrl.agents.base import Observation
+from textrl.agents.text_env import TextEnv
 from textrl.generation import draw
 from textrl.models import SplitLM
 
@@ -11,20 +12,23 @@ from textrl.models import SplitLM
 @torch.no_grad()
 def next_tokens(
     lm: SplitLM,
+    env: TextEnv,
     observation: Observation,
-    temperature: float,
     generator: torch.Generator,
     deterministic: bool,
 ) -> np.ndarray:
     """Return the next token for an observation [L], or one a row for a batch of them [B L]."""
     ids = torch.as_tensor(np.asarray(observation["input_ids"]), device=lm.device).long()
     lengths = torch.as_tensor(np.asarray(observation["attention_mask"]), device=lm.device).sum(-1)
+    prompt_lengths = torch.as_tensor(np.asarray(observation["prompt_length"]), device=lm.device)
+    begun = lengths - prompt_lengths.squeeze(-1)
     single = ids.dim() == 1
     if single:
-        ids, lengths = ids.unsqueeze(0), lengths.unsqueeze(0)
+        ids, lengths, begun = ids.unsqueeze(0), lengths.unsqueeze(0), begun.unsqueeze(0)
     hidden = lm.hidden(ids[:, : int(lengths.max())])
     states = hidden[torch.arange(len(ids), device=lm.device), lengths.long() - 1]
-    log_p = (lm.head(states).float() / temperature).log_softmax(-1)
+    logits = env.allowed.restrict(lm.head(states).float(), begun)
+    log_p = (logits / env.temperature).log_softmax(-1)
     if deterministic:
         tokens = log_p.argmax(-1)
     else:

@@ -244,14 +244,14 @@ class TextAgent(ABC):
             mask,
             temperature=self.env.temperature,
             chunk_size=self.lm.chunk_size,
+            restrict=self.env.allowed.restrict,
         )
 
     def predict(
         self, observation: Observation, deterministic: bool = False
     ) -> tuple[np.ndarray, None]:
         """Return the next token for an observation [L] or a batch of them [B L]."""
-        settings = self.env.temperature, self._generator, deterministic
-        return next_tokens(self.lm, observation, *settings), None
+        return next_tokens(self.lm, self.env, observation, self._generator, deterministic), None
 
     def save(self, path: str | Path) -> None:
         """Write the policy as a plain transformers checkpoint, the agent's state beside it.

@@ -7,6 +7,7 @@ from gymnasium.vector import SyncVectorEnv
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.agents.base import AnyVectorEnv
+from textrl.allowed import AllowedTokens
 from textrl.errors import UserError
 from textrl.rewards import RewardModel
 
@@ -29,6 +30,8 @@ class TextEnv:
         self.max_completion_tokens = int(self._get("max_completion_tokens"))
         self.max_prompt_tokens = int(self._get("max_prompt_tokens"))
         self.group_size = int(self._get("group_size"))
+        self.allowed: AllowedTokens = self._get("allowed")
+        self.missing_eos_penalty = float(self._get("missing_eos_penalty"))
         self.eos_token_id = int(self._get("eos_token_id"))
 
     @property

@@ -3,6 +3,7 @@
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from textrl.allowed import AllowedTokens
 from textrl.envs.core import TextCore
 from textrl.rewards import RewardModel
 
@@ -39,6 +40,16 @@ class TaskAttributes:
     def score_tokens(self, prompts: list[list[int]], completions: list[list[int]]) -> np.ndarray:
         """Return what episodes of these token ids would score, float64 [N], taking no step."""
         return self.core.score_tokens(prompts, completions)
+
+    @property
+    def allowed(self) -> AllowedTokens:
+        """Which tokens may come next: no banned one, no end before min_completion_tokens."""
+        return self.core.allowed
+
+    @property
+    def missing_eos_penalty(self) -> float:
+        """Subtracted from the reward, not from the score, of an episode that the budget ended."""
+        return self.core.config.missing_eos_penalty
 
     @property
     def eos_token_id(self) -> int:

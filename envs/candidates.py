@@ -67,8 +67,8 @@ class CandidateActions(
         return self._look(), float(reward), terminated, truncated, info | {"token": int(token)}
 
     def action_masks(self) -> np.ndarray:
-        """Return that every candidate may be taken, Bool [k]."""
-        return np.ones(self._k, dtype=bool)
+        """Return that every candidate may be taken, int8 [k]."""
+        return np.ones(self._k, dtype=np.int8)
 
     def _look(self) -> np.ndarray:
         states, tokens = look(self._core, self._k)
@@ -130,8 +130,8 @@ class VectorCandidateActions(VectorWrapper):
         return self._look(), rewards, terminated, truncated, infos
 
     def action_masks(self) -> np.ndarray:
-        """Return that every candidate may be taken, Bool [B k]."""
-        return np.ones((self.num_envs, self._k), dtype=bool)
+        """Return that every candidate may be taken, int8 [B k]."""
+        return np.ones((self.num_envs, self._k), dtype=np.int8)
 
     def _look(self) -> np.ndarray:
         states, self.candidates = look(self._core, self._k)
@@ -145,7 +145,7 @@ def look(core: TextCore, k: int) -> tuple[np.ndarray, np.ndarray]:
     Shapes: float32 [B H], int64 [B k], the likeliest first.
     """
     states = core.current_states(core.lengths > 0)
-    sensible = torch.as_tensor(core.action_masks(), device=states.device)
+    sensible = torch.as_tensor(core.action_masks(), device=states.device).bool()
     logits = core.lm.head(states).float().masked_fill(~sensible, -torch.inf)
     return states.float().cpu().numpy(), logits.topk(k).indices.cpu().numpy()
 

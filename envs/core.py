@@ -9,6 +9,7 @@ autoreset. Texts and scores of ended episodes are in `judge.py`; the MDP is in t
 import numpy as np
 import torch
 
+from textrl.allowed import AllowedTokens
 from textrl.batching import filled_batches
 from textrl.decoding import Decoder
 from textrl.envs import tasks
@@ -18,7 +19,7 @@ from textrl.envs.prompts import PromptSet, encode_one, load_prompts
 from textrl.envs.reference import check_positions, load_reference
 from textrl.envs.step_result import StepResult
 from textrl.errors import UserError
-from textrl.logprobs import chunked_token_logprobs, token_logprobs
+from textrl.logprobs import chunked_token_logprobs, counted_from_0, token_logprobs
 from textrl.models import eos_id, pick_device, split_lm
 from textrl.rewards import RewardModel, make_scorer
 
@@ -37,6 +38,12 @@ class TextCore:
         self.reference, self.tokenizer = load_reference(config, device)
         self.lm = split_lm(self.reference)
         self.eos_token_id = eos_id(self.tokenizer)
+        self.allowed = AllowedTokens(
+            width=self.lm.vocab_size,
+            banned=config.banned_token_ids,
+            end_ids=[self.eos_token_id],
+            min_tokens=config.min_completion_tokens,
+        )
         reward = tasks.tiny_score if config.reward is None else config.reward
         prompts = tasks.tiny_prompts() if config.prompts is None else config.prompts
         self.prompts: PromptSet = load_prompts(prompts, self.tokenizer, config.max_prompt_tokens)
@@ -78,12 +85,14 @@ class TextCore:
 
     def step(self, actions: np.ndarray, active: np.ndarray) -> StepResult:
         """Append one token to each active row; pay the reference's half of the KL and the score."""
-        self._check_actions(actions[active])
+        places = self.lengths - self.prompt_lengths
+        self._check_actions(actions[active], places[active])
         self._require_running(active)
         states = self.current_states(active)
         tokens = torch.as_tensor(np.where(active, actions, 0), device=self.lm.device)
         with torch.no_grad():
             logits = self.lm.head(states)
+            logits = self.allowed.restrict(logits, torch.as_tensor(places, device=logits.device))
         found = token_logprobs(logits, tokens, temperature=self.config.temperature)
         found_array = found.double().cpu().numpy()
         ref_logprobs = np.where(active, found_array, 0.0)
@@ -109,12 +118,14 @@ class TextCore:
         return self._pay_or_undo(ref_logprobs, active, np.maximum(counts - 1, 0), starts)
 
     def action_masks(self) -> np.ndarray:
-        """Return which tokens are sensible next, Bool [B V]; advice, not enforced."""
-        masks = np.ones((self.num_rows, self.lm.vocab_size), dtype=bool)
-        masks[:, len(self.tokenizer) :] = False
-        masks[:, list(self.config.banned_token_ids)] = False
-        too_short = self.lengths - self.prompt_lengths < self.config.min_completion_tokens
-        masks[too_short, self.eos_token_id] = False
+        """Return 1 for the tokens that are sensible next, int8 [B V] (what Gymnasium samples by).
+
+        Those that are not allowed are refused by `step`; ids beyond the tokenizer, which have no
+        text, are advised against.
+        """
+        places = torch.as_tensor(self.lengths - self.prompt_lengths)
+        masks: np.ndarray = self.allowed.mask(places).numpy().astype(np.int8)
+        masks[:, len(self.tokenizer) :] = 0
         return masks
 
     def completion_text(self, row: int) -> str:
@@ -124,14 +135,10 @@ class TextCore:
     def score_tokens(self, prompts: list[list[int]], completions: list[list[int]]) -> np.ndarray:
         """Return what the task's episodes of these token ids would score, float64 [N].
 
-        A prompt of the set brings its text and columns; any other is decoded and has none.
+        The scorer's number: missing_eos_penalty is not in it, but in the reward. A prompt of the
+        set brings its text and columns; any other is decoded and has none.
         """
-        scores = self.judge.scores_of_ids(prompts, completions)
-        cut = [
-            len(ids) == self.config.max_completion_tokens and ids[-1] != self.eos_token_id
-            for ids in completions
-        ]
-        return scores - self.config.missing_eos_penalty * np.array(cut)
+        return self.judge.scores_of_ids(prompts, completions)
 
     def _completion_ids(self, row: int) -> list[int]:
         ids: list[int] = self.input_ids[row, self.prompt_lengths[row] : self.lengths[row]].tolist()
@@ -171,6 +178,7 @@ class TextCore:
             before = torch.as_tensor(starts[part], device=self.lm.device)
             chosen = torch.as_tensor(actions[part], device=self.lm.device)
             counted = torch.as_tensor(mask[part], device=self.lm.device)
+            begun = before - torch.as_tensor(self.prompt_lengths[part], device=self.lm.device)
             hidden = self.lm.completion_hidden(ids.to(self.lm.device), before, counted)
             result[part] = (
                 chunked_token_logprobs(
@@ -180,6 +188,8 @@ class TextCore:
                     counted,
                     temperature=self.config.temperature,
                     chunk_size=self.lm.chunk_size,
+                    restrict=self.allowed.restrict,
+                    positions=begun.unsqueeze(1) + counted_from_0(chosen),
                 )
                 .cpu()
                 .numpy()
@@ -236,7 +246,8 @@ class TextCore:
         prompts = [self.prompt_texts[row] for row in rows]
         return self.judge.scores(prompts, [completion[row] for row in rows], indices)
 
-    def _check_actions(self, actions: np.ndarray) -> None:
+    def _check_actions(self, actions: np.ndarray, places: np.ndarray) -> None:
+        """Refuse actions [n] that are no tokens, or are not allowed at these places, [n]."""
         if not np.issubdtype(actions.dtype, np.integer):
             raise UserError(f"an action is an integer token id, got {actions.dtype}")
         if len(actions) and not (actions.min() >= 0 and actions.max() < self.lm.vocab_size):
@@ -244,6 +255,7 @@ class TextCore:
                 f"an action is a token id in [0, {self.lm.vocab_size}), got "
                 f"{actions.min()} to {actions.max()}"
             )
+        self.allowed.check(actions, places)
 
     def _require_running(self, active: np.ndarray) -> None:
         idle = (active & ~self.running).nonzero()[0]
@@ -261,7 +273,8 @@ class TextCore:
         counts: np.ndarray = mask.sum(1)
         if (mask != (np.arange(mask.shape[1]) < counts[:, None])).any():
             raise UserError("each row of mask must be True up to its last action and False after")
-        self._check_actions(actions[mask])
+        places = (self.lengths - self.prompt_lengths)[:, None] + np.arange(mask.shape[1])
+        self._check_actions(actions[mask], places[mask])
         self._require_running(counts > 0)
         room = self.config.max_completion_tokens - (self.lengths - self.prompt_lengths)
         if (counts > room).any():

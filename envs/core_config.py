@@ -37,6 +37,11 @@ class CoreConfig:
         for field in ("max_prompt_tokens", "max_completion_tokens", "group_size"):
             if self.__dict__[field] < 1:
                 raise UserError(f"{field} must be at least 1, got {self.__dict__[field]}")
+        if not 0 <= self.min_completion_tokens <= self.max_completion_tokens:
+            raise UserError(
+                f"min_completion_tokens must be 0 to max_completion_tokens "
+                f"({self.max_completion_tokens}), got {self.min_completion_tokens}"
+            )
         if not self.temperature > 0:
             raise UserError(f"temperature must be positive, got {self.temperature}")
         if self.on_length not in ("score", "truncate"):

@@ -99,8 +99,9 @@ class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
             temperature: of the reference's log-probs; agents sample at the same one.
             missing_eos_penalty: subtracted from the reward of an episode that the budget ended.
             on_length: "score" or "truncate", see above.
-            min_completion_tokens: `action_masks` withholds EOS before.
-            banned_token_ids: `action_masks` withholds these.
+            min_completion_tokens: before it EOS is no action: refused, and policy and reference
+                are distributions over the other tokens.
+            banned_token_ids: ids that are no actions, in the same sense.
             group_size: how often each prompt comes in a row.
             render_mode: "ansi" or None.
             device: None is the GPU if there is one.
@@ -160,7 +161,10 @@ class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
         return self._observation(), float(result.rewards[0, 0]), terminated, truncated, info
 
     def action_masks(self) -> np.ndarray:
-        """Return which tokens are sensible next, Bool [V] (sb3-contrib's name); not enforced."""
+        """Return 1 for the tokens that are sensible next, int8 [V], as `action_space.sample` takes.
+
+        sb3-contrib's name. Ids beyond the tokenizer are advised against, all others are refused.
+        """
         masks: np.ndarray = self.core.action_masks()[0]
         return masks
 

@@ -190,7 +190,7 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
         return result.rewards, infos
 
     def action_masks(self) -> np.ndarray:
-        """Return which tokens are sensible next, Bool [B V] (sb3-contrib's name); not enforced."""
+        """Return 1 for the tokens that are sensible next, int8 [B V], as the single environment."""
         return self.core.action_masks()
 
     def render(self) -> tuple[str, ...] | None:

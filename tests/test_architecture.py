@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors"},
     {"types", "config", "command_config", "agent_options"},
-    {"masking", "logprobs", "advantages", "losses", "preference_losses", "batching"},
+    {"allowed", "masking", "logprobs", "advantages", "losses", "preference_losses", "batching"},
     {
         "data",
         "labels",
@@ -35,7 +35,7 @@ LAYERS = [
 ]
 LABELS = {"answers", "agreement", "tables", "store", "lead", "export", "backup", "tasks"}
 """Files of textrl/feedback that are the store, which the data layer reads; the rest is the app."""
-PURE = {"masking", "logprobs", "advantages", "losses", "preference_losses"}
+PURE = {"allowed", "masking", "logprobs", "advantages", "losses", "preference_losses"}
 OPTIONAL = {"matplotlib": 1, "datasets": 1, "gguf": 1, "vaderSentiment": 1, "peft": 1, "uvicorn": 1}
 IN_FEEDBACK_ONLY = {"fastapi", "starlette", "pydantic", "sqlalchemy", "uvicorn"}
 

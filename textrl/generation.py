@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from textrl.allowed import AllowedTokens
 from textrl.decoding import Decoder
 from textrl.models import SplitLM
 
@@ -64,6 +65,8 @@ def sample(
     temperature: float = 1.0,
     greedy: bool = False,
     observe: Callable[[Tensor], Tensor] | None = None,
+    allowed: AllowedTokens | None = None,
+    begun: Tensor | None = None,
 ) -> Samples:
     """Return sampled completions with their log-probs, entropies and observed values.
 
@@ -77,9 +80,12 @@ def sample(
         temperature: of sampling and of the log-probs returned.
         greedy: take the most likely token instead of drawing.
         observe: maps states [n H] to one number each [n], such as a value head.
+        allowed: the tokens that may be drawn; None for all.
+        begun: tokens of the completion that stand in the prompt already; by default 0. Shape [B].
     """
     batch, device = prompt_ids.shape[0], lm.device
     alive = torch.arange(batch, device=device)
+    done = torch.zeros_like(alive) if begun is None else begun.to(device)
     decoder, states = _prefilled(
         lm, prompt_ids.to(device), prompt_lengths.to(device), max_new_tokens
     )
@@ -90,7 +96,10 @@ def sample(
     )
     for step in range(max_new_tokens):
         uniforms = torch.rand(batch, dtype=torch.float64, generator=generator).to(device)
-        log_p = (lm.head(states).float() / temperature).log_softmax(-1)
+        logits = lm.head(states).float()
+        if allowed is not None:
+            logits = allowed.restrict(logits, done[alive] + step)
+        log_p = (logits / temperature).log_softmax(-1)
         tokens = log_p.argmax(-1) if greedy else draw(log_p, uniforms[alive])
         ids[alive, step], mask[alive, step] = tokens, True
         logprobs[alive, step] = log_p.gather(1, tokens.unsqueeze(1)).squeeze(1)

@@ -14,6 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from textrl.masking import check_mask, check_shapes, full_precision
 
+Restrict = Callable[[Tensor, Tensor], Tensor]
+"""(logits [n V], positions in the completion [n]) -> logits of the allowed tokens alone [n V]."""
 CHUNK_SIZE = 1024
 """Positions per chunk: at a vocabulary of 50,000 one chunk of logits is 200 MB in float32."""
 
@@ -97,6 +99,8 @@ def chunked_token_logprobs(
     *,
     temperature: float = 1.0,
     chunk_size: int = CHUNK_SIZE,
+    restrict: Restrict | None = None,
+    positions: Tensor | None = None,
 ) -> Tensor:
     """Return `token_logprobs(lm_head(hidden), ids)` without holding the [B T V] logits.
 
@@ -111,6 +115,8 @@ def chunked_token_logprobs(
         mask: Bool, True = counts. Shape [B T].
         temperature: > 0.
         chunk_size: positions per chunk.
+        restrict: what leaves the allowed tokens in the logits (`AllowedTokens.restrict`).
+        positions: of the ids in the completion, for restrict; by default 0, 1, ... Shape [B T].
 
     Returns: float32 or float64, 0 where the mask is False. Shape [B T].
 
@@ -118,10 +124,18 @@ def chunked_token_logprobs(
         ValueError: the shapes do not fit, the mask is not Bool, chunk_size < 1.
     """
 
-    def logprobs(states: Tensor, chunk_ids: Tensor) -> Tensor:
-        return token_logprobs(lm_head(states), chunk_ids, temperature=temperature)
+    def logprobs(states: Tensor, chunk_ids: Tensor, places: Tensor) -> Tensor:
+        logits = lm_head(states)
+        logits = logits if restrict is None else restrict(logits, places)
+        return token_logprobs(logits, chunk_ids, temperature=temperature)
 
-    return map_positions(logprobs, hidden, ids, mask=mask, chunk_size=chunk_size)
+    places = counted_from_0(ids) if positions is None else positions
+    return map_positions(logprobs, hidden, ids, places, mask=mask, chunk_size=chunk_size)
+
+
+def counted_from_0(ids: Tensor) -> Tensor:
+    """Return the position of each id in its row, [B T]."""
+    return torch.arange(ids.shape[-1], device=ids.device).expand(ids.shape)
 
 
 def map_positions(

@@ -159,7 +159,7 @@ def test_best_of_n_scores_as_the_environment_does() -> None:
     assert play(venv, agent).mean() > 0.8  # one sample in five has the letter
     prompt, letter = tiny_tokenizer()("a").input_ids, tiny_tokenizer()("q").input_ids[1:]
     found = venv.unwrapped.score_tokens([prompt] * 3, [letter, letter * 6, [*letter * 5, 2]])
-    assert found.tolist() == [1.0, 0.75, 1.0]
+    assert found.tolist() == [1.0, 1.0, 1.0]  # the penalty is in the reward
 
 
 def test_best_of_n_save_and_load(tmp_path) -> None:

@@ -33,12 +33,12 @@ def test_pairs_share_a_prompt_and_the_first_loss_is_log_2() -> None:
         assert torch.equal(rollout.input_ids[b, :length], rollout.input_ids[w, :length])
     pairs = torch.arange(4)
     with torch.no_grad():
-        loss, numbers = agent._loss(rollout, best, worst, pairs)
+        loss, numbers = agent._loss(rollout, rollout.scores, best, worst, pairs)
     assert loss.item() == pytest.approx(0.693147, abs=1e-4)
     assert numbers["margin"].item() == pytest.approx(0.0, abs=1e-4)
     agent.train_on(rollout)
     with torch.no_grad():
-        assert agent._loss(rollout, best, worst, pairs)[0] < loss
+        assert agent._loss(rollout, rollout.scores, best, worst, pairs)[0] < loss
 
 
 def test_micro_batches_never_change_the_result() -> None:

@@ -35,7 +35,7 @@ LAYERS = [
 ]
 LABELS = {"answers", "agreement", "tables", "store", "lead", "export", "backup", "tasks"}
 """Files of textrl/feedback that are the store, which the data layer reads; the rest is the app."""
-PURE = {"allowed", "masking", "logprobs", "advantages", "losses", "preference_losses"}
+PURE = {"masking", "logprobs", "advantages", "losses", "preference_losses"}
 OPTIONAL = {"matplotlib": 1, "datasets": 1, "gguf": 1, "vaderSentiment": 1, "peft": 1, "uvicorn": 1}
 IN_FEEDBACK_ONLY = {"fastapi", "starlette", "pydantic", "sqlalchemy", "uvicorn"}
 

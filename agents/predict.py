@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from textrl.agents.base import Observation
-from textrl.agents.text_env import TextEnv
+from textrl.allowed import AllowedTokens
 from textrl.generation import draw
 from textrl.models import SplitLM
 
@@ -12,10 +12,11 @@ from textrl.models import SplitLM
 @torch.no_grad()
 def next_tokens(
     lm: SplitLM,
-    env: TextEnv,
     observation: Observation,
+    temperature: float,
     generator: torch.Generator,
     deterministic: bool,
+    allowed: AllowedTokens | None = None,
 ) -> np.ndarray:
     """Return the next token for an observation [L], or one a row for a batch of them [B L]."""
     ids = torch.as_tensor(np.asarray(observation["input_ids"]), device=lm.device).long()
@@ -27,8 +28,10 @@ def next_tokens(
         ids, lengths, begun = ids.unsqueeze(0), lengths.unsqueeze(0), begun.unsqueeze(0)
     hidden = lm.hidden(ids[:, : int(lengths.max())])
     states = hidden[torch.arange(len(ids), device=lm.device), lengths.long() - 1]
-    logits = env.allowed.restrict(lm.head(states).float(), begun)
-    log_p = (logits / env.temperature).log_softmax(-1)
+    logits = lm.head(states).float()
+    if allowed is not None:
+        logits = allowed.restrict(logits, begun)
+    log_p = (logits / temperature).log_softmax(-1)
     if deterministic:
         tokens = log_p.argmax(-1)
     else:

@@ -251,7 +251,8 @@ class TextAgent(ABC):
         self, observation: Observation, deterministic: bool = False
     ) -> tuple[np.ndarray, None]:
         """Return the next token for an observation [L] or a batch of them [B L]."""
-        return next_tokens(self.lm, self.env, observation, self._generator, deterministic), None
+        settings = self.env.temperature, self._generator, deterministic, self.env.allowed
+        return next_tokens(self.lm, observation, *settings), None
 
     def save(self, path: str | Path) -> None:
         """Write the policy as a plain transformers checkpoint, the agent's state beside it.

@@ -19,6 +19,7 @@ from textrl.logprobs import counted_from_0, map_positions, token_entropy, token_
 from textrl.models import SplitLM, split_lm
 from textrl.packing import Packing, completion_hidden
 from textrl.rewards import RewardModel
+from textrl.trunks import embedding_rows, first_output
 from textrl.types import Rollout
 
 
@@ -70,30 +71,52 @@ def make_critic(
     Raises:
         UserError: "reward_model" without a reward model that reads the policy's tokens causally.
     """
-    hidden_size = int(policy.config.get_text_config().hidden_size)
+    lm = split_lm(policy)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         if kind == "value_head":
-            return Critic(hidden_size, head).to(policy.device)
+            return Critic(lm.state_size, head).to(policy.device)
         if kind == "separate":
-            lm = split_lm(policy)
             trunk = copy.deepcopy(lm.trunk).requires_grad_(True)
-            return Critic(hidden_size, head, trunk, lm.packing).to(policy.device)
+            return Critic(lm.state_size, head, trunk, lm.packing).to(policy.device)
         if reward_model is None:
             raise UserError(
                 "critic='reward_model' needs a reward model in the environment; its reward is a "
                 "function. Use critic='value_head' or 'separate'"
             )
-        causal = "score" in dict(reward_model.model.named_children())
-        if not causal or reward_model.tokenizer.get_vocab() != tokenizer.get_vocab():
+        _check_reads_alike(reward_model, tokenizer, lm.vocab_size)
+        classifier = reward_model.classifier
+        assert classifier.head is not None
+        trunk = copy.deepcopy(classifier.trunk).requires_grad_(True)
+        with torch.no_grad():
+            ids = torch.zeros(1, 1, dtype=torch.long, device=policy.device)
+            width = first_output(trunk(input_ids=ids, use_cache=False)).shape[-1]
+        return Critic(width, head, trunk, classifier.packing).to(policy.device)
+
+
+def _check_reads_alike(
+    reward_model: RewardModel, tokenizer: PreTrainedTokenizerBase, vocab_size: int
+) -> None:
+    """Raise UserError unless the reward model reads texts of the policy's ids, and causally."""
+    instead = "use critic='value_head' or 'separate'"
+    if reward_model.classifier.head is None:
+        raise UserError(
+            f"critic='reward_model' needs a causal reward model with the policy's tokenizer; this "
+            f"one reads whole texts: {instead}"
+        )
+    theirs = reward_model.tokenizer.get_vocab()
+    for token, number in tokenizer.get_vocab().items():
+        if theirs.get(token) != number:
             raise UserError(
-                "critic='reward_model' needs a causal reward model with the policy's tokenizer; "
-                "this one reads other tokens. Use critic='value_head' or 'separate'"
+                f"critic='reward_model' needs a causal reward model with the policy's tokenizer; "
+                f"this one reads other tokens (id {number} of the policy is {token!r}): {instead}"
             )
-        model = reward_model.model
-        trunk = copy.deepcopy(model.base_model).requires_grad_(True)
-        width = int(model.config.get_text_config().hidden_size)
-        return Critic(width, head, trunk, reward_model.classifier.packing).to(policy.device)
+    rows = embedding_rows(reward_model.model)
+    if rows < vocab_size:
+        raise UserError(
+            f"critic='reward_model' needs embeddings of the policy's {vocab_size} ids, the reward "
+            f"model has {rows}: {instead}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

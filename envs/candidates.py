@@ -161,8 +161,7 @@ def states_after(core: TextCore, input_ids: np.ndarray, lengths: np.ndarray) -> 
 
 def state_space(core: TextCore) -> spaces.Box:
     """Return the space of the reference's last hidden state."""
-    size = int(core.reference.config.get_text_config().hidden_size)
-    return spaces.Box(-STATE_BOUND, STATE_BOUND, (size,), np.float32)
+    return spaces.Box(-STATE_BOUND, STATE_BOUND, (core.lm.state_size,), np.float32)
 
 
 def _check_count(core: TextCore, k: int) -> None:

@@ -96,10 +96,10 @@ class TokenPolicy(BasePolicy):
         """Make the value head and the optimiser; called by SB3's constructor."""
         model: PreTrainedModel = self.__dict__.pop("_model")
         self.model = model.requires_grad_(True).float().eval()
-        self.value_head = nn.Linear(int(model.config.get_text_config().hidden_size), 1)
+        self._lm = split_lm(self.model)
+        self.value_head = nn.Linear(self._lm.state_size, 1)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
-        self._lm = split_lm(self.model)
         self._growing = GrowingTexts(self._lm)
         trained = [*self.model.parameters(), *self.value_head.parameters()]
         options = self.optimizer_kwargs | {"lr": lr_schedule(1)}

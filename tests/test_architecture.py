@@ -18,6 +18,8 @@ LAYERS = [
         "packing",
         "precision",
         "trunks",
+        "heads",
+        "row_cache",
         "models",
         "classifiers",
         "decoding",

@@ -30,7 +30,7 @@ from textrl.models import split_lm
 from textrl.packing import Packing, even_rows, packing_of, plan, read, share_beginnings, take
 from textrl.precision import autocast
 from textrl.trainers.dpo import Pair, pair_logprobs
-from textrl.trunks import plain_attention_length
+from textrl.trunks import examined
 from textrl.types import Sequence, stack_sequences
 
 FREE = Packing(pass_cost=0, attention_cost=0.0, max_length=99)
@@ -61,7 +61,7 @@ OTHERS = {
     ),
 }
 UNFIT = ("bloom", "falcon alibi", "mistral window", "gpt-neo", "lfm2")
-CACHELESS = ("bloom", "lfm2")
+CACHELESS = ("bloom", "falcon alibi", "lfm2")
 """Positions from the mask (ALiBi), windows by slot or shorter than the trial, convolution."""
 
 
@@ -215,7 +215,7 @@ def test_a_pair_reads_its_prompt_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_packing_of_a_model_by_hand() -> None:
     model = make("llama")
     size = sum(p.numel() for p in model.parameters())
-    found = packing_of(model, model.base_model, plain_attention_length(model.base_model, model))
+    found = packing_of(model, examined(model.base_model, model))
     assert found.pass_cost == (1 << 28) // size
     assert found.attention_cost == pytest.approx(3 * 2 * 16 / size)
     assert found.row_cost(10) == pytest.approx(10 + 100 * found.attention_cost)

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.batching import filled_batches, like_lengths
 from textrl.packing import Packing, packing_of, plan, take
-from textrl.trunks import max_positions, plain_attention_length
+from textrl.trunks import Trunk, examined, max_positions
 
 SCORING_TOKENS = 8192
 """Tokens of the texts that a classifier reads at once where no gradient is wanted."""
@@ -52,6 +52,8 @@ class Classifier:
     """
 
     model: PreTrainedModel
+    trunk: nn.Module
+    """Its part below the head, which reads positions from 0 on."""
     head: nn.Module | None
     """A decoder's; None for an encoder, which pools by itself."""
     last_mlp: nn.Module | None
@@ -81,7 +83,7 @@ class Classifier:
             return self._encoder_logits(input_ids, lengths)
         recomputing = self.model.training and self.model.is_gradient_checkpointing
         last_mlp = None if recomputing else self.last_mlp  # its hooks would be gone by then
-        states = last_states(self.model.base_model, self.packing, last_mlp, input_ids, lengths)
+        states = last_states(self.trunk, self.packing, last_mlp, input_ids, lengths)
         with torch.autocast(device.type, enabled=False):  # a score wants more than 8 bits
             logits = self.head(states.to(next(self.head.parameters()).dtype))
         assert isinstance(logits, Tensor)
@@ -102,12 +104,18 @@ class Classifier:
 def split_classifier(model: PreTrainedModel) -> Classifier:
     """Return the classifier and what of it need not run on every token, found by a trial."""
     head = dict(model.named_children()).get("score")
-    plain = 0 if head is None else plain_attention_length(model.base_model, model)
+    trunk = Trunk(module=model.base_model, plain=0, alone_beyond=sys.maxsize, cached=0)
+    was_training = model.training
+    model.eval()
+    if head is not None:
+        trunk = examined(model.base_model, model)
+    model.train(was_training)
     return Classifier(
         model=model,
+        trunk=trunk.module,
         head=head,
         last_mlp=None if head is None else _last_mlp(model),
-        packing=packing_of(model, model.base_model, plain),
+        packing=packing_of(model, trunk),
     )
 
 

@@ -24,9 +24,10 @@ from transformers import (
 from transformers.cache_utils import Cache
 
 from textrl.errors import UserError
+from textrl.heads import head_of
 from textrl.logprobs import chunked_token_logprobs
 from textrl.packing import Packing, completion_hidden, packing_of, read, take
-from textrl.trunks import cache_argument, first_output, plain_attention_length
+from textrl.trunks import Trunk, cache_argument, causal_logits, examined, first_output
 from textrl.types import Sequences
 
 CHUNK_BYTES = 1 << 27
@@ -207,6 +208,9 @@ class SplitLM:
     trunk: nn.Module
     head: Callable[[Tensor], Tensor]
     vocab_size: int
+    """Width of the logits."""
+    state_size: int
+    """Width of the states, which need not be the model's hidden size."""
     packing: Packing
     """How texts of different lengths may share rows."""
     max_cached: int
@@ -289,49 +293,54 @@ class SplitLM:
 
 
 def split_lm(model: PreTrainedModel) -> SplitLM:
-    """Return the model as trunk and head, after checking that they compose to its logits.
+    """Return the model as trunk and head, after trials of what it bears (`trunks.py`, `heads.py`).
 
-    A head that does more than its output embedding (soft caps, scales) is found by the check: the
-    whole model then serves as trunk and its logits as states, correct but without the saving.
+    Where no head of the model makes its logits of the trunk's states, the whole model serves as
+    trunk and its logits as states, correct but without the saving.
+
+    Raises:
+        UserError: it has no head, is not causal, or is adapted outside its layers.
     """
     body: Any = model
     if hasattr(model, "get_base_model"):  # PEFT wraps the model that has the parts
         body = body.get_base_model()
-    head: Any = body.get_output_embeddings()
-    if head is None:
-        raise UserError(f"{type(model).__name__} has no LM head; a causal language model is needed")
-    trunk = body.base_model
-    probe = torch.arange(6, device=model.device).view(2, 3) % head.weight.shape[0]
+    if body.get_output_embeddings() is None:
+        raise UserError(f"{type(body).__name__} has no LM head; a causal language model is needed")
     was_training = model.training
     model.eval()
+    try:
+        return _split(model, body)
+    finally:
+        model.train(was_training)
+
+
+def _split(model: PreTrainedModel, body: Any) -> SplitLM:
+    ids, logits = causal_logits(model)
+    trunk = examined(body.base_model, body)
     with torch.no_grad():
-        logits = first_output(model(input_ids=probe, use_cache=False))
-        composed = head(first_output(trunk(input_ids=probe, use_cache=False)))
-    model.train(was_training)
-    width = logits.shape[-1]
-    if composed.shape != logits.shape or not torch.allclose(composed, logits, atol=1e-4):
-        return SplitLM(
-            model=model,
-            trunk=model,
-            head=nn.Identity(),
-            vocab_size=width,
-            packing=packing_of(model, model, 0),
-            max_cached=0,
-            cache_argument="",
+        states = first_output(trunk.module(input_ids=ids, use_cache=False))
+    head = head_of(body, body.base_model, states, logits)
+    if head is None and body is not model:
+        raise UserError(
+            f"the adapter of this {type(body).__name__} is not within its layers (prompt or prefix "
+            f"tuning); use one that is, such as LoRA"
         )
-    plain = plain_attention_length(trunk, body)
-    if not plain:
+    if head is None:
+        trunk = Trunk(module=model, plain=0, alone_beyond=trunk.alone_beyond, cached=0)
+        head, states = nn.Identity(), logits
+    if not trunk.cached:
         warnings.warn(
             f"{type(body).__name__} is stepped without a KV cache, each token re-encoding its "
-            f"prefix: its state is not that of plain causal attention",
-            stacklevel=2,
+            f"prefix: a trial found that its cache does not serve rows of different lengths",
+            stacklevel=3,
         )
     return SplitLM(
         model=model,
-        trunk=trunk,
+        trunk=trunk.module,
         head=head,
-        vocab_size=width,
-        packing=packing_of(model, trunk, plain),
-        max_cached=plain,
-        cache_argument=cache_argument(trunk),
+        vocab_size=logits.shape[-1],
+        state_size=states.shape[-1],
+        packing=packing_of(model, trunk),
+        max_cached=trunk.cached,
+        cache_argument=cache_argument(body.base_model),
     )

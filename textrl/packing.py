@@ -8,8 +8,9 @@ mask keeps the texts blind to each other. Every state is what it would be in a r
 """
 
 import heapq
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 
 from textrl.batching import like_lengths
 from textrl.precision import attention_of_texts
+from textrl.trunks import Trunk
 
 LEAST_PASS_COST = 64
 PASS_PARAMETERS = 1 << 28
@@ -39,6 +41,8 @@ class Packing:
     """What one more slot in its row costs each slot, in tokens."""
     max_length: int
     """Longest text that may share its row; 0: none."""
+    alone_beyond: int = sys.maxsize
+    """Longest text that may be read beside texts of another length."""
 
     def row_cost(self, width: int, *, shared: bool = True) -> float:
         """Return what a row costs, in tokens; one whose texts share it attends to all its slots."""
@@ -133,12 +137,13 @@ def plan(packing: Packing, input_ids: Tensor, lengths: Tensor) -> tuple[list[Pas
 
     The slots of all passes are counted through; a place behind a row's end is arbitrary.
     """
-    if input_ids.numel() <= packing.pass_cost:  # nothing to gain
+    short = input_ids.shape[1] <= packing.alone_beyond
+    if short and input_ids.numel() <= packing.pass_cost:  # nothing to gain
         slots = torch.arange(input_ids.numel(), device=input_ids.device)
         return [Pass(input_ids=input_ids)], slots.view(input_ids.shape)
     texts = [row[:length] for row, length in zip(input_ids.tolist(), lengths.tolist(), strict=True)]
     sizes = [len(text) for text in texts]
-    batches = like_lengths(sizes, packing.pass_cost)
+    batches = _batches(sizes, packing)
     apart = sum(
         packing.pass_cost
         + len(batch) * packing.row_cost(max(sizes[i] for i in batch), shared=False)
@@ -153,6 +158,15 @@ def plan(packing: Packing, input_ids: Tensor, lengths: Tensor) -> tuple[list[Pas
             device = input_ids.device
             return [one.to(device)], _table(places, input_ids.shape[1]).to(device)
     return passes_by_length(input_ids, sizes, batches)
+
+
+def _batches(sizes: list[int], packing: Packing) -> list[list[int]]:
+    """Return texts of like lengths, to be read together; of one length where company matters."""
+    usual = [i for i, size in enumerate(sizes) if size <= packing.alone_beyond]
+    found = like_lengths([sizes[i] for i in usual], packing.pass_cost) if usual else []
+    batches = [[usual[i] for i in batch] for batch in found]
+    longer = sorted({size for size in sizes if size > packing.alone_beyond})
+    return batches + [[i for i, size in enumerate(sizes) if size == length] for length in longer]
 
 
 def passes_by_length(
@@ -253,32 +267,33 @@ def packed_pass(texts: list[list[int]], rows: list[list[Family]]) -> tuple[Pass,
 
 
 @torch.no_grad()
-def packing_of(model: PreTrainedModel, trunk: nn.Module, max_length: int) -> Packing:
+def packing_of(model: PreTrainedModel, trunk: Trunk) -> Packing:
     """Return the packing of a model's trunk, after a look at its kind and a trial.
 
     Args:
         model: the whole model, which tells sizes.
         trunk: its part without the head, causal.
-        max_length: longest text that plain causal attention with given positions is right for.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
     cost = max(LEAST_PASS_COST, PASS_PARAMETERS // parameters)
-    never = Packing(pass_cost=cost, attention_cost=0.0, max_length=0)
+    beyond = trunk.alone_beyond
+    never = Packing(pass_cost=cost, attention_cost=0.0, max_length=0, alone_beyond=beyond)
     text = model.config.get_text_config()
     # Some mask by slot, or take no such mask.
     by_slot = "window_size" in text.to_dict()
     takes_mask = text._attn_implementation in ("eager", "sdpa")
-    if max_length < 1 or by_slot or not takes_mask:
+    if trunk.plain < 1 or by_slot or not takes_mask:
         return never
     was_training = model.training
     model.eval()
-    bears = _bears_packing(trunk, text.vocab_size, model.device)
+    bears = _bears_packing(trunk.module, text.vocab_size, model.device)
     model.train(was_training)
     if not bears:
         return never
     # 4 FLOPs a pair of slots, layer and channel, against 2 a token and parameter
     attention = ATTENTION_SLOWNESS * 2 * text.num_hidden_layers * text.hidden_size / parameters
-    return Packing(pass_cost=cost, attention_cost=attention, max_length=max_length)
+    longest = min(trunk.plain, beyond)
+    return replace(never, attention_cost=attention, max_length=longest)
 
 
 def _bears_packing(trunk: nn.Module, vocab_size: int, device: torch.device) -> bool:

@@ -1,15 +1,34 @@
 """What a transformers trunk takes, gives and bears, whatever its architecture and release.
 
-Here: the few questions that depend on how transformers names and builds things. Who asks them:
-`models.py` (language models), `classifiers.py` (reward models), the environment.
+Here: the few questions that depend on how transformers builds things, answered by trials on a few
+tokens where a trial can tell. Who asks them: `models.py` (language models), `classifiers.py`
+(reward models), the environment. Next to read: `heads.py`, `row_cache.py`.
 """
 
 import inspect
 import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from textrl.errors import UserError
+from textrl.row_cache import RowCache, step_mask
+
+FAILURES = (
+    AssertionError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What a model raises that is asked for what it cannot do."""
 
 
 def first_output(output: Any) -> Tensor:
@@ -17,6 +36,69 @@ def first_output(output: Any) -> Tensor:
     tensor = output[0]
     assert isinstance(tensor, Tensor)
     return tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trunk:
+    """A trunk that reads positions from 0 on, and how long texts may be read in which way."""
+
+    module: nn.Module
+    plain: int
+    """Longest text that is read by plain causal attention with given positions, packed or not."""
+    alone_beyond: int
+    """Longest text whose states do not depend on the other texts of its pass."""
+    cached: int
+    """Longest text that may be stepped with a `RowCache`; 0: none."""
+
+
+class AdjustedTrunk(nn.Module):
+    """A trunk whose first position is not 0, or whose rotary frequencies follow the longest text.
+
+    RoBERTa counts from pad + 1 and skips padding ids; dynamic frequencies stay as the last long
+    text left them.
+    """
+
+    def __init__(self, trunk: nn.Module, first_position: int, alone_beyond: int) -> None:
+        """Wrap a trunk."""
+        super().__init__()
+        self.trunk, self.first_position, self.alone_beyond = trunk, first_position, alone_beyond
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor | None = None, **named: Any) -> Any:
+        """Return what the trunk returns at these positions, by default 0, 1, ..."""
+        if input_ids.shape[1] > self.alone_beyond:
+            with torch.no_grad():  # frequencies fall back to those of short texts
+                self.trunk(input_ids=input_ids[:1, :1], use_cache=False)
+        if position_ids is None and self.first_position:
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0)
+        if position_ids is not None:
+            position_ids = position_ids.expand(input_ids.shape) + self.first_position
+            named["position_ids"] = position_ids
+        return self.trunk(input_ids=input_ids, **named)
+
+
+def examined(trunk: nn.Module, body: PreTrainedModel) -> Trunk:
+    """Return the trunk and what it bears, found by trials on a few tokens."""
+    plain = plain_attention_length(trunk, body)
+    first = first_position(trunk, body)
+    beyond = frequencies_alone_beyond(trunk, body)
+    module = AdjustedTrunk(trunk, first, beyond) if first or beyond < sys.maxsize else trunk
+    bears = plain > 0 and bears_stepping(module, body, cache_argument(trunk))
+    cached = min(plain, beyond) if bears else 0
+    return Trunk(module=module, plain=plain, alone_beyond=beyond, cached=cached)
+
+
+def probe_ids(model: PreTrainedModel, *shape: int) -> Tensor:
+    """Return token ids for a trial, none of which pads."""
+    config = model.config.get_text_config()
+    ids = [i for i in range(min(config.vocab_size, 64)) if i != config.pad_token_id]
+    count = torch.Size(shape).numel()
+    return torch.tensor([ids[i % len(ids)] for i in range(count)], device=model.device).view(shape)
+
+
+def alike(found: Tensor, expected: Tensor) -> bool:
+    """Return whether two passes' states are the same but for rounding."""
+    bound = torch.finfo(expected.dtype).eps ** 0.5 * expected.abs().max()
+    return bool(((found - expected).abs() <= bound).all())
 
 
 def plain_attention_length(trunk: nn.Module, body: PreTrainedModel) -> int:
@@ -41,10 +123,186 @@ def cache_argument(trunk: nn.Module) -> str:
     return "cache" if renamed else "past_key_values"
 
 
+@torch.no_grad()
+def first_position(trunk: nn.Module, body: PreTrainedModel) -> int:
+    """Return the position id of a text's first token: 0, or pad + 1 in the RoBERTa family."""
+    pad = body.config.get_text_config().pad_token_id
+    if pad is None or "position_ids" not in inspect.signature(trunk.forward).parameters:
+        return 0
+    ids = probe_ids(body, 1, 3)
+    from_zero = torch.arange(3, device=ids.device).unsqueeze(0)
+    try:
+        usual = first_output(trunk(input_ids=ids, use_cache=False))
+        given = (
+            first_output(trunk(input_ids=ids, position_ids=from_zero + first, use_cache=False))
+            for first in (0, int(pad) + 1)
+        )
+        zero, shifted = alike(next(given), usual), alike(next(given), usual)
+    except FAILURES:
+        return 0
+    return int(pad) + 1 if shifted and not zero else 0
+
+
+@torch.no_grad()
+def frequencies_alone_beyond(trunk: nn.Module, body: PreTrainedModel) -> int:
+    """Return the longest text whose rotary frequencies do not depend on the texts beside it.
+
+    Longrope and dynamic frequencies follow the largest position of a pass: two tokens and one far
+    position tell, without a long text. Others are no function of it (sys.maxsize).
+    """
+    text = body.config.get_text_config()
+    if "position_ids" not in inspect.signature(trunk.forward).parameters:
+        return sys.maxsize
+    if not _rope_types(text.to_dict()) - {"default", "linear", "llama3", "yarn", "proportional"}:
+        return sys.maxsize  # positions beyond a table's end must not be tried on a GPU
+    ids = probe_ids(body, 1, 3).expand(2, 3)
+
+    def changes(longest: int) -> bool:
+        """Tell whether a text of three tokens is read otherwise beside a longer one."""
+        positions = torch.arange(3, device=ids.device).repeat(2, 1)
+        alone = first_output(trunk(input_ids=ids, position_ids=positions, use_cache=False))
+        positions[1, 2] = longest - 1
+        beside = first_output(trunk(input_ids=ids, position_ids=positions, use_cache=False))
+        return not torch.equal(beside[0], alone[0])
+
+    right, wrong = 3, 2 * int(max(text.max_position_embeddings, 4))
+    if not changes(wrong):
+        return sys.maxsize
+    while wrong - right > 1:
+        middle = (right + wrong) // 2
+        right, wrong = (right, middle) if changes(middle) else (middle, wrong)
+    first_output(trunk(input_ids=ids[:1, :1], use_cache=False))  # short texts' frequencies again
+    return right
+
+
+def _rope_types(config: Any) -> set[str]:
+    """Return the kinds of rotary frequencies that a configuration names, at any depth."""
+    if not isinstance(config, dict):
+        return set()
+    own = {str(config["rope_type"])} if "rope_type" in config else set()
+    return own.union(*(_rope_types(value) for value in config.values()))
+
+
+@torch.no_grad()
+def bears_stepping(trunk: nn.Module, body: PreTrainedModel, cache_word: str) -> bool:
+    """Return whether texts of different lengths, stepped in a cache, have the states of a pass."""
+    text = body.config.get_text_config()
+    ids, lengths = probe_ids(body, 2, 4), torch.tensor([1, 2], device=body.device)
+    rows = torch.arange(2, device=body.device)
+    try:
+        whole = first_output(trunk(input_ids=ids, use_cache=False))
+        cache = RowCache(int(text.num_hidden_layers), 2, 4)
+        named: dict[str, Any] = {cache_word: cache, "use_cache": True}
+        cache.restart(rows)
+        first_output(trunk(input_ids=ids[:, :2], **named))
+        for positions in (lengths, lengths + 1):
+            used = int(positions.max()) + 1
+            cache.go_on(positions, used)
+            stepped = trunk(
+                input_ids=ids[rows, positions].unsqueeze(1),
+                attention_mask=step_mask(positions, used, body.dtype),
+                position_ids=positions.unsqueeze(1),
+                **named,
+            )
+            if not alike(first_output(stepped)[:, 0], whole[rows, positions]):
+                return False
+    except FAILURES:
+        return False  # its attention takes no such mask, or its cache is another one
+    return True
+
+
+@torch.no_grad()
+def causal_logits(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """Return the ids of a trial and the model's logits, after a look whether it is causal.
+
+    Raises:
+        UserError: the logits of a text change when a later token does, or there are others than
+            one row a token.
+    """
+    name = _name_of(model)
+    ids = probe_ids(model, 1, 6).repeat(2, 1)
+    ids[1, -1] = ids[1, 0]
+    try:
+        logits = first_output(model(input_ids=ids, use_cache=False))
+    except FAILURES as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{name} does not read plain token ids ({reason}); a causal language model is needed"
+        ) from error
+    if logits.dim() != 3 or logits.shape[:2] != ids.shape:
+        raise UserError(
+            f"{name} answers 6 tokens with output of shape {list(logits.shape[1:])}; one row of "
+            f"logits a token is needed (prompt tuning adds tokens of its own: use LoRA)"
+        )
+    bound = torch.finfo(logits.dtype).eps ** 0.75 * logits.abs().max()
+    if bool(((logits[0, :-1] - logits[1, :-1]).abs() > bound).any()):
+        raise UserError(
+            f"{name} is not causal: its logits change when a later token does; use a causal "
+            f"language model (BERT and RoBERTa need is_decoder=True, encoder-decoders do not serve)"
+        )
+    return ids, logits
+
+
+def _name_of(model: PreTrainedModel) -> str:
+    """Return the class of a model without adapters around it."""
+    wrapped: Any = model
+    inner = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
+    return type(inner).__name__
+
+
 def max_positions(model: PreTrainedModel) -> int | None:
-    """Return how many positions a model has; None where it does not say."""
+    """Return how many tokens a model reads; None where it does not say."""
     try:
         limit = model.config.get_text_config().max_position_embeddings
     except AttributeError:
         return None
-    return None if limit is None or limit < 1 else int(limit)
+    if limit is None or limit < 1:
+        return None
+    return int(limit) - first_position(model.base_model, model)
+
+
+def has_position_table(model: PreTrainedModel) -> bool:
+    """Return whether positions beyond the last one fail, rather than being merely untrained."""
+    limit = max_positions(model)
+    if limit is None:
+        return False
+    words = model.get_input_embeddings()
+    tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding) and m is not words]
+    tables += [buffer for buffer in model.buffers() if buffer.dim() == 2]
+    return any(limit <= len(table) <= limit + 8 for table in tables)
+
+
+def check_lengths(model: PreTrainedModel, lengths: Iterable[int], what: str) -> None:
+    """Raise UserError if a text is longer than the model has positions.
+
+    Args:
+        model: with a table of positions, or without: then any length is read.
+        lengths: tokens of each text.
+        what: what the texts are, in the singular.
+    """
+    limit = max_positions(model)
+    if limit is None:
+        return
+    for row, length in enumerate(lengths):
+        if length > limit and has_position_table(model):
+            raise UserError(
+                f"{what} {row} has {length} tokens, but {_name_of(model)} has {limit} positions; "
+                f"shorten it or lower the limit of tokens"
+            )
+
+
+def embedding_rows(model: PreTrainedModel) -> int:
+    """Return how many ids a model reads."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return len(weight)
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError if the tokenizer knows ids that the model has no embedding for."""
+    rows = embedding_rows(model)
+    if len(tokenizer) > rows:
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} tokens, {_name_of(model)} {rows}; call "
+            f"model.resize_token_embeddings({len(tokenizer)}), or use the model's own tokenizer"
+        )

@@ -113,7 +113,7 @@ class BestOfN:
             ids.repeat_interleave(n, dim=0),
             lengths.repeat_interleave(n),
             max_new_tokens=int(left.max()),
-            eos_id=self.env.eos_token_id,
+            end_ids=self.env.end_token_ids,
             generator=self._generator,
             temperature=self.env.temperature,
             greedy=greedy,
@@ -136,5 +136,5 @@ class BestOfN:
         prompts = [ids[:n] for ids, n in zip(texts, lengths, strict=True)]
         completions = [ids[n:] for ids, n in zip(texts, lengths, strict=True)]
         scores = torch.as_tensor(self.env.score_tokens(prompts, completions))
-        ended = torch.tensor([ids[-1] == self.env.eos_token_id for ids in completions])
+        ended = torch.tensor([ids[-1] in self.env.end_token_ids for ids in completions])
         return scores - self.env.missing_eos_penalty * ~ended

@@ -61,7 +61,7 @@ def collect(
         prompt_ids,
         prompt_lengths,
         max_new_tokens=env.max_completion_tokens,
-        eos_id=env.eos_token_id,
+        end_ids=env.end_token_ids,
         generator=generator,
         temperature=env.temperature,
         observe=observe,
@@ -99,7 +99,7 @@ def collect(
         ref_logprobs=tensor(paid.ref_logprobs),
         rewards=tensor(paid.rewards),
         scores=tensor(paid.scores),
-        ended_by_eos=last == env.eos_token_id,
+        ended_by_eos=torch.isin(last, last.new_tensor(env.end_token_ids)),
     )
 
 

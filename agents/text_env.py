@@ -33,6 +33,7 @@ class TextEnv:
         self.allowed: AllowedTokens = self._get("allowed")
         self.missing_eos_penalty = float(self._get("missing_eos_penalty"))
         self.eos_token_id = int(self._get("eos_token_id"))
+        self.end_token_ids = tuple(int(token) for token in self._get("end_token_ids"))
 
     @property
     def kl_coef(self) -> float:

@@ -33,7 +33,7 @@ def equal_prompts(setup: Setup) -> Switch:
 
     def draw() -> Tensor:
         generator = torch.Generator().manual_seed(0)
-        found = sample(lm, prompts, lengths, max_new_tokens=4, eos_id=-1, generator=generator)
+        found = sample(lm, prompts, lengths, max_new_tokens=4, end_ids=(), generator=generator)
         return found.logprobs
 
     def apart() -> Tensor:
@@ -60,13 +60,13 @@ def finished_rows(setup: Setup) -> Switch:
     lm = replace(setup.lm, head=lambda states: setup.lm.head(states) + bias)
     prompts = torch.tensor([s.ids[:PROMPT] for s in setup.prompted[:ROWS]])
 
-    def draw(eos_id: int) -> Samples:
+    def draw(*ends: int) -> Samples:
         return sample(
             lm,
             prompts,
             torch.full((ROWS,), PROMPT),
             max_new_tokens=NEW,
-            eos_id=eos_id,
+            end_ids=ends,
             generator=torch.Generator().manual_seed(0),
         )
 

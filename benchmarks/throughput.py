@@ -166,7 +166,7 @@ def generation(
     new = length - prompt
 
     def ours() -> None:
-        sample(lm, ids, lengths, max_new_tokens=new, eos_id=-1, generator=generator)
+        sample(lm, ids, lengths, max_new_tokens=new, end_ids=(), generator=generator)
 
     def theirs() -> None:
         ends = {"eos_token_id": None, "pad_token_id": 0, "max_new_tokens": new}

@@ -53,8 +53,13 @@ class TaskAttributes:
 
     @property
     def eos_token_id(self) -> int:
-        """The token that ends an episode."""
+        """The tokenizer's end of a text, one of `end_token_ids`."""
         return self.core.eos_token_id
+
+    @property
+    def end_token_ids(self) -> tuple[int, ...]:
+        """Every token that ends an episode: EOS first, then those that end a turn."""
+        return self.core.end_token_ids
 
     @property
     def temperature(self) -> float:

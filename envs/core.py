@@ -11,11 +11,12 @@ import torch
 
 from textrl.allowed import AllowedTokens
 from textrl.batching import filled_batches
+from textrl.chat import Messages, end_ids
 from textrl.decoding import Decoder
 from textrl.envs import tasks
 from textrl.envs.core_config import CoreConfig
 from textrl.envs.judge import Judge
-from textrl.envs.prompts import PromptSet, encode_one, load_prompts
+from textrl.envs.prompts import Prompt, PromptSet, encode_one, load_prompts
 from textrl.envs.reference import check_positions, load_reference
 from textrl.envs.step_result import StepResult
 from textrl.errors import UserError
@@ -38,24 +39,27 @@ class TextCore:
         self.reference, self.tokenizer = load_reference(config, device)
         self.lm = split_lm(self.reference)
         self.eos_token_id = eos_id(self.tokenizer)
+        self.end_token_ids = tuple(
+            token for token in end_ids(self.tokenizer, self.reference) if token < self.lm.vocab_size
+        )
         self.allowed = AllowedTokens(
             width=self.lm.vocab_size,
             banned=config.banned_token_ids,
-            end_ids=[self.eos_token_id],
+            end_ids=self.end_token_ids,
             min_tokens=config.min_completion_tokens,
         )
         reward = tasks.tiny_score if config.reward is None else config.reward
         prompts = tasks.tiny_prompts() if config.prompts is None else config.prompts
         self.prompts: PromptSet = load_prompts(prompts, self.tokenizer, config.max_prompt_tokens)
         scorer = make_scorer(reward, device=device, dtype=config.dtype)
-        self.judge = Judge(self.tokenizer, scorer, self.prompts)
+        self.judge = Judge(self.tokenizer, self.end_token_ids, scorer, self.prompts)
         self.max_length = config.max_prompt_tokens + config.max_completion_tokens
         check_positions(self.reference, self.max_length)
         self.input_ids = np.zeros((num_rows, self.max_length), dtype=np.int32)
         self.prompt_lengths = np.zeros(num_rows, dtype=np.int64)
         self.lengths = np.zeros(num_rows, dtype=np.int64)
         self.running = np.zeros(num_rows, dtype=bool)
-        self.prompt_texts = [""] * num_rows
+        self._prompts = [Prompt(text="", ids=[])] * num_rows
         self.prompt_indices: list[int | None] = [None] * num_rows
         self._decoder = Decoder(self.lm, num_rows, self.max_length)
         self._states: torch.Tensor | None = None
@@ -63,23 +67,28 @@ class TextCore:
         self._stale = np.ones(num_rows, dtype=bool)  # these rows must be prefilled
 
     @property
+    def prompt_texts(self) -> list[str]:
+        """The text of each row's prompt."""
+        return [prompt.text for prompt in self._prompts]
+
+    @property
     def reward_model(self) -> RewardModel | None:
         """The first frozen reward model of the scorer."""
         return self.judge.scorer.reward_model
 
-    def start(self, row: int, prompt: int | str | list[dict[str, str]]) -> None:
+    def start(self, row: int, prompt: int | str | Messages) -> None:
         """Begin an episode in a row, with a prompt of the set (by index) or one given as it is."""
         limit = self.config.max_prompt_tokens
         if isinstance(prompt, int):
             if not 0 <= prompt < len(self.prompts):
                 raise UserError(f"prompt index {prompt} is not in [0, {len(self.prompts)})")
-            text, ids = self.prompts.texts[prompt], self.prompts.ids[prompt]
+            found = self.prompts.prompts[prompt]
         else:
-            text, ids = encode_one(prompt, self.tokenizer, limit, "options['prompt']")
+            found = encode_one(prompt, self.tokenizer, limit, "options['prompt']")
         self.input_ids[row] = 0
-        self.input_ids[row, : len(ids)] = ids
-        self.prompt_lengths[row] = self.lengths[row] = len(ids)
-        self.prompt_texts[row] = text
+        self.input_ids[row, : len(found.ids)] = found.ids
+        self.prompt_lengths[row] = self.lengths[row] = len(found.ids)
+        self._prompts[row] = found
         self.prompt_indices[row] = prompt if isinstance(prompt, int) else None
         self.running[row] = self._stale[row] = True
 
@@ -130,7 +139,8 @@ class TextCore:
 
     def completion_text(self, row: int) -> str:
         """Return the text generated so far in a row, without special tokens."""
-        return self.judge.decode(self._completion_ids(row))
+        ids = self.input_ids[row, self.prompt_lengths[row] : self.lengths[row]].tolist()
+        return self.judge.completion(self._prompts[row].ids, ids)
 
     def score_tokens(self, prompts: list[list[int]], completions: list[list[int]]) -> np.ndarray:
         """Return what the task's episodes of these token ids would score, float64 [N].
@@ -139,10 +149,6 @@ class TextCore:
         set brings its text and columns; any other is decoded and has none.
         """
         return self.judge.scores_of_ids(prompts, completions)
-
-    def _completion_ids(self, row: int) -> list[int]:
-        ids: list[int] = self.input_ids[row, self.prompt_lengths[row] : self.lengths[row]].tolist()
-        return ids
 
     def current_states(self, active: np.ndarray) -> torch.Tensor:
         """Return the reference's states that predict each active row's next token, [B H]."""
@@ -212,7 +218,7 @@ class TextCore:
         """Close the rows that ended, score them together, and return everything paid."""
         config = self.config
         final_token = self.input_ids[np.arange(self.num_rows), self.lengths - 1]
-        at_eos = active & (final_token == self.eos_token_id)
+        at_eos = active & np.isin(final_token, self.end_token_ids)
         at_length = active & ~at_eos
         at_length &= self.lengths - self.prompt_lengths >= config.max_completion_tokens
         ended = at_eos | at_length
@@ -222,7 +228,7 @@ class TextCore:
         finish_reason[at_eos], finish_reason[at_length] = "eos", "length"
         completion = np.full(self.num_rows, None, dtype=object)
         for row in ended.nonzero()[0]:
-            completion[row] = self.completion_text(row)
+            completion[row] = self.completion_text(int(row))
         score = np.full(self.num_rows, np.nan)
         score[terminated] = self._score(terminated.nonzero()[0], completion)
         rewards = self.kl_coef * ref_logprobs
@@ -243,7 +249,7 @@ class TextCore:
 
     def _score(self, rows: np.ndarray, completion: np.ndarray) -> np.ndarray:
         indices = [self.prompt_indices[row] for row in rows]
-        prompts = [self.prompt_texts[row] for row in rows]
+        prompts = [self._prompts[row] for row in rows]
         return self.judge.scores(prompts, [completion[row] for row in rows], indices)
 
     def _check_actions(self, actions: np.ndarray, places: np.ndarray) -> None:
@@ -280,8 +286,10 @@ class TextCore:
         if (counts > room).any():
             row = int((counts > room).argmax())
             raise UserError(f"row {row} has {counts[row]} actions but room for {room[row]} tokens")
-        early = (actions == self.eos_token_id) & mask
+        early = np.isin(actions, self.end_token_ids) & mask
         early &= np.arange(mask.shape[1]) < counts[:, None] - 1
         if early.any():
-            raise UserError(f"row {int(early.any(1).argmax())} has actions after EOS")
+            raise UserError(
+                f"row {int(early.any(1).argmax())} has actions after EOS or another end token"
+            )
         return counts

@@ -1,56 +1,68 @@
 """The texts of episodes, and what they score."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from textrl.envs.prompts import PromptSet
+from textrl.chat import Chat
+from textrl.envs.prompts import Prompt, PromptSet
 from textrl.rewards import Scorer
+from textrl.seams import decode, decode_completion
 
 
 class Judge:
     """Turns token ids of episodes into text and has the text scored."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, scorer: Scorer, prompts: PromptSet
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        end_ids: Sequence[int],
+        scorer: Scorer,
+        prompts: PromptSet,
     ) -> None:
-        """Keep the three; nothing is loaded here."""
+        """Keep the four; nothing is loaded here."""
         self.tokenizer = tokenizer
+        self.end_ids = end_ids
         self.scorer = scorer
         self.prompts = prompts
 
-    def decode(self, ids: list[int]) -> str:
-        """Return the text of token ids without special tokens and ids beyond the tokenizer."""
-        known = [token for token in ids if token < len(self.tokenizer)]
-        return str(self.tokenizer.decode(known, skip_special_tokens=True))
+    def completion(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> str:
+        """Return the text of a completion, without special tokens."""
+        return decode_completion(self.tokenizer, prompt_ids, completion_ids, self.end_ids)
 
     def scores(
-        self, prompts: list[str], completions: list[str], indices: list[int | None]
+        self, prompts: list[Prompt], completions: list[str], indices: list[int | None]
     ) -> np.ndarray:
-        """Return the scores of texts, float64 [N].
+        """Return the scores of completions, float64 [N].
 
         Args:
-            prompts: the text of each prompt.
-            completions: the text of each completion.
+            prompts: of each completion.
+            completions: their texts.
             indices: of each prompt in the prompt set, None where it is not from there.
         """
         if not prompts:
             return np.zeros(0)
-        return self.scorer(prompts, completions, self._columns(indices))
+        chats: list[Chat | None] = [prompt.chat for prompt in prompts]
+        texts = [prompt.text for prompt in prompts]
+        return self.scorer(texts, completions, self._columns(indices), chats)
 
     def scores_of_ids(self, prompts: list[list[int]], completions: list[list[int]]) -> np.ndarray:
         """Return the scores of token ids, float64 [N].
 
-        A prompt of the set brings its text and columns; any other is decoded and has none.
+        A prompt of the set brings its text, messages and columns; any other is decoded.
         """
-        known = {tuple(ids): index for index, ids in enumerate(self.prompts.ids)}
+        known = {tuple(prompt.ids): index for index, prompt in enumerate(self.prompts.prompts)}
         indices = [known.get(tuple(ids)) for ids in prompts]
-        texts = [
-            self.decode(ids) if index is None else self.prompts.texts[index]
+        found = [
+            Prompt(text=decode(self.tokenizer, ids), ids=ids)
+            if index is None
+            else self.prompts.prompts[index]
             for ids, index in zip(prompts, indices, strict=True)
         ]
-        return self.scores(texts, [self.decode(ids) for ids in completions], indices)
+        texts = [self.completion(*pair) for pair in zip(prompts, completions, strict=True)]
+        return self.scores(found, texts, indices)
 
     def _columns(self, indices: list[int | None]) -> dict[str, list[Any]]:
         """Return the data set's other columns for these prompts, None where there is none."""

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from textrl.chat import Chat, prompt_of
 from textrl.data import Row, is_conversation, load_records
 from textrl.encoding import encode_prompt
 from textrl.errors import UserError
+from textrl.seams import decode
 
 PromptSource = str | Path | Sequence[Any]
 """A .jsonl/.csv/.parquet file or hub name with a `prompt` column, or a list of strings, chats or
@@ -18,16 +20,25 @@ dicts, or a `datasets.Dataset`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptSet:
-    """The prompts of a task as text and ids, with the data set's other columns."""
+class Prompt:
+    """One prompt: its text, its ids, and its messages if it is a chat."""
 
-    texts: list[str]
-    ids: list[list[int]]
+    text: str
+    """A chat's is its rendered template without special tokens."""
+    ids: list[int]
+    chat: Chat | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSet:
+    """The prompts of a task, with the data set's other columns."""
+
+    prompts: list[Prompt]
     columns: dict[str, list[Any]]
 
     def __len__(self) -> int:
         """Return the number of prompts."""
-        return len(self.texts)
+        return len(self.prompts)
 
 
 def load_prompts(
@@ -40,27 +51,30 @@ def load_prompts(
     """
     records = load_records(source if isinstance(source, str | Path) else _as_rows(source))
     records.require("prompt")
-    texts, ids = [], []
-    for row, place in zip(records.rows, records.places, strict=True):
-        text, prompt_ids = encode_one(row["prompt"], tokenizer, max_prompt_tokens, place)
-        texts.append(text)
-        ids.append(prompt_ids)
+    prompts = [
+        encode_one(prompt_of(row, place), tokenizer, max_prompt_tokens, place)
+        for row, place in zip(records.rows, records.places, strict=True)
+    ]
     names = {name for row in records.rows for name in row if name != "prompt"}
     columns = {name: [row.get(name) for row in records.rows] for name in sorted(names)}
-    return PromptSet(texts=texts, ids=ids, columns=columns)
+    return PromptSet(prompts=prompts, columns=columns)
 
 
 def encode_one(
     prompt: Any, tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int, place: str
-) -> tuple[str, list[int]]:
-    """Return a prompt's text (a chat's is its rendered template) and its ids."""
+) -> Prompt:
+    """Return a prompt as the environment hands it out."""
+    if is_conversation(prompt):
+        prompt = Chat(messages=prompt)
     ids = encode_prompt(tokenizer, prompt, place)
     if len(ids) > max_prompt_tokens:
         raise UserError(
             f"{place}: the prompt has {len(ids)} tokens, max_prompt_tokens is {max_prompt_tokens}; "
             f"raise it or drop the prompt (a cut prompt would train on nonsense)"
         )
-    return (prompt if isinstance(prompt, str) else str(tokenizer.decode(ids))), ids
+    if isinstance(prompt, Chat):
+        return Prompt(text=decode(tokenizer, ids), ids=ids, chat=prompt)
+    return Prompt(text=prompt, ids=ids)
 
 
 def _as_rows(source: Sequence[Any]) -> Sequence[Row]:

@@ -48,7 +48,8 @@ class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
     the shaping off; `kl_coef` may be set on the environment while it runs.
 
     ## End of an episode
-    EOS, or the token budget: both are `terminated`, with `finish_reason` "eos" or "length" in
+    An end token (EOS, or one that ends a turn of the model's chats: `end_token_ids`), or the token
+    budget: both are `terminated`, with `finish_reason` "eos" or "length" in
     `info`, and both are scored (`missing_eos_penalty` is subtracted at the budget). With
     `on_length="truncate"` the budget ends the episode as `truncated`, without a score.
 
@@ -91,7 +92,8 @@ class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
             reward: folder or hub id of a sequence classifier, a function
                 `f(prompts, completions, **columns) -> list[float]`, or a list of these, each alone
                 or with a weight.
-            prompts: file or hub name with a `prompt` column, or a list of strings, chats, dicts.
+            prompts: file or hub name with a `prompt` column, or a list of strings, chats, dicts;
+                columns `tools` and `chat_template_kwargs` reach the chat template.
             tokenizer: of the policy and the reference; by default the reference's own.
             kl_coef: score units per nat.
             max_prompt_tokens: longer prompts are refused.
@@ -99,8 +101,8 @@ class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
             temperature: of the reference's log-probs; agents sample at the same one.
             missing_eos_penalty: subtracted from the reward of an episode that the budget ended.
             on_length: "score" or "truncate", see above.
-            min_completion_tokens: before it EOS is no action: refused, and policy and reference
-                are distributions over the other tokens.
+            min_completion_tokens: before it no end token is an action: refused, and policy and
+                reference are distributions over the other tokens.
             banned_token_ids: ids that are no actions, in the same sense.
             group_size: how often each prompt comes in a row.
             render_mode: "ansi" or None.

@@ -164,7 +164,7 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
         """Return what T calls of `step` pay, from one teacher-forced pass of the reference.
 
         Each row must be in an episode (reset rows that are over first, whatever the autoreset mode)
-        and may stop anywhere up to EOS or the budget.
+        and may stop anywhere up to an end token or the budget.
 
         Args:
             actions: token ids. Shape [B T].

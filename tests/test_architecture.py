@@ -14,6 +14,8 @@ LAYERS = [
     {
         "data",
         "labels",
+        "chat",
+        "seams",
         "encoding",
         "packing",
         "precision",

@@ -89,7 +89,7 @@ def test_sampled_logprobs_are_those_of_the_training_pass(name: str) -> None:
         prompts,
         lengths,
         max_new_tokens=8,
-        eos_id=2,
+        end_ids=(2,),
         generator=torch.Generator().manual_seed(0),
         temperature=0.8,
     )
@@ -113,7 +113,7 @@ def test_a_row_keeps_its_own_uniforms_when_its_neighbours_leave() -> None:
         prompts,
         lengths,
         max_new_tokens=8,
-        eos_id=2,
+        end_ids=(2,),
         generator=torch.Generator().manual_seed(0),
     )
     assert not samples.mask[0:15].all()  # somebody left before the last row was done
@@ -219,7 +219,7 @@ def test_equal_prompts_are_read_once(name: str, monkeypatch) -> None:
         return prefill(self, rows, *arguments)
 
     monkeypatch.setattr(Decoder, "prefill", counted)
-    arguments = dict(max_new_tokens=6, eos_id=-1, generator=torch.Generator().manual_seed(0))
+    arguments = dict(max_new_tokens=6, end_ids=(), generator=torch.Generator().manual_seed(0))
     samples = sample(lm, prompts, lengths, **arguments)
     assert read == [2]
     for row in range(4):
@@ -234,7 +234,7 @@ def test_equal_prompts_are_read_once(name: str, monkeypatch) -> None:
 def test_generation_settings_of_the_model_do_not_leak_in() -> None:
     model = make("llama")
     plain = split_lm(model)
-    arguments = dict(max_new_tokens=8, eos_id=2)
+    arguments = dict(max_new_tokens=8, end_ids=(2,))
     prompts, lengths = torch.tensor([[1, 5]] * 4), torch.tensor([2] * 4)
     first = sample(plain, prompts, lengths, generator=torch.Generator().manual_seed(0), **arguments)
     model.generation_config.top_k = 1

@@ -151,7 +151,9 @@ def test_average_ranks_keep_their_order() -> None:
     assert ranked_texts(row | {"ranks": [0, 0.5, 0.9]}, "here")[1] == [0, 1, 2]
 
 
-def test_chat_rewards_are_trained_on_what_the_environment_scores(checkpoint: str) -> None:
+def test_chat_rewards_are_trained_on_what_the_environment_scores(
+    checkpoint: str, monkeypatch
+) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = TEMPLATE
     prompt = [{"role": "user", "content": "b"}]
@@ -161,21 +163,17 @@ def test_chat_rewards_are_trained_on_what_the_environment_scores(checkpoint: str
         "rejected": [{"role": "assistant", "content": "e"}],
     }
     trainer = RewardTrainer(reward_model_from(checkpoint), tokenizer, [row], shown=False)
-    seen = {}
-
-    def spy(prompts: list[str], completions: list[str]) -> list[float]:
-        seen["text"] = prompts[0] + completions[0]
-        return [0.0]
-
+    judge, seen = trainer.reward_model(), []
+    monkeypatch.setattr(judge, "raw_scores", lambda texts: seen.extend(texts) or [0.0] * len(texts))
     env = gym.make(
-        "TextRLHF-v0", reference=tiny_model(), tokenizer=tokenizer, reward=spy, prompts=[prompt]
+        "TextRLHF-v0", reference=tiny_model(), tokenizer=tokenizer, reward=judge, prompts=[prompt]
     )
     env.reset(seed=0)
     for token in tokenizer("cd<eos>", add_special_tokens=False).input_ids:
         env.step(token)
-    assert trainer._whole_texts(row, "here")[0] == seen["text"]
+    assert trainer._whole_texts(row, "here")[0] == seen[0]
     whole = {"chosen": prompt + row["chosen"], "rejected": prompt + row["rejected"]}
-    assert trainer._whole_texts(whole, "here")[0] == seen["text"]
+    assert trainer._whole_texts(whole, "here")[0] == seen[0]
 
 
 def test_csv_fields_may_hold_any_line_separator(tmp_path: Path) -> None:

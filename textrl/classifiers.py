@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.batching import filled_batches, like_lengths
+from textrl.chat import end_ids, split_end
+from textrl.errors import UserError
 from textrl.packing import Packing, packing_of, plan, take
+from textrl.seams import one_bos, without_eos
 from textrl.trunks import Trunk, examined, max_positions
 
 SCORING_TOKENS = 8192
@@ -29,14 +32,29 @@ def max_text_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 
 
 def encode_for_scoring(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> list[int]:
-    """Return the ids a classifier reads: the text, then EOS where its tokenizer has one."""
-    ids: list[int] = tokenizer(text).input_ids
-    eos = tokenizer.eos_token_id
-    if eos is None:
-        return ids[:max_length]
-    if ids and ids[-1] == eos:
-        ids = ids[:-1]
-    return [*ids[: max_length - 1], eos]
+    """Return the ids a classifier reads: the text, then EOS where its tokenizer has one.
+
+    One BOS; a text that ends with an end token already, as a chat template writes it, keeps that.
+
+    Raises:
+        UserError: they are more than max_length; a cut text would be scored as another one.
+    """
+    ends = end_ids(tokenizer)
+    rendered = split_end(tokenizer, text, ends)[1] is not None
+    ids: list[int] = one_bos(tokenizer, tokenizer(text).input_ids)
+    if rendered:
+        bare = tokenizer(text, add_special_tokens=False).input_ids
+        ids = ids if ids[-1] == bare[-1] else without_eos(tokenizer, ids)
+        while len(ids) > 1 and ids[-1] == ids[-2] and ids[-1] in ends:
+            ids = ids[:-1]
+    elif tokenizer.eos_token_id is not None:
+        ids = [*without_eos(tokenizer, ids), int(tokenizer.eos_token_id)]
+    if len(ids) > max_length:
+        raise UserError(
+            f"the text has {len(ids)} tokens and the limit is {max_length}; allow fewer tokens of "
+            f"prompt and completion, or use a model that reads more ({text[:40]!r}...)"
+        )
+    return ids
 
 
 HOOKING = threading.Lock()

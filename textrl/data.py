@@ -183,11 +183,16 @@ def _read_labels(url: str, kind: Kind) -> Records:
 
 
 def is_conversation(value: object) -> bool:
-    """Say whether a column holds chat messages: a list of dicts with role and content."""
+    """Say whether a column holds chat messages: dicts with a role and content or tool calls."""
     return (
         isinstance(value, list)
         and bool(value)
-        and all(isinstance(turn, dict) and {"role", "content"} <= set(turn) for turn in value)
+        and all(
+            isinstance(turn, dict)
+            and "role" in turn
+            and bool({"content", "tool_calls"} & set(turn))
+            for turn in value
+        )
     )
 
 

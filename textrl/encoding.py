@@ -1,25 +1,39 @@
-"""Rows to token ids: plain text, prompt and completion, chat messages, pairs, rankings.
+"""Text to token ids and back, and rows of data to sequences: the one place that knows how.
 
-Prompt and completion are encoded apart and joined, exactly as the environment sees them: the
-completion's ids follow the prompt's, without a BOS in between, and end with EOS.
+At most one BOS and exactly one end token, however a text was rendered. The completion's ids follow
+the prompt's as the environment sees them. How a chat becomes text is in `chat.py`; how two texts
+meet without a space lost, and how ids become text, in `seams.py`.
 """
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from textrl.chat import (
+    Chat,
+    Messages,
+    assistant_spans,
+    chat_of,
+    end_ids,
+    prompt_of,
+    render,
+    render_reply,
+    split_end,
+)
 from textrl.data import Records, Row, is_conversation
 from textrl.errors import UserError
+from textrl.seams import ids_after, one_bos, without_eos, without_second
 from textrl.types import Sequence
-
-Messages = list[dict[str, str]]
 
 
 def encode_prompt(
-    tokenizer: PreTrainedTokenizerBase, prompt: str | Messages, place: str = "prompt"
+    tokenizer: PreTrainedTokenizerBase, prompt: str | Messages | Chat, place: str = "prompt"
 ) -> list[int]:
-    """Return the ids of a prompt: its text, or its messages up to the assistant's turn.
+    """Return the ids of a prompt: its text, or its messages up to where the assistant goes on.
+
+    A final EOS goes, unless the prompt holds nothing else (how GPT-2 begins from nothing).
 
     Raises:
         UserError: the prompt is empty, or messages meet a tokenizer without chat template.
@@ -27,75 +41,74 @@ def encode_prompt(
     if not prompt or (isinstance(prompt, str) and not prompt.strip()):
         raise UserError(f"{place}: the prompt is empty")
     if isinstance(prompt, str):
-        return _without_final_eos(tokenizer, tokenizer(prompt).input_ids)
-    if not is_conversation(prompt):
-        raise UserError(f"{place}: a prompt is a string or a list of role/content messages")
-    return render_chat(tokenizer, prompt, place, for_reply=True)
-
-
-def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return the ids of a whole text, its end marked by EOS."""
-    ids = _without_final_eos(tokenizer, tokenizer(text).input_ids)
-    return [*ids, *_eos(tokenizer)]
-
-
-def encode_completion(tokenizer: PreTrainedTokenizerBase, completion: str) -> list[int]:
-    """Return the ids that continue a prompt, its end marked by EOS; no BOS in between."""
-    ids: list[int] = tokenizer(completion, add_special_tokens=False).input_ids
-    return [*ids, *_eos(tokenizer)]
-
-
-def encode_reply(
-    tokenizer: PreTrainedTokenizerBase, messages: Messages, reply: Messages, place: str
-) -> list[int]:
-    """Return the ids that a chat template adds for a reply, cut after EOS.
-
-    Raises:
-        UserError: the template renders the prompt differently once the reply follows.
-    """
-    prompt_ids = render_chat(tokenizer, messages, place, for_reply=True)
-    whole = render_chat(tokenizer, messages + reply, place, for_reply=False)
-    if whole[: len(prompt_ids)] != prompt_ids:
-        raise UserError(
-            f"{place}: the chat template rewrites the prompt when a reply follows, so the reply's "
-            f"tokens cannot be told apart; use a template that only appends"
-        )
-    ids = whole[len(prompt_ids) :]
-    eos = tokenizer.eos_token_id
-    # A template may put a newline after EOS: it is no token of the answer.
-    return ids[: len(ids) - ids[::-1].index(eos)] if eos in ids else ids
-
-
-def render_chat(
-    tokenizer: PreTrainedTokenizerBase, messages: Messages, place: str, *, for_reply: bool
-) -> list[int]:
-    """Return the chat template's ids for the messages, with the reply's header if for_reply."""
-    if not tokenizer.chat_template:
-        raise UserError(
-            f"{place}: holds chat messages but the tokenizer has no chat template; set "
-            f"tokenizer.chat_template or give plain text"
-        )
-    try:
-        encoded: Any = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=for_reply, tokenize=True, return_dict=True
-        )
-    except Exception as error:  # a template is code of its own and raises what it likes
-        raise UserError(f"{place}: the chat template refuses these messages: {error}") from error
-    return list(encoded["input_ids"])
-
-
-def _eos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    return [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-
-
-def _without_final_eos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
-    if ids and ids[-1] == tokenizer.eos_token_id:
-        return ids[:-1]
+        ids = one_bos(tokenizer, tokenizer(prompt).input_ids)
+        bare = without_eos(tokenizer, ids)
+        ids = bare if set(bare) - {tokenizer.bos_token_id} else without_second(ids)
+    else:
+        chat = _as_chat(prompt, place)
+        ids = _rendered(tokenizer, render(tokenizer, chat, place, for_reply=True))
+    if not ids:
+        raise UserError(f"{place}: the prompt has no tokens; give a text that the tokenizer knows")
     return ids
 
 
+def encode_text(
+    tokenizer: PreTrainedTokenizerBase, text: str, ends: Iterable[int] | None = None
+) -> list[int]:
+    """Return the ids of a whole text: it keeps the end token that it has, else EOS is added.
+
+    Args:
+        tokenizer: of the model that reads the text.
+        text: may begin with BOS and end with any end token, rendered by whoever wrote it.
+        ends: see `chat.end_ids`; None stands for the tokenizer's.
+    """
+    body, end = split_end(tokenizer, text, end_ids(tokenizer) if ends is None else ends)
+    ids = without_eos(tokenizer, one_bos(tokenizer, tokenizer(body).input_ids))
+    return [*ids, *_end(tokenizer, end)]
+
+
+def encode_completion(
+    tokenizer: PreTrainedTokenizerBase,
+    completion: str,
+    prompt: str,
+    prompt_ids: list[int],
+    ends: Iterable[int] | None = None,
+) -> list[int]:
+    """Return the ids that continue a prompt: no BOS, and the end token it has, else EOS."""
+    body, end = split_end(tokenizer, completion, end_ids(tokenizer) if ends is None else ends)
+    bos = tokenizer.bos_token
+    if bos is not None and bos != tokenizer.eos_token:
+        body = body.removeprefix(str(bos))
+    ids = ids_after(tokenizer, prompt_ids, prompt, body, add_special_tokens=True)
+    return [*ids, *_end(tokenizer, end)]
+
+
+def _as_chat(prompt: object, place: str) -> Chat:
+    if isinstance(prompt, Chat):
+        return prompt
+    if not is_conversation(prompt):
+        raise UserError(f"{place}: a prompt is a string or a list of role/content messages")
+    assert isinstance(prompt, list)
+    return Chat(messages=prompt)
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the ids of a text that a template rendered, which writes its own BOS and EOS."""
+    return one_bos(tokenizer, tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def _end(tokenizer: PreTrainedTokenizerBase, found: int | None) -> list[int]:
+    if found is not None:
+        return [found]
+    return [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+
+
 def sft_sequence(
-    tokenizer: PreTrainedTokenizerBase, row: Row, place: str, max_length: int
+    tokenizer: PreTrainedTokenizerBase,
+    row: Row,
+    place: str,
+    max_length: int,
+    ends: Iterable[int] | None = None,
 ) -> Sequence:
     """Return a demonstration: `text`, `prompt` + `completion`, or chat `messages`.
 
@@ -105,42 +118,62 @@ def sft_sequence(
     Raises:
         UserError: none of these columns, an empty text, a prompt that leaves no room.
     """
+    ends = end_ids(tokenizer) if ends is None else tuple(ends)
     if "messages" in row:
-        return _chat_sequence(tokenizer, row["messages"], place, max_length)
+        messages = row["messages"]
+        if not is_conversation(messages) or messages[-1]["role"] != "assistant":
+            raise UserError(
+                f"{place}: messages must be role/content dicts that end with the assistant"
+            )
+        return _chat_sequence(
+            tokenizer, chat_of(messages, row, place), None, place, max_length, ends
+        )
     if "prompt" in row and "completion" in row:
-        return continuation(tokenizer, row["prompt"], row["completion"], place, max_length)
+        prompt = prompt_of(row, place)
+        return continuation(tokenizer, prompt, row["completion"], place, max_length, ends)
     if "text" not in row:
         raise UserError(
             f"{place}: no 'text', no 'prompt' and 'completion', no 'messages'; found {sorted(row)}"
         )
     if not isinstance(row["text"], str) or not row["text"].strip():
         raise UserError(f"{place}: the text is empty")
-    ids = encode_text(tokenizer, row["text"])[:max_length]
+    ids = encode_text(tokenizer, row["text"], ends)
+    if not set(ids) - {tokenizer.bos_token_id, *ends}:
+        raise UserError(f"{place}: the text {row['text']!r} has no tokens but its begin and end")
+    ids = ids[:max_length]
     return Sequence(ids=ids, counts=[False] + [True] * (len(ids) - 1))
 
 
 def sft_sequences(
-    tokenizer: PreTrainedTokenizerBase, records: Records, max_length: int
+    tokenizer: PreTrainedTokenizerBase,
+    records: Records,
+    max_length: int,
+    ends: Iterable[int] | None = None,
 ) -> list[Sequence]:
     """Return the demonstrations of all records, see `sft_sequence`."""
+    ends = end_ids(tokenizer) if ends is None else tuple(ends)
     return [
-        sft_sequence(tokenizer, row, place, max_length)
+        sft_sequence(tokenizer, row, place, max_length, ends)
         for row, place in zip(records.rows, records.places, strict=True)
     ]
 
 
 def continuation(
     tokenizer: PreTrainedTokenizerBase,
-    prompt: str | Messages,
+    prompt: str | Messages | Chat,
     completion: str | Messages,
     place: str,
     max_length: int,
+    ends: Iterable[int] | None = None,
 ) -> Sequence:
     """Return prompt and completion as one sequence in which the completion alone counts.
+
+    Of a chat's completion the assistant's turns count: what a tool answered was not its choice.
 
     Raises:
         UserError: an empty prompt or completion, or a prompt that leaves no room.
     """
+    ends = end_ids(tokenizer) if ends is None else tuple(ends)
     prompt_ids = encode_prompt(tokenizer, prompt, place)
     if len(prompt_ids) >= max_length:
         raise UserError(
@@ -151,37 +184,47 @@ def continuation(
         raise UserError(f"{place}: the completion is empty")
     if isinstance(prompt, str) != isinstance(completion, str):
         raise UserError(f"{place}: prompt and completion must both be text or both be messages")
-    if isinstance(completion, str):
-        completion_ids = encode_completion(tokenizer, completion)
-    else:
-        assert not isinstance(prompt, str)
-        completion_ids = encode_reply(tokenizer, prompt, completion, place)
-    ids = (prompt_ids + completion_ids)[:max_length]
-    counts = [False] * len(prompt_ids) + [True] * (len(ids) - len(prompt_ids))
-    return Sequence(ids=ids, counts=counts)
+    if isinstance(prompt, str):
+        assert isinstance(completion, str)
+        if not split_end(tokenizer, completion, ends)[0].strip():
+            raise UserError(f"{place}: the completion {completion!r} is empty but for its end")
+        ids = prompt_ids + encode_completion(tokenizer, completion, prompt, prompt_ids, ends)
+        ids = ids[:max_length]
+        counts = [False] * len(prompt_ids) + [True] * (len(ids) - len(prompt_ids))
+        return Sequence(ids=ids, counts=counts)
+    assert not isinstance(completion, str)
+    chat = _as_chat(prompt, place)
+    if not is_conversation(completion) or completion[-1]["role"] != "assistant":
+        raise UserError(
+            f"{place}: a completion must be role/content dicts that end with the assistant"
+        )
+    whole = chat.with_reply(completion)
+    return _chat_sequence(tokenizer, whole, chat, place, max_length, ends)
 
 
 def _chat_sequence(
-    tokenizer: PreTrainedTokenizerBase, messages: Messages, place: str, max_length: int
+    tokenizer: PreTrainedTokenizerBase,
+    chat: Chat,
+    prompt: Chat | None,
+    place: str,
+    max_length: int,
+    ends: Iterable[int],
 ) -> Sequence:
-    """Return a whole chat in which the assistant's turns count."""
-    if not is_conversation(messages) or messages[-1]["role"] != "assistant":
-        raise UserError(f"{place}: messages must be role/content dicts that end with the assistant")
-    whole = render_chat(tokenizer, messages, place, for_reply=False)
-    counts = [False] * len(whole)
-    for turn, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = render_chat(tokenizer, messages[:turn], place, for_reply=True)
-        reply = encode_reply(tokenizer, messages[:turn], [message], place)
-        end = len(before) + len(reply)
-        if whole[:end] != before + reply:
-            raise UserError(
-                f"{place}: the chat template rewrites earlier turns, so the assistant's tokens "
-                f"cannot be told apart; use a template that only appends"
-            )
-        counts[len(before) : end] = [True] * len(reply)
-    ids, counts = whole[:max_length], counts[:max_length]
+    """Return a chat in which the assistant's turns behind the prompt count."""
+    text, spans = assistant_spans(tokenizer, chat, place, ends, prompt)
+    ids: list[int] = []
+    counts: list[bool] = []
+    done = 0
+    for start, stop in spans:
+        for begin, end, counted in ((done, start, False), (start, stop, True)):
+            new = ids_after(tokenizer, ids, text[:begin], text[begin:end])
+            ids = ids + new if ids else one_bos(tokenizer, new)
+            counts += [counted] * (len(ids) - len(counts))
+        done = stop
+    if ids[-1] not in set(ends):  # the template writes none: the model must learn to end
+        ids, counts = [*ids, *_end(tokenizer, None)], [*counts, True]
+        counts = counts[: len(ids)]
+    ids, counts = ids[:max_length], counts[:max_length]
     if not any(counts):
         raise UserError(f"{place}: no token of the assistant lies within max_length {max_length}")
     last = max(i for i, counted in enumerate(counts) if counted) + 1
@@ -217,19 +260,38 @@ def ranked_texts(row: Row, place: str) -> tuple[list[str | Messages], list[int],
         raise UserError(f"{place}: ranks are {ranks!r}; expected numbers, 0 is best") from None
 
 
-def chat_text(
-    tokenizer: PreTrainedTokenizerBase, prompt: Messages | None, completion: Messages, place: str
+def reward_text(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Any,
+    completion: str | Messages,
+    row: Row,
+    place: str,
 ) -> str:
-    """Return a chat as the text that the environment has scored: prompt rendered, reply decoded.
+    """Return prompt and completion as the text that a reward model scores in the environment.
 
-    Without a prompt the last message is the reply.
+    A plain completion's end token goes, as in the environment (the classifier's EOS follows); a
+    chat is written by the reward model's own template. Without a prompt a chat's last message is
+    the reply.
     """
+    prompt = prompt or None
+    if not completion:
+        raise UserError(f"{place}: a completion is empty")
+    if isinstance(completion, str) and isinstance(prompt, str | None):
+        body, _ = split_end(tokenizer, completion, end_ids(tokenizer))
+        if not f"{prompt or ''}{body}".strip():
+            raise UserError(f"{place}: a completion is empty")
+        return f"{prompt or ''}{body}"
+    if isinstance(completion, str) or not isinstance(prompt, Chat | None):
+        raise UserError(f"{place}: prompt and completions must be all text or all messages")
+    if not is_conversation(completion):
+        raise UserError(f"{place}: a completion is {completion!r}; expected a text")
     if prompt is None:
-        prompt, completion = completion[:-1], completion[-1:]
-    prompt_ids = render_chat(tokenizer, prompt, place, for_reply=True)
-    reply_ids = encode_reply(tokenizer, prompt, completion, place)
-    reply = tokenizer.decode(reply_ids, skip_special_tokens=True)
-    return f"{tokenizer.decode(prompt_ids)}{reply}"
+        prompt, completion = chat_of(completion[:-1], row, place), completion[-1:]
+    *others, last = completion
+    content = last.get("content")
+    if others or last["role"] != "assistant" or not isinstance(content, str):
+        return render(tokenizer, prompt.with_reply(completion), place)
+    return render_reply(tokenizer, prompt, content, place)
 
 
 def _number(value: Any, column: str, place: str) -> float | None:

@@ -9,9 +9,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from textrl.encoding import Messages, encode_prompt
+from textrl.chat import Chat, Messages, end_ids
+from textrl.encoding import encode_prompt
 from textrl.generation import Samples, sample
 from textrl.models import SplitLM, eos_id, split_lm
+from textrl.rewards import RewardModel
+from textrl.seams import decode, decode_completion
 from textrl.types import Sequence as TokenSequence
 from textrl.types import stack_sequences
 
@@ -25,7 +28,7 @@ class Sampled:
     prompts: list[str]
     completions: list[str]
     token_ids: list[list[int]]
-    """Of each completion, EOS included."""
+    """Of each completion, end token included."""
     logprobs: list[list[float]]
     """Of the policy, nats a token."""
     ref_logprobs: list[list[float]]
@@ -51,48 +54,62 @@ def sample_and_score(
     policy: PreTrainedModel,
     reference: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str | Messages],
+    prompts: Sequence[str | Messages | Chat],
     score: ScoreFunction,
     *,
     max_new_tokens: int,
     seed: int,
     temperature: float = 1.0,
 ) -> Sampled:
-    """Return one completion a prompt with its log-probs under policy and reference, and score."""
+    """Return one completion a prompt with its log-probs under policy and reference, and score.
+
+    A reward model with a chat template reads the messages of chat prompts by its own template.
+    """
     lm, ref = split_lm(policy), split_lm(reference)
     generator = torch.Generator().manual_seed(seed)
-    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    eos_id(tokenizer)  # without it no text would end
+    ends = end_ids(tokenizer, policy)
+    encoded = [
+        encode_prompt(tokenizer, prompt, f"prompt {row}") for row, prompt in enumerate(prompts)
+    ]
     token_ids: list[list[int]] = []
     logprobs: list[list[float]] = []
     ref_logprobs: list[list[float]] = []
     for start in range(0, len(encoded), PROMPTS_PER_PASS):
         part = encoded[start : start + PROMPTS_PER_PASS]
-        samples = _sample(lm, part, tokenizer, max_new_tokens, generator, temperature)
+        samples = _sample(lm, part, max_new_tokens, ends, generator, temperature)
         counts = samples.mask.sum(1).tolist()
         ids = [row[:n] for row, n in zip(samples.completion_ids.tolist(), counts, strict=True)]
         token_ids += ids
         own = [row[:n] for row, n in zip(samples.logprobs.tolist(), counts, strict=True)]
         logprobs += own
         ref_logprobs += own if policy is reference else _teacher_forced(ref, part, ids, temperature)
-    completions = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in token_ids]
+    completions = [
+        decode_completion(tokenizer, prompt, ids, ends)
+        for prompt, ids in zip(encoded, token_ids, strict=True)
+    ]
     texts = [
-        prompt if isinstance(prompt, str) else str(tokenizer.decode(ids))
+        prompt if isinstance(prompt, str) else decode(tokenizer, ids)
         for prompt, ids in zip(prompts, encoded, strict=True)
     ]
+    if isinstance(score, RewardModel):
+        scores = score(texts, completions, chats=[_chat(prompt) for prompt in prompts])
+    else:
+        scores = list(score(texts, completions))
     return Sampled(
         prompts=texts,
         completions=completions,
         token_ids=token_ids,
         logprobs=logprobs,
         ref_logprobs=ref_logprobs,
-        scores=[float(s) for s in score(texts, completions)],
+        scores=[float(s) for s in scores],
     )
 
 
 def sample_completions(
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str | Messages],
+    prompts: Sequence[str | Messages | Chat],
     *,
     max_new_tokens: int,
     seed: int,
@@ -109,6 +126,12 @@ def sample_completions(
         seed=seed,
         temperature=temperature,
     ).completions
+
+
+def _chat(prompt: str | Messages | Chat) -> Chat | None:
+    if isinstance(prompt, str):
+        return None
+    return prompt if isinstance(prompt, Chat) else Chat(messages=prompt)
 
 
 def best_of(samples: Sampled, n: int) -> Sampled:
@@ -161,8 +184,8 @@ def summarize(
 def _sample(
     lm: SplitLM,
     encoded: list[list[int]],
-    tokenizer: PreTrainedTokenizerBase,
     max_new_tokens: int,
+    ends: Sequence[int],
     generator: torch.Generator,
     temperature: float,
 ) -> Samples:
@@ -175,7 +198,7 @@ def _sample(
         prompt_ids,
         lengths,
         max_new_tokens=max_new_tokens,
-        eos_id=eos_id(tokenizer),
+        end_ids=ends,
         generator=generator,
         temperature=temperature,
     )

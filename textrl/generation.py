@@ -4,7 +4,7 @@ Sampling is always from the full softmax at one temperature: what ships in a mod
 config never leaks in. The stepping itself is in `decoding.py`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +44,7 @@ class Samples:
     completion_ids: Tensor
     """Int64 [B T]; T is the longest completion."""
     mask: Tensor
-    """Bool [B T], True up to and including EOS."""
+    """Bool [B T], True up to and including the end token."""
     logprobs: Tensor
     """[B T], of the distribution sampled from, in nats."""
     entropies: Tensor
@@ -60,7 +60,7 @@ def sample(
     prompt_lengths: Tensor,
     *,
     max_new_tokens: int,
-    eos_id: int,
+    end_ids: Sequence[int],
     generator: torch.Generator,
     temperature: float = 1.0,
     greedy: bool = False,
@@ -75,7 +75,7 @@ def sample(
         prompt_ids: right-padded. Shape [B P].
         prompt_lengths: >= 1. Shape [B].
         max_new_tokens: the token budget.
-        eos_id: ends a completion and is part of it.
+        end_ids: each of these ends a completion and is part of it (`chat.end_ids`).
         generator: a CPU generator, the only source of randomness.
         temperature: of sampling and of the log-probs returned.
         greedy: take the most likely token instead of drawing.
@@ -84,6 +84,7 @@ def sample(
         begun: tokens of the completion that stand in the prompt already; by default 0. Shape [B].
     """
     batch, device = prompt_ids.shape[0], lm.device
+    ends = torch.tensor(list(end_ids), dtype=torch.long, device=device)
     alive = torch.arange(batch, device=device)
     done = torch.zeros_like(alive) if begun is None else begun.to(device)
     decoder, states = _prefilled(
@@ -106,7 +107,7 @@ def sample(
         entropies[alive, step] = -(log_p.exp() * log_p).sum(-1)
         if observe is not None:
             observed[alive, step] = observe(states).float()
-        going = (tokens != eos_id).nonzero().squeeze(1)
+        going = (~torch.isin(tokens, ends)).nonzero().squeeze(1)
         if len(going) == 0 or step + 1 == max_new_tokens:
             break
         if len(going) < len(alive):

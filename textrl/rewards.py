@@ -1,8 +1,10 @@
 """Scores for texts: callables, frozen reward models, weighted lists of both.
 
 The convention is that of TRL's reward functions: `f(prompts, completions, **columns) -> list of
-floats`, the data set's other columns by name. Whatever a function returns is checked: None, NaN, a
-wrong length or an exception is an error that names the sample, never a silent 0.
+floats`, the data set's other columns by name. Prompts and completions are texts; of a chat prompt a
+function that names `messages` gets the messages, and a reward model with a chat template reads the
+messages and the completion as its own template writes them. Whatever a function returns is checked:
+None, NaN, a wrong length or an exception is an error that names the sample, never a silent 0.
 """
 
 import inspect
@@ -17,6 +19,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from textrl.chat import Chat, Messages, render_reply
 from textrl.classifiers import encode_for_scoring, max_text_length, split_classifier
 from textrl.errors import UserError
 from textrl.models import freeze, load_classifier, load_tokenizer
@@ -75,22 +78,50 @@ class RewardModel:
         return cls(load_classifier(name, dtype=dtype, device=device), load_tokenizer(name))
 
     def __call__(
-        self, prompts: list[str], completions: list[str], **columns: list[Any]
+        self,
+        prompts: list[str],
+        completions: list[str],
+        *,
+        chats: list[Chat | None] | None = None,
+        **columns: list[Any],
     ) -> list[float]:
-        """Return the normalised score of each prompt + completion."""
+        """Return the normalised score of each prompt + completion.
+
+        Args:
+            prompts: texts.
+            completions: texts.
+            chats: the prompts that are messages, None for those that are plain text.
+            columns: not looked at.
+
+        Raises:
+            UserError: a text is longer than the model can read; none is ever cut.
+        """
+        given = chats or [None] * len(prompts)
         texts = [
-            prompt + completion for prompt, completion in zip(prompts, completions, strict=True)
+            self.text_of(*sample, place=f"sample {row}")
+            for row, sample in enumerate(zip(prompts, completions, given, strict=True))
         ]
         config = self.model.config.to_dict()
         mean, std = config.get("score_mean", 0.0), config.get("score_std", 1.0)
         return [(score - mean) / std for score in self.raw_scores(texts)]
+
+    def text_of(self, prompt: str, completion: str, chat: Chat | None, place: str) -> str:
+        """Return the text that is scored: a chat as this model's own template writes it."""
+        if chat is None or not self.tokenizer.chat_template:
+            return prompt + completion
+        return render_reply(self.tokenizer, chat, completion, place)
 
     @torch.no_grad()
     def raw_scores(self, texts: list[str]) -> list[float]:
         """Return the classifier's own number for each text, not normalised."""
         if not texts:
             return []
-        encoded = [encode_for_scoring(self.tokenizer, text, self.max_length) for text in texts]
+        encoded = []
+        for row, text in enumerate(texts):
+            try:
+                encoded.append(encode_for_scoring(self.tokenizer, text, self.max_length))
+            except UserError as error:
+                raise UserError(f"sample {row}: {error}") from None
         if not all(encoded):
             raise UserError(
                 f"text {encoded.index([])} of the batch is empty and the reward model's tokenizer "
@@ -114,16 +145,31 @@ class Scorer:
         return next((f for f in self.functions if isinstance(f, RewardModel)), None)
 
     def __call__(
-        self, prompts: list[str], completions: list[str], columns: dict[str, list[Any]]
+        self,
+        prompts: list[str],
+        completions: list[str],
+        columns: dict[str, list[Any]],
+        chats: list[Chat | None] | None = None,
     ) -> np.ndarray:
         """Return the weighted sum of all functions, float64 [B].
+
+        Args:
+            prompts: texts.
+            completions: texts.
+            columns: the data set's others, by name.
+            chats: the prompts that are messages, None for those that are plain text.
 
         Raises:
             UserError: a function failed or returned something that is not one number a sample.
         """
         total = np.zeros(len(prompts))
+        chats = chats or [None] * len(prompts)
+        if any(chats):
+            messages = [None if chat is None else chat.messages for chat in chats]
+            columns = columns | {"messages": messages}
         for function, name, weight in zip(self.functions, self.names, self.weights, strict=True):
-            total += weight * _checked_call(function, name, prompts, completions, columns)
+            known = columns | {"chats": chats} if isinstance(function, RewardModel) else columns
+            total += weight * _checked_call(function, name, prompts, completions, known)
         return total
 
 
@@ -161,6 +207,27 @@ def make_scorer(
     return Scorer(functions=tuple(functions), names=tuple(names), weights=tuple(weights))
 
 
+def conversational(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a reward function for chat prompts from one that reads messages, as TRL's do.
+
+    It gets `prompts` as messages and each completion as `[{"role": "assistant", "content": text}]`.
+    """
+
+    def score(
+        prompts: list[str],
+        completions: list[str],
+        messages: list[Messages | None] | None = None,
+        **columns: list[Any],
+    ) -> Any:
+        if messages is None or None in messages:
+            raise UserError("the prompts are plain text; a conversational function needs messages")
+        replies = [[{"role": "assistant", "content": text.strip()}] for text in completions]
+        return _call(function, list(messages), replies, columns)
+
+    score.__name__ = str(getattr(function, "__name__", type(function).__name__))
+    return score
+
+
 def _checked_call(
     function: Callable[..., Any],
     name: str,
@@ -171,9 +238,12 @@ def _checked_call(
     try:
         values = _call(function, prompts, completions, columns)
     except Exception as error:
+        chats = "messages" in columns and isinstance(error, TypeError | AttributeError)
+        hint = "; prompts and completions are texts, see textrl.rewards.conversational"
         raise UserError(
             f"reward function {name!r} raised {type(error).__name__}: {error} on a batch of "
             f"{len(prompts)} that starts with {_shorten(prompts[0], completions[0])}"
+            f"{hint if chats else ''}"
         ) from error
     if values is None or not hasattr(values, "__len__"):
         raise UserError(f"reward function {name!r} returned {values!r}; expected a list of floats")
@@ -196,8 +266,8 @@ def _checked_call(
 
 def _call(
     function: Callable[..., Any],
-    prompts: list[str],
-    completions: list[str],
+    prompts: list[Any],
+    completions: list[Any],
     columns: dict[str, list[Any]],
 ) -> Any:
     """Call by name where the function names `completions`, as TRL does, else by position.

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.batching import filled_batches
+from textrl.chat import end_ids, prompt_of
 from textrl.checkpoint import clear_state, save_model
 from textrl.config import DPOConfig
 from textrl.data import Records, Source, load_records, split_by_prompt
@@ -263,11 +264,10 @@ class DPOTrainer:
 
     def _encode(self, records: Records) -> list[Pair]:
         records.require("prompt", "chosen", "rejected")
+        ends, limit = end_ids(self.tokenizer, self.model), self.config.max_length
         sides = {
             side: [
-                continuation(
-                    self.tokenizer, row["prompt"], row[side], place, self.config.max_length
-                )
+                continuation(self.tokenizer, prompt_of(row, place), row[side], place, limit, ends)
                 for row, place in zip(records.rows, records.places, strict=True)
             ]
             for side in ("chosen", "rejected")

@@ -13,11 +13,12 @@ from stable_baselines3.common.logger import Logger
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from textrl.chat import prompt_of
 from textrl.checkpoint import clear_state, save_model
 from textrl.classifiers import encode_for_scoring, max_text_length, split_classifier
 from textrl.config import RewardConfig
-from textrl.data import Records, Row, Source, is_conversation, load_records, split_by_prompt
-from textrl.encoding import chat_text, ranked_texts
+from textrl.data import Records, Row, Source, load_records, split_by_prompt
+from textrl.encoding import ranked_texts, reward_text
 from textrl.errors import UserError
 from textrl.loop import FitTask, LossSum, fit, make_accelerator
 from textrl.losses import bradley_terry_loss, plackett_luce_loss, ranking_loss
@@ -138,7 +139,7 @@ class RewardTrainer:
     def normalize(self, texts: list[str]) -> dict[str, float]:
         """Store in the model's config the mean and std that give these texts scores of 0 and 1."""
         self.model.eval()
-        encoded = [self._encode_text(text) for text in texts]
+        encoded = [self._encode_text(text, f"text {row}") for row, text in enumerate(texts)]
         scores = self._classifier.scores(encoded).double()
         mean, std = float(scores.mean()), float(scores.std(unbiased=False))
         if not std > 0:
@@ -197,33 +198,27 @@ class RewardTrainer:
         rankings = []
         for row, place in zip(records.rows, records.places, strict=True):
             _, ranks, margin = ranked_texts(row, place)
-            encoded = [self._encode_text(text) for text in self._whole_texts(row, place)]
+            encoded = [self._encode_text(text, place) for text in self._whole_texts(row, place)]
             rankings.append(Ranking(encoded=encoded, ranks=ranks, margin=margin))
         margins = any(r.margin is not None for r in rankings)
         if margins and any(len(r.ranks) > 2 for r in rankings):
             raise UserError("a margin belongs to a pair; data with margins can hold no rankings")
         return rankings
 
-    def _encode_text(self, text: str) -> list[int]:
+    def _encode_text(self, text: str, place: str) -> list[int]:
         limit = min(self.config.max_length, max_text_length(self.model, self.tokenizer))
-        return encode_for_scoring(self.tokenizer, text, limit)
+        try:
+            return encode_for_scoring(self.tokenizer, text, limit)
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from None
 
     def _whole_texts(self, row: Row, place: str) -> list[str]:
         """Return prompt + completion of each completion, as the environment would score it."""
-        prompt, texts = row.get("prompt") or None, []
-        for completion in ranked_texts(row, place)[0]:
-            if isinstance(completion, str) and isinstance(prompt, str | None):
-                text = f"{prompt or ''}{completion}"
-            elif not isinstance(completion, str) and not isinstance(prompt, str):
-                if not is_conversation(completion):
-                    raise UserError(f"{place}: a completion is {completion!r}; expected a text")
-                text = chat_text(self.tokenizer, prompt, completion, place)
-            else:
-                raise UserError(f"{place}: prompt and completions must be all text or all messages")
-            if not completion or not text.strip():
-                raise UserError(f"{place}: a completion is empty")
-            texts.append(text)
-        return texts
+        prompt = prompt_of(row, place)
+        return [
+            reward_text(self.tokenizer, prompt, completion, row, place)
+            for completion in ranked_texts(row, place)[0]
+        ]
 
     def _some_texts(self, records: Records) -> list[str]:
         pairs = list(zip(records.rows, records.places, strict=True))[:256]

@@ -7,6 +7,7 @@ from stable_baselines3.common.logger import Logger
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.batching import filled_batches
+from textrl.chat import end_ids
 from textrl.checkpoint import clear_state, save_model
 from textrl.config import SFTConfig
 from textrl.data import Source, load_records, split_by_prompt
@@ -51,12 +52,13 @@ class SFTTrainer:
         self.logger = logger
         self._shown = shown
         eos_id(tokenizer)  # without it no text would end
+        self._ends = end_ids(tokenizer, model)
         train, heldout = split_by_prompt(
             load_records(data, "demonstrations"), self.config.heldout_share
         )
         limit = self.config.max_length
-        self.train_sequences = sft_sequences(tokenizer, train, limit)
-        self.heldout_sequences = sft_sequences(tokenizer, heldout, limit)
+        self.train_sequences = sft_sequences(tokenizer, train, limit, self._ends)
+        self.heldout_sequences = sft_sequences(tokenizer, heldout, limit, self._ends)
         self._lm = split_lm(model)
 
     def train(self) -> dict[str, float]:
@@ -93,7 +95,8 @@ class SFTTrainer:
     def evaluate_on(self, data: Source) -> dict[str, float]:
         """Return the loss on other data in the same form, nats a token."""
         records = load_records(data, "demonstrations")
-        return self._heldout_loss(sft_sequences(self.tokenizer, records, self.config.max_length))
+        limit = self.config.max_length
+        return self._heldout_loss(sft_sequences(self.tokenizer, records, limit, self._ends))
 
     @torch.no_grad()
     def _heldout_loss(self, sequences: list[Sequence]) -> dict[str, float]:

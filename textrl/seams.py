@@ -1,0 +1,93 @@
+"""Token ids where two texts meet: decoded together, encoded so that no space is lost or added."""
+
+from collections.abc import Iterable, Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Return the text of token ids without special tokens and ids beyond the tokenizer."""
+    return _decoded(tokenizer, ids, skip_special_tokens=True)
+
+
+def decode_completion(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: Sequence[int],
+    completion_ids: Sequence[int],
+    ends: Iterable[int],
+) -> str:
+    """Return the text that a completion adds to its prompt, decoded together with it.
+
+    Many tokenizers drop a leading space, which is lost where a completion is decoded alone. The end
+    token is no text, whether it is called special or not.
+    """
+    own = list(completion_ids)
+    if own and own[-1] in set(ends):
+        own.pop()
+    before, whole = decode(tokenizer, prompt_ids), decode(tokenizer, [*prompt_ids, *own])
+    same = 0
+    while same < min(len(before), len(whole)) and before[same] == whole[same]:
+        same += 1
+    return whole[same:]
+
+
+def without_eos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
+    """Return ids without the EOS that a tokenizer or a user has put behind them."""
+    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+
+
+def without_second(ids: list[int]) -> list[int]:
+    """Return ids without the last one where it only repeats the one before."""
+    return ids[:-1] if len(ids) > 1 and ids[-1] == ids[-2] else ids
+
+
+def one_bos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
+    """Return ids with one BOS where the text had one and the tokenizer put another before it."""
+    first = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
+    while len(ids) > 1 and ids[0] == ids[1] and ids[0] in first:
+        ids = ids[1:]
+    return ids
+
+
+def _decoded(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, skip_special_tokens: bool
+) -> str:
+    known = [int(token) for token in ids if token < len(tokenizer)]
+    return str(
+        tokenizer.decode(
+            known, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+        )
+    )
+
+
+def ids_after(
+    tokenizer: PreTrainedTokenizerBase,
+    before_ids: list[int],
+    before: str,
+    text: str,
+    *,
+    add_special_tokens: bool = False,
+) -> list[int]:
+    """Return the ids of a text that follows another one, such that both decode to both texts.
+
+    Encoded alone where that is right: the environment's prompt ends there, too. A tokenizer that
+    puts a space before every text needs the other ways: with what comes before, or behind a mark.
+    """
+
+    def right(ids: list[int]) -> bool:
+        start = _decoded(tokenizer, before_ids, skip_special_tokens=False)
+        return _decoded(tokenizer, before_ids + ids, skip_special_tokens=False) == start + text
+
+    alone: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    if not before_ids or right(alone):
+        return alone
+    whole = tokenizer(before + text, add_special_tokens=add_special_tokens).input_ids
+    whole = without_eos(tokenizer, one_bos(tokenizer, whole)) if add_special_tokens else whole
+    if whole[: len(before_ids)] == before_ids:
+        return list(whole[len(before_ids) :])
+    for mark in ("\n", ".", "a"):
+        ids = tokenizer(mark + text, add_special_tokens=False).input_ids
+        start = tokenizer(mark, add_special_tokens=False).input_ids
+        if ids[: len(start)] == start and right(ids[len(start) :]):
+            return list(ids[len(start) :])
+    return alone

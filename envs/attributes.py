@@ -5,6 +5,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.allowed import AllowedTokens
 from textrl.envs.core import TextCore
+from textrl.envs.core_config import Shaping
 from textrl.rewards import RewardModel
 
 
@@ -21,6 +22,15 @@ class TaskAttributes:
     @kl_coef.setter
     def kl_coef(self, value: float) -> None:
         self.core.kl_coef = value
+
+    @property
+    def shaping(self) -> Shaping:
+        """What a token earns beside the score.
+
+        "exact" is the reference's half of the KL, for agents that pay their own half; "centred" and
+        "none" are for agents that pay none (`CandidateActions`).
+        """
+        return self.core.shaping
 
     @property
     def reference(self) -> PreTrainedModel:

@@ -4,15 +4,21 @@ The observation is the frozen reference's last hidden state after the text so fa
 rank of a token among the reference's k likeliest. So SB3's `PPO("MlpPolicy", ...)`, A2C, DQN and
 sb3-contrib's QR-DQN train unmodified.
 
+    agent = stable_baselines3.PPO("MlpPolicy", "textrl:TextRLHFCandidates-v0")
     env = CandidateActions(gym.make("TextRLHF-v0"), k=8)
     venv = VectorCandidateActions(gym.make_vec("TextRLHF-v0", num_envs=64, ...), k=8)
 
-The rewards are TextRLHF-v0's: kl_coef log pi_ref a token and the score. An agent with a
-distribution owes its own half, - kl_coef log pi (for SB3's on-policy agents `SubtractPolicyKL`); an
-agent that always takes its best action has log pi = 0 and owes nothing.
+What a token earns beside the score is chosen here (`shaping`), since such agents pay no half of the
+KL of their own, and TextRLHF-v0's half alone would pay them for stopping (docs/adr/0007):
+
+    "none"      nothing: the reward is the score, at the last token
+    "centred"   kl_coef (log pi_ref(a|s) - E[log pi_ref]), the mean over the reference's own choice
+                among the k: for a policy that is the reference, 0 at every state on average
+    "exact"     kl_coef log pi_ref(a|s), TextRLHF-v0's half: for an agent that pays the other half,
+                - kl_coef log pi(a|s) (for SB3's on-policy agents `SubtractPolicyKL`)
 """
 
-from typing import Any
+from typing import Any, get_args
 
 import gymnasium as gym
 import numpy as np
@@ -22,11 +28,16 @@ from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
+from textrl.envs.attributes import TaskAttributes
 from textrl.envs.core import TextCore
+from textrl.envs.core_config import Shaping
 from textrl.envs.text_rlhf import Observation, TextRLHFEnv
 from textrl.envs.vector import Infos, TextRLHFVectorEnv
 from textrl.errors import UserError
 
+CANDIDATES = 8
+SHAPING: Shaping = "none"
+"""Measured: docs/adr/0007."""
 STATE_BOUND = 1e6
 """Far beyond a normalised state; Gymnasium's checker wants a bound."""
 
@@ -36,18 +47,25 @@ class CandidateActions(
 ):
     """The single environment as Box [H] and Discrete(k); `info["token"]` is the token taken."""
 
-    def __init__(self, env: gym.Env[Observation, np.int64], k: int = 16) -> None:
+    def __init__(
+        self, env: gym.Env[Observation, np.int64], k: int = CANDIDATES, shaping: Shaping = SHAPING
+    ) -> None:
         """Wrap a `TextRLHF-v0`.
 
+        Args:
+            env: from `gym.make`.
+            k: among how many tokens an action chooses.
+            shaping: what a token earns beside the score, see above.
+
         Raises:
-            UserError: another environment, or not that many sensible tokens.
+            UserError: another environment or shaping, or not that many sensible tokens.
         """
-        RecordConstructorArgs.__init__(self, k=k)
+        RecordConstructorArgs.__init__(self, k=k, shaping=shaping)
         super().__init__(env)  # type: ignore[arg-type]  # Gymnasium's own types forget ObsType
         if not isinstance(env.unwrapped, TextRLHFEnv):
             raise UserError(f"CandidateActions chooses tokens of TextRLHF-v0, got {env}")
         self._core, self._k = env.unwrapped.core, k
-        _check_count(self._core, k)
+        _prepare(self._core, k, shaping)
         self.observation_space, self.action_space = state_space(self._core), spaces.Discrete(k)
         self.candidates = np.zeros(k, dtype=np.int64)
         """The tokens that the actions stand for now, [k]."""
@@ -80,7 +98,12 @@ class CandidateActions(
 class VectorCandidateActions(VectorWrapper):
     """`CandidateActions` for B rows on one batched core; goes into `TextVecEnv` too."""
 
-    def __init__(self, env: VectorEnv[Observation, Any, np.ndarray], k: int = 16) -> None:
+    def __init__(
+        self,
+        env: VectorEnv[Observation, Any, np.ndarray],
+        k: int = CANDIDATES,
+        shaping: Shaping = SHAPING,
+    ) -> None:
         """Wrap a `gym.make_vec("TextRLHF-v0")`.
 
         Raises:
@@ -93,7 +116,7 @@ class VectorCandidateActions(VectorWrapper):
                 f"got {env}"
             )
         self._core, self._k = env.core, k
-        _check_count(self._core, k)
+        _prepare(self._core, k, shaping)
         self.single_observation_space = state_space(self._core)
         self.single_action_space = spaces.Discrete(k)
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
@@ -142,12 +165,18 @@ class VectorCandidateActions(VectorWrapper):
 def look(core: TextCore, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the reference's state after each row's text and its k likeliest sensible tokens.
 
-    Shapes: float32 [B H], int64 [B k], the likeliest first.
+    For "centred" shaping, tell the core the log-prob that the reference itself is to expect of its
+    next token, drawn among these. Shapes: float32 [B H], int64 [B k], the likeliest first.
     """
     states = core.current_states(core.lengths > 0)
     sensible = torch.as_tensor(core.action_masks(), device=states.device).bool()
     logits = core.lm.head(states).float().masked_fill(~sensible, -torch.inf)
-    return states.float().cpu().numpy(), logits.topk(k).indices.cpu().numpy()
+    tokens = logits.topk(k).indices
+    if core.shaping == "centred":
+        logprobs = (logits / core.config.temperature).log_softmax(-1).gather(-1, tokens)
+        expected = (logprobs.softmax(-1) * logprobs).sum(-1)
+        core.expected_logprobs = expected.double().cpu().numpy()
+    return states.float().cpu().numpy(), tokens.cpu().numpy()
 
 
 @torch.no_grad()
@@ -164,12 +193,79 @@ def state_space(core: TextCore) -> spaces.Box:
     return spaces.Box(-STATE_BOUND, STATE_BOUND, (core.lm.state_size,), np.float32)
 
 
-def _check_count(core: TextCore, k: int) -> None:
+def _prepare(core: TextCore, k: int, shaping: Shaping) -> None:
+    """Check both settings and tell the core what a token earns."""
     sensible = int(core.action_masks()[0].sum())
     if not 2 <= k <= sensible:
         raise UserError(f"k is {k}; expected 2 to {sensible}, the tokens that may come first")
+    if shaping not in (known := get_args(Shaping)):
+        raise UserError(f"shaping is {shaping!r}; expected one of {list(known)}")
+    core.shaping = shaping
 
 
 def _check_ranks(actions: np.ndarray, k: int) -> None:
     if not np.issubdtype(actions.dtype, np.integer) or actions.min() < 0 or actions.max() >= k:
         raise UserError(f"an action is the rank of a candidate, an integer in [0, {k}): {actions}")
+
+
+class TextCandidatesEnv(TaskAttributes, gym.Env[np.ndarray, np.int64]):
+    """`TextRLHFCandidates-v0`: the text environment as a Box [H] and Discrete(k), by its id alone.
+
+    What `CandidateActions(TextRLHFEnv(...))` is, as an environment of its own, so that a script
+    that knows an id and nothing else (CleanRL's, SB3's `PPO("MlpPolicy", id)`) can train in it.
+    """
+
+    metadata = TextRLHFEnv.metadata
+
+    def __init__(
+        self,
+        k: int = CANDIDATES,
+        shaping: Shaping = SHAPING,
+        render_mode: str | None = None,
+        **settings: Any,
+    ) -> None:
+        """Make the environment; without arguments, the tiny built-in task.
+
+        Args:
+            k: among how many tokens an action chooses.
+            shaping: see `CandidateActions`.
+            render_mode: "ansi" or None.
+            settings: the arguments of `TextRLHFEnv`.
+
+        Raises:
+            UserError: as there, and as `CandidateActions`.
+        """
+        self._inner = CandidateActions(
+            TextRLHFEnv(render_mode=render_mode, **settings), k=k, shaping=shaping
+        )
+        self.core, self.render_mode = self._inner.unwrapped.core, render_mode  # type: ignore[attr-defined]
+        self.observation_space = state_space(self.core)
+        self.action_space = spaces.Discrete(k)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin an episode."""
+        super().reset(seed=seed)
+        return self._inner.reset(seed=seed, options=options)
+
+    def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Append the candidate of this rank."""
+        return self._inner.step(action)
+
+    def action_masks(self) -> np.ndarray:
+        """Return that every candidate may be taken, Bool [k]."""
+        return self._inner.action_masks()
+
+    def render(self) -> str | None:
+        """Return the prompt and the completion so far, in render mode "ansi"."""
+        text: str | None = self._inner.render()  # type: ignore[assignment]  # ours renders text
+        return text
+
+
+def vector_candidates(
+    num_envs: int = 1, k: int = CANDIDATES, shaping: Shaping = SHAPING, **settings: Any
+) -> VectorCandidateActions:
+    """Return `gym.make_vec("TextRLHFCandidates-v0")`; settings are `TextRLHFVectorEnv`'s."""
+    venv = TextRLHFVectorEnv(num_envs=num_envs, **settings)
+    return VectorCandidateActions(venv, k=k, shaping=shaping)

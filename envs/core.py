@@ -14,7 +14,7 @@ from textrl.batching import filled_batches
 from textrl.chat import Messages, end_ids
 from textrl.decoding import Decoder
 from textrl.envs import tasks
-from textrl.envs.core_config import CoreConfig
+from textrl.envs.core_config import CoreConfig, Shaping
 from textrl.envs.judge import Judge
 from textrl.envs.prompts import Prompt, PromptSet, encode_one, load_prompts
 from textrl.envs.reference import check_positions, load_reference
@@ -35,6 +35,8 @@ class TextCore:
         """Load what is named, keep what is live, encode the prompts."""
         self.num_rows, self.config = num_rows, config
         self.kl_coef = config.kl_coef
+        self.shaping: Shaping = "exact"
+        self.expected_logprobs = np.zeros(num_rows)  # what "centred" shaping subtracts
         device = pick_device(config.device)
         self.reference, self.tokenizer = load_reference(config, device)
         self.lm = split_lm(self.reference)
@@ -116,6 +118,11 @@ class TextCore:
 
     def step_sequence(self, actions: np.ndarray, mask: np.ndarray) -> StepResult:
         """Append each row's counted tokens in one teacher-forced pass; pay what T steps pay."""
+        if self.shaping != "exact":
+            raise UserError(
+                f"the shaping is {self.shaping!r}, which is paid step by step; step_sequence needs "
+                f'"exact", and an agent that pays its own half of the KL'
+            )
         counts = self._check_sequence(actions, mask)
         starts, active = self.lengths.copy(), counts > 0
         for row in active.nonzero()[0]:
@@ -231,7 +238,7 @@ class TextCore:
             completion[row] = self.completion_text(int(row))
         score = np.full(self.num_rows, np.nan)
         score[terminated] = self._score(terminated.nonzero()[0], completion)
-        rewards = self.kl_coef * ref_logprobs
+        rewards = self._shaped(ref_logprobs, active)
         bonus = np.where(terminated, score, 0.0) - config.missing_eos_penalty * (
             at_length & terminated
         )
@@ -246,6 +253,14 @@ class TextCore:
             finish_reason=finish_reason,
             completion=completion,
         )
+
+    def _shaped(self, ref_logprobs: np.ndarray, active: np.ndarray) -> np.ndarray:
+        """Return what each token earns beside the score, [B T]."""
+        if self.shaping == "none":
+            return np.zeros_like(ref_logprobs)
+        above = ref_logprobs - (self.expected_logprobs * active)[:, None]
+        shaped: np.ndarray = self.kl_coef * above
+        return shaped
 
     def _score(self, rows: np.ndarray, completion: np.ndarray) -> np.ndarray:
         indices = [self.prompt_indices[row] for row in rows]

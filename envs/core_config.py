@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -10,6 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from textrl.envs.prompts import PromptSource
 from textrl.errors import UserError
 from textrl.rewards import Reward
+
+Shaping = Literal["exact", "centred", "none"]
+"""What a token earns beside the score; see `candidates.py`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,3 +58,16 @@ class CoreConfig:
                     )
             if isinstance(self.reference, torch.nn.Module) and self.tokenizer is None:
                 raise UserError("tokenizer is missing: a live reference needs tokenizer=")
+
+
+def require_exact_shaping(name: str, shaping: Shaping) -> None:
+    """Refuse to pay a policy's half of the KL where the other half is not paid.
+
+    Raises:
+        UserError: the shaping is another one.
+    """
+    if shaping != "exact":
+        raise UserError(
+            f"{name} pays the policy's half of the KL, but shaping {shaping!r} leaves the "
+            f'other unpaid: make the environment with shaping="exact", or leave {name} out'
+        )

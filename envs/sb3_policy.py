@@ -32,6 +32,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from textrl.decoding import GrowingTexts
+from textrl.envs.core_config import require_exact_shaping
 from textrl.envs.sb3_vec_env import TextVecEnv
 from textrl.errors import UserError
 from textrl.models import load_causal_lm, split_lm
@@ -54,7 +55,7 @@ class TokenPolicy(BasePolicy):
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
         lr_schedule: Schedule,
-        model: PreTrainedModel | str | Path,
+        model: PreTrainedModel | str | Path | None = None,
         temperature: float = 1.0,
         use_sde: bool = False,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.AdamW,
@@ -73,13 +74,18 @@ class TokenPolicy(BasePolicy):
             optimizer_kwargs: of the optimiser.
 
         Raises:
-            UserError: spaces of another environment.
+            UserError: spaces of another environment, or no model.
         """
         if (
             not isinstance(observation_space, spaces.Dict)
             or "input_ids" not in observation_space.spaces
         ):
             raise UserError(f"{type(self).__name__} reads TextRLHF-v0, not {observation_space}")
+        if model is None:
+            raise UserError(
+                f"{type(self).__name__} has no model; give a name or a live one: "
+                f'policy_kwargs={{"model": ...}}'
+            )
         loaded = load_causal_lm(model) if isinstance(model, str | Path) else copy.deepcopy(model)
         object.__setattr__(self, "_model", loaded)  # torch takes modules only after __init__
         self.temperature = temperature
@@ -90,6 +96,18 @@ class TokenPolicy(BasePolicy):
             ortho_init=False,
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs or {"weight_decay": 0.0},
+        )
+
+    @property
+    def q_net(self) -> nn.Module:
+        """Refuse DQN, which asks for this.
+
+        Raises:
+            UserError: always: an actor and a critic are no action values.
+        """
+        raise UserError(
+            f'{type(self).__name__} has no action values; DQN takes "MlpPolicy" on '
+            f'"TextRLHFCandidates-v0", or PPO or A2C this policy'
         )
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -266,8 +284,8 @@ class SubtractPolicyKL(BaseCallback):
 
         Raises:
             UserError: the agent has no log-probs, gamma is not 1, the policy has another
-                temperature than the environment, something is normalised, or the rows have cores of
-                their own.
+                temperature than the environment, something is normalised, the rows have cores of
+                their own, or the environment's shaping is not the exact one.
         """
         if not isinstance(self.model, OnPolicyAlgorithm):
             raise UserError(
@@ -288,6 +306,7 @@ class SubtractPolicyKL(BaseCallback):
                     f'TextVecEnv(gym.make_vec("TextRLHF-v0", ..., autoreset_mode="SameStep"))'
                 )
             env = env.venv
+        require_exact_shaping("SubtractPolicyKL", env.base.shaping)
         policy, temperature = self.model.policy, env.get_attr("temperature")[0]
         if isinstance(policy, TokenPolicy) and policy.temperature != temperature:
             raise UserError(

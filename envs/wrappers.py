@@ -7,6 +7,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.utils import RecordConstructorArgs
 
+from textrl.envs.core_config import require_exact_shaping
 from textrl.envs.text_rlhf import Observation
 
 
@@ -26,7 +27,11 @@ class PolicyKL(gym.Wrapper[Observation, np.int64, Observation, np.int64], Record
         Args:
             env: a `TextRLHFEnv`, wrapped or not.
             logprob_fn: returns log pi(action | observation) under the policy that acts now.
+
+        Raises:
+            UserError: the environment's shaping is not the exact one.
         """
+        require_exact_shaping("PolicyKL", env.get_wrapper_attr("shaping"))
         RecordConstructorArgs.__init__(self, logprob_fn=logprob_fn)
         super().__init__(env)
         self._logprob_fn = logprob_fn

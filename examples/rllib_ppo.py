@@ -1,7 +1,8 @@
-"""RLlib: its own PPO in TextRLHF-v0, choosing among the reference's likeliest tokens.
+"""RLlib: its own PPO in TextRLHFCandidates-v0, choosing among the reference's likeliest tokens.
 
 Needs `pip install -e '.[rllib]'` (Ray pins an older Gymnasium, so give it an environment of its
 own). RLlib makes the environment in its workers from the registered function.
+Its PPO pays no half of the KL, so the environment pays none either: the reward is the score.
 """
 
 import gymnasium as gym
@@ -12,10 +13,9 @@ from ray.tune.registry import register_env
 
 def make_env(settings: dict) -> gym.Env:
     """Return the environment; called in RLlib's workers."""
-    import textrl  # noqa: F401  # registers TextRLHF-v0
-    from textrl.envs import CandidateActions
+    import textrl  # noqa: F401  # registers TextRLHFCandidates-v0
 
-    return CandidateActions(gym.make("TextRLHF-v0", **settings), k=8)
+    return gym.make("TextRLHFCandidates-v0", **settings)
 
 
 def main(iterations: int = 6) -> tuple[float, float]:
@@ -24,7 +24,7 @@ def main(iterations: int = 6) -> tuple[float, float]:
     register_env("text", make_env)
     config = (
         PPOConfig()
-        .environment("text", env_config={"max_completion_tokens": 6, "kl_coef": 0.0})
+        .environment("text", env_config={"max_completion_tokens": 6})
         .env_runners(num_env_runners=0, num_envs_per_env_runner=1)
         .training(lr=2e-3, gamma=1.0, train_batch_size_per_learner=1000, minibatch_size=250)
         .training(num_epochs=6, entropy_coeff=0.0)

@@ -1,7 +1,8 @@
 """TorchRL: TextRLHF-v0 behind its GymWrapper, its checks passed, and a REINFORCE loop on top.
 
-Needs `pip install torchrl`. The environment comes as it is; `CandidateActions` makes it a state
-vector and a few choices, so that an ordinary TorchRL network can act in it.
+Needs `pip install torchrl`. The environment comes as it is; `TextRLHFCandidates-v0` is a state
+vector and a few choices, so that an ordinary TorchRL network can act in it. Its reward is the score
+alone, since this loop pays no half of the KL.
 """
 
 import gymnasium as gym
@@ -12,14 +13,13 @@ from torchrl.envs import GymWrapper, RewardSum, TransformedEnv, check_env_specs
 from torchrl.modules import ProbabilisticActor
 from torchrl.modules.distributions import OneHotCategorical
 
-import textrl  # noqa: F401  # registers TextRLHF-v0
-from textrl.envs import CandidateActions
+import textrl  # noqa: F401  # registers the environments
 
 
 def make_env() -> TransformedEnv:
     """Return the environment, with the sum of each episode's rewards."""
-    text = gym.make("TextRLHF-v0", max_completion_tokens=6, kl_coef=0.0)
-    return TransformedEnv(GymWrapper(CandidateActions(text, k=8)), RewardSum())
+    env = gym.make("TextRLHFCandidates-v0", max_completion_tokens=6)
+    return TransformedEnv(GymWrapper(env), RewardSum())
 
 
 def main(iterations: int = 40, episodes: int = 24) -> tuple[float, float]:

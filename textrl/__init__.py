@@ -1,7 +1,7 @@
 """textrl: reinforcement learning from human feedback as a Gymnasium problem.
 
-Importing this registers `TextRLHF-v0` and loads neither torch nor transformers; the parts are
-imported by name (`from textrl.agents import PPO`, `from textrl.trainers import SFTTrainer`).
+Importing this registers `TextRLHF-v0` and `TextRLHFCandidates-v0` and loads neither torch nor
+transformers; the parts are imported by name (`from textrl.agents import PPO`).
 """
 
 import gymnasium as gym
@@ -13,4 +13,9 @@ if "TextRLHF-v0" not in gym.registry:  # importing twice (tests, reloads) must n
         id="TextRLHF-v0",
         entry_point="textrl.envs.text_rlhf:TextRLHFEnv",
         vector_entry_point="textrl.envs.vector:TextRLHFVectorEnv",
+    )
+    gym.register(
+        id="TextRLHFCandidates-v0",
+        entry_point="textrl.envs.candidates:TextCandidatesEnv",
+        vector_entry_point="textrl.envs.candidates:vector_candidates",
     )

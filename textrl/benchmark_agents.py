@@ -57,7 +57,7 @@ class Subject:
         """
         if isinstance(self._agent, BaseAlgorithm):
             between = _AfterParts([total * part // parts for part in range(1, parts)], after_part)
-            pays = [SubtractPolicyKL()] if isinstance(self._agent, OnPolicyAlgorithm) else []
+            pays = [SubtractPolicyKL()] if isinstance(self._agent.policy, TokenPolicy) else []
             self._agent.learn(total, callback=[*pays, between])
             after_part()
             return

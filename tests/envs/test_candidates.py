@@ -14,24 +14,25 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.vec_env import VecEnvWrapper
 
 import textrl  # noqa: F401  # registers TextRLHF-v0
-from textrl.envs import CandidateActions, VectorCandidateActions, tiny_model
-from textrl.envs.sb3 import TextVecEnv
+from textrl.envs import CandidateActions, PolicyKL, VectorCandidateActions, tiny_model
+from textrl.envs.core_config import Shaping
+from textrl.envs.sb3 import SubtractPolicyKL, TextVecEnv
 from textrl.errors import UserError
 
 OPTIONS = dict(max_completion_tokens=5, kl_coef=0.1)
 
 
-def single(k: int = 6, **kwargs) -> CandidateActions:
-    return CandidateActions(gym.make("TextRLHF-v0", **(OPTIONS | kwargs)), k=k)
+def single(k: int = 6, shaping: Shaping = "none", **kwargs) -> CandidateActions:
+    return CandidateActions(gym.make("TextRLHF-v0", **(OPTIONS | kwargs)), k=k, shaping=shaping)
 
 
-def vector(rows: int, k: int = 6, **kwargs) -> VectorCandidateActions:
+def vector(rows: int, k: int = 6, shaping: Shaping = "none", **kwargs) -> VectorCandidateActions:
     venv = gym.make_vec("TextRLHF-v0", num_envs=rows, **(OPTIONS | kwargs))
-    return VectorCandidateActions(venv, k=k)
+    return VectorCandidateActions(venv, k=k, shaping=shaping)
 
 
-def sb3(rows: int, k: int = 6, **kwargs) -> TextVecEnv:
-    return TextVecEnv(vector(rows, k, autoreset_mode="SameStep", **kwargs))
+def sb3(rows: int, k: int = 6, shaping: Shaping = "none", **kwargs) -> TextVecEnv:
+    return TextVecEnv(vector(rows, k, shaping, autoreset_mode="SameStep", **kwargs))
 
 
 @pytest.mark.parametrize("check", [gymnasium_check_env, sb3_check_env])
@@ -67,11 +68,12 @@ def test_candidates_are_the_likeliest_sensible_tokens_and_the_state_is_the_last_
 
 
 @pytest.mark.parametrize("on_length", ["score", "truncate"])
-def test_one_trajectory_in_all_three_interfaces(on_length: str) -> None:
+@pytest.mark.parametrize("shaping", ["none", "centred", "exact"])
+def test_one_trajectory_in_all_three_interfaces(on_length: str, shaping: Shaping) -> None:
     """Row i with seed s is the single environment with seed s + i; so is SB3's row."""
-    singles = [single(on_length=on_length) for _ in range(3)]
-    batch = vector(3, autoreset_mode="SameStep", on_length=on_length)
-    stable = sb3(3, on_length=on_length)
+    singles = [single(on_length=on_length, shaping=shaping) for _ in range(3)]
+    batch = vector(3, autoreset_mode="SameStep", on_length=on_length, shaping=shaping)
+    stable = sb3(3, on_length=on_length, shaping=shaping)
     stable.seed(7)
     states, seen = stable.reset(), batch.reset(seed=7)[0]
     now = np.stack([env.reset(seed=7 + row)[0] for row, env in enumerate(singles)])
@@ -102,7 +104,10 @@ def test_one_trajectory_in_all_three_interfaces(on_length: str) -> None:
 
 @pytest.mark.parametrize("mode", ["NextStep", "Disabled"])
 def test_other_autoreset_modes_pay_the_same(mode: str) -> None:
-    batch, other = vector(4, autoreset_mode="SameStep"), vector(4, autoreset_mode=mode)
+    batch, other = (
+        vector(4, 6, "centred", autoreset_mode="SameStep"),
+        vector(4, 6, "centred", autoreset_mode=mode),
+    )
     batch.reset(seed=3)
     state, _ = other.reset(seed=3)
     rng, checked = np.random.default_rng(0), 0
@@ -117,6 +122,7 @@ def test_other_autoreset_modes_pay_the_same(mode: str) -> None:
         assert rewards[going] == pytest.approx(paid[going], abs=1e-5)
         assert (infos["token"][going] == first["token"][going]).all()
         assert infos["_token"][going].all()
+        assert not rewards[~going & infos.get("_prompt", False)].any()
         restarted = ~going & infos.get("_prompt", False)
         assert not infos["_token"][restarted].any()
         checked += int(restarted.sum())
@@ -179,3 +185,80 @@ def test_mistakes_are_explained() -> None:
         env.step(np.int64(6))
     assert isinstance(sb3(2).venv, VectorCandidateActions)
     assert not issubclass(TextVecEnv, VecEnvWrapper)
+
+
+def test_the_registered_id_is_all_that_a_script_needs() -> None:
+    env = gym.make("textrl:TextRLHFCandidates-v0", **OPTIONS)
+    same = single(k=8)
+    assert env.observation_space == same.observation_space
+    assert env.action_space == same.action_space
+    assert env.unwrapped.max_completion_tokens == 5
+    assert env.spec.max_episode_steps is None
+    state, _ = env.reset(seed=4)
+    assert np.allclose(state, same.reset(seed=4)[0])
+    for action in (3, 0, 7):
+        state, reward, *_ = env.step(np.int64(action))
+        other, paid, *_ = same.step(np.int64(action))
+        assert np.allclose(state, other)
+        assert reward == paid
+    rows = gym.make_vec("TextRLHFCandidates-v0", num_envs=3, autoreset_mode="SameStep", k=4)
+    assert rows.action_space.shape == (3,)
+    assert TextVecEnv(rows).get_attr("shaping") == ["none"] * 3
+
+
+@pytest.mark.parametrize("check", [gymnasium_check_env, sb3_check_env])
+def test_check_env_of_the_id_without_a_warning(check) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check(gym.make("TextRLHFCandidates-v0").unwrapped)
+
+
+def test_without_shaping_the_reward_is_the_score_and_comes_at_the_end() -> None:
+    env = single(kl_coef=0.7)
+    env.reset(seed=1)
+    done = False
+    while not done:
+        _, reward, terminated, truncated, info = env.step(np.int64(2))
+        done = terminated or truncated
+        assert reward == (info["score"] if done else 0.0)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_centred_shaping_pays_the_reference_nothing_on_average(temperature: float) -> None:
+    """Sum of pi_ref(a|s) r(s, a) over the candidates is 0: long texts earn what short ones do."""
+    options = dict(kl_coef=0.5, temperature=temperature, shaping="centred")
+    options |= {"max_completion_tokens": 3, "banned_token_ids": [2]}
+    venv = gym.make_vec("TextRLHFCandidates-v0", num_envs=6, k=6, **options)
+    for before in ([], [4], [1, 3]):
+        venv.reset(seed=2, options={"prompt": "c"})
+        for action in before[:2]:
+            venv.step(np.full(6, action))
+        _, rewards, terminated, _, infos = venv.step(np.arange(6))  # each row another action
+        rewards = rewards - np.where(terminated, np.nan_to_num(infos.get("score", 0.0)), 0.0)
+        weights = np.exp(infos["ref_logprob"])
+        assert (weights * rewards).sum() / weights.sum() == pytest.approx(0, abs=1e-6)
+        assert np.ptp(rewards) == pytest.approx(0.5 * np.ptp(infos["ref_logprob"]), rel=1e-5)
+        assert np.ptp(rewards) > 0.01
+
+
+def test_exact_shaping_is_that_of_the_text_environment() -> None:
+    env = single(shaping="exact")
+    env.reset(seed=1)
+    _, reward, _, _, info = env.step(np.int64(2))
+    assert reward == pytest.approx(0.1 * info["ref_logprob"])
+
+
+def test_the_other_half_of_the_kl_is_refused_where_the_first_is_not_paid() -> None:
+    with pytest.raises(UserError, match="SubtractPolicyKL .* shaping 'none'"):
+        PPO("MlpPolicy", sb3(2), gamma=1.0, n_steps=4, batch_size=4).learn(
+            8, callback=SubtractPolicyKL()
+        )
+    PPO("MlpPolicy", sb3(2, shaping="exact"), gamma=1.0, n_steps=4, batch_size=4).learn(
+        8, callback=SubtractPolicyKL()
+    )
+    with pytest.raises(UserError, match="PolicyKL .* shaping 'centred'"):
+        PolicyKL(gym.make("TextRLHFCandidates-v0", shaping="centred"), lambda *_: 0.0)
+    with pytest.raises(UserError, match="step_sequence needs"):
+        sb3(2).base.step_sequence(np.zeros((2, 1), dtype=int), np.ones((2, 1), dtype=bool))
+    with pytest.raises(UserError, match="shaping is 'both'; expected one of"):
+        single(shaping="both")

@@ -245,6 +245,10 @@ def test_mistakes_are_explained() -> None:
             make_agent(env=VecNormalize(make_env(), **options)).learn(
                 1, callback=SubtractPolicyKL()
             )
+    with pytest.raises(UserError, match='no model; .* policy_kwargs={"model"'):
+        PPO(CausalLMPolicy, make_env())
+    with pytest.raises(UserError, match="no action values; DQN takes"):
+        DQN(CausalLMPolicy, make_env(), policy_kwargs={"model": tiny_model()}, buffer_size=100)
     states = TextVecEnv(VectorCandidateActions(make_env().venv, k=4))
     with pytest.raises(UserError, match="DQN acts without log-probs"):
         DQN("MlpPolicy", states, learning_starts=0).learn(1, callback=SubtractPolicyKL())

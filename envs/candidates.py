@@ -170,10 +170,12 @@ def look(core: TextCore, k: int) -> tuple[np.ndarray, np.ndarray]:
     """
     states = core.current_states(core.lengths > 0)
     sensible = torch.as_tensor(core.action_masks(), device=states.device).bool()
-    logits = core.lm.head(states).float().masked_fill(~sensible, -torch.inf)
-    tokens = logits.topk(k).indices
+    logits = core.lm.head(states).float()
+    tokens = logits.masked_fill(~sensible, -torch.inf).topk(k).indices
     if core.shaping == "centred":
-        logprobs = (logits / core.config.temperature).log_softmax(-1).gather(-1, tokens)
+        places = torch.as_tensor(core.lengths - core.prompt_lengths, device=logits.device)
+        allowed = core.allowed.restrict(logits, places) / core.config.temperature
+        logprobs = allowed.log_softmax(-1).gather(-1, tokens)
         expected = (logprobs.softmax(-1) * logprobs).sum(-1)
         core.expected_logprobs = expected.double().cpu().numpy()
     return states.float().cpu().numpy(), tokens.cpu().numpy()

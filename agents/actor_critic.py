@@ -65,15 +65,16 @@ def make_critic(
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     reward_model: RewardModel | None,
+    seed: int = 0,
 ) -> Critic:
-    """Return a fresh critic of one of the three kinds.
+    """Return a fresh critic of one of the three kinds; the seed is that of an MLP head.
 
     Raises:
         UserError: "reward_model" without a reward model that reads the policy's tokens causally.
     """
     lm = split_lm(policy)
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         if kind == "value_head":
             return Critic(lm.state_size, head).to(policy.device)
         if kind == "separate":

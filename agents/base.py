@@ -15,6 +15,8 @@ from transformers import PreTrainedModel
 from textrl.errors import UserError, did_you_mean
 
 Observation = dict[str, np.ndarray]
+State = tuple[np.ndarray, ...] | None
+"""Of a recurrent agent in SB3's `predict`; ours have none and return what they are given."""
 AnyVectorEnv = VectorEnv[Any, Any, Any]
 
 
@@ -26,9 +28,13 @@ class Agent(Protocol):
         ...
 
     def predict(
-        self, observation: Observation, deterministic: bool = False
-    ) -> tuple[np.ndarray, None]:
-        """Return the next token for an observation [L] or a batch of them [B L]."""
+        self,
+        observation: Observation,
+        state: State = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, State]:
+        """Return the next token for an observation [L] or a batch of them [B L], and the state."""
         ...
 
     def save(self, path: str | Path) -> None:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from textrl.agents.base import AnyVectorEnv, Observation
+from textrl.agents.base import AnyVectorEnv, Observation, State
 from textrl.agents.collect import prompts_of
-from textrl.agents.text_env import TextEnv
+from textrl.agents.text_env import TextEnv, check_live
 from textrl.checkpoint import save_model, write_json
 from textrl.config import BestOfNConfig
 from textrl.errors import UserError
@@ -40,6 +40,7 @@ class BestOfN:
         config: BestOfNConfig | None = None,
     ) -> None:
         """Take a policy as it is; it may be the environment's reference itself."""
+        check_live(policy)
         self.config = config or BestOfNConfig()
         self.env, self.policy, self.lm = TextEnv(venv), policy, split_lm(policy)
         self._generator = torch.Generator().manual_seed(self.config.seed)
@@ -50,9 +51,13 @@ class BestOfN:
         return self
 
     def predict(
-        self, observation: Observation, deterministic: bool = False
-    ) -> tuple[np.ndarray, None]:
-        """Return the next token for an observation [L] or a batch of them [B L].
+        self,
+        observation: Observation,
+        state: State = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, State]:
+        """Return the next token for an observation [L] or a batch of them [B L], and the state.
 
         With deterministic, one greedy continuation takes the place of n drawn ones.
         """
@@ -73,7 +78,7 @@ class BestOfN:
                 for plan, n in zip(plans, lengths.tolist(), strict=True)
             ]
         )
-        return (tokens[0] if single else tokens), None
+        return (tokens[0] if single else tokens), state
 
     def save(self, path: str | Path) -> None:
         """Write the policy as a plain transformers checkpoint, the configuration beside it."""

@@ -90,7 +90,12 @@ class PPO(TextAgent):
         env = TextEnv(venv)
         env.check(policy, config.episodes_per_iteration)
         critic = make_critic(
-            config.critic, config.critic_head, policy, env.tokenizer, env.reward_model
+            config.critic,
+            config.critic_head,
+            policy,
+            env.tokenizer,
+            env.reward_model,
+            config.seed,
         )
         rate = config.critic_learning_rate or config.learning_rate
         super().__init__(policy, venv, config, logger=logger, critic=(critic, rate))
@@ -257,10 +262,13 @@ class PPO(TextAgent):
             return
         picked = torch.randint(len(self._demonstrations), (count,), generator=self._generator)
         sequences = [self._demonstrations[int(i)] for i in picked]
-        batch = stack_sequences(sequences, self.policy.device)
-        with self.autocast():
-            loss = self.config.ptx_coef * sft_loss(self.lm.token_logprobs(batch), batch.mask)
-        yield loss
+        total = sum(sequence.num_counted for sequence in sequences)
+        for rows in self.minibatches.split(torch.tensor([len(s.ids) for s in sequences])):
+            batch = stack_sequences([sequences[row] for row in rows], self.policy.device)
+            weight = self.config.ptx_coef * int(batch.mask.sum()) / total
+            with self.autocast():
+                loss = weight * sft_loss(self.lm.token_logprobs(batch), batch.mask)
+            yield loss
 
     def _encode(self, demonstrations: Source | None) -> list[Any]:
         if demonstrations is None:

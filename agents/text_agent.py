@@ -18,7 +18,7 @@ from stable_baselines3.common.logger import Logger
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from textrl.agents.base import AnyVectorEnv, Observation
+from textrl.agents.base import AnyVectorEnv, Observation, State
 from textrl.agents.collect import check_groups, collect, concatenate
 from textrl.agents.diagnostics import rollout_report
 from textrl.agents.minibatches import Minibatches, MinibatchLoss, Numbers
@@ -28,7 +28,7 @@ from textrl.checkpoint import load_state, save_model, save_state, write_json
 from textrl.config import AgentConfig
 from textrl.errors import UserError
 from textrl.logprobs import chunked_token_logprobs
-from textrl.loop import Updater, make_accelerator
+from textrl.loop import Updater, make_accelerator, one_process
 from textrl.masking import masked_mean
 from textrl.metrics import StageProgress, log
 from textrl.models import load_causal_lm, split_lm
@@ -94,7 +94,7 @@ class TextAgent(ABC):
         self.iteration = self.env_steps = 0
         self._updater = Updater(
             [(policy, self.config.learning_rate), *([critic] if critic else [])],
-            accelerator=make_accelerator(policy.device),
+            accelerator=one_process(make_accelerator(policy.device), type(self).__name__),
             max_grad_norm=self.config.max_grad_norm,
             schedule=lambda update: self._learning_rate_factor(),
         )
@@ -248,11 +248,18 @@ class TextAgent(ABC):
         )
 
     def predict(
-        self, observation: Observation, deterministic: bool = False
-    ) -> tuple[np.ndarray, None]:
-        """Return the next token for an observation [L] or a batch of them [B L]."""
+        self,
+        observation: Observation,
+        state: State = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, State]:
+        """Return the next token for an observation [L] or a batch of them [B L], and the state.
+
+        SB3's signature, for its `evaluate_policy`; an agent of ours has no state.
+        """
         settings = self.env.temperature, self._generator, deterministic, self.env.allowed
-        return next_tokens(self.lm, observation, *settings), None
+        return next_tokens(self.lm, observation, *settings), state
 
     def save(self, path: str | Path) -> None:
         """Write the policy as a plain transformers checkpoint, the agent's state beside it.

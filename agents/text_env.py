@@ -3,7 +3,8 @@
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import SyncVectorEnv
+import torch
+from gymnasium.vector import SyncVectorEnv, VectorEnv
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.agents.base import AnyVectorEnv
@@ -20,7 +21,16 @@ class TextEnv:
     """
 
     def __init__(self, venv: AnyVectorEnv) -> None:
-        """Look at an environment without changing it."""
+        """Look at an environment without changing it.
+
+        Raises:
+            UserError: it is no vector environment of text, or pays the agent's half of the KL.
+        """
+        if not isinstance(venv, VectorEnv):
+            raise UserError(
+                f"an agent acts in a vector environment, got {venv}; make it with "
+                f'gym.make_vec("TextRLHF-v0", num_envs=64, ...)'
+            )
         self.venv = venv
         self.num_envs = venv.num_envs
         self.tokenizer: PreTrainedTokenizerBase = self._get("tokenizer")
@@ -34,6 +44,11 @@ class TextEnv:
         self.missing_eos_penalty = float(self._get("missing_eos_penalty"))
         self.eos_token_id = int(self._get("eos_token_id"))
         self.end_token_ids = tuple(int(token) for token in self._get("end_token_ids"))
+        if self._has("pays_policy_kl"):
+            raise UserError(
+                "PolicyKL pays the agent's half of the KL, which our agents pay themselves; leave "
+                "the wrapper out"
+            )
 
     @property
     def kl_coef(self) -> float:
@@ -69,6 +84,7 @@ class TextEnv:
 
     def check(self, policy: PreTrainedModel, episodes_per_iteration: int) -> None:
         """Raise UserError unless the policy can be trained here with these many episodes."""
+        check_live(policy)
         if policy is self.reference:
             raise UserError(
                 "the policy is the environment's frozen reference itself; train a copy "
@@ -95,4 +111,18 @@ class TextEnv:
                 return first.get_wrapper_attr(name)
         raise UserError(
             f"the environment has no {name!r}: text agents act in TextRLHF-v0, got {self.venv}"
+        )
+
+    def _has(self, name: str) -> bool:
+        """Return whether the first sub-environment of a SyncVectorEnv has this attribute."""
+        base = self.venv.unwrapped
+        return isinstance(base, SyncVectorEnv) and base.envs[0].has_wrapper_attr(name)
+
+
+def check_live(policy: object) -> None:
+    """Raise UserError unless the policy is a model and not the name of one."""
+    if not isinstance(policy, torch.nn.Module):
+        raise UserError(
+            f"the policy is {policy!r}; expected a live model: textrl.models.load_causal_lm("
+            f'{str(policy)!r}, dtype="float32")'
         )

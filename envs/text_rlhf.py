@@ -3,6 +3,7 @@
 The arithmetic is in `core.py`; many rows at once are in `vector.py`.
 """
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from textrl.envs.attributes import TaskAttributes
 from textrl.envs.core import TextCore
 from textrl.envs.core_config import CoreConfig
 from textrl.envs.prompts import PromptSource, PromptStream
-from textrl.errors import UserError
+from textrl.errors import UserError, did_you_mean
 from textrl.rewards import Reward
 
 Observation = dict[str, np.ndarray]
@@ -63,7 +64,7 @@ class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
     `group_size` times in a row. `options={"prompt": text or messages}` or `{"index": i}` choose.
     """
 
-    metadata = {"render_modes": ["ansi"], "render_fps": 4}
+    metadata = {"render_modes": ["human", "ansi"], "render_fps": 4}
 
     def __init__(
         self,
@@ -83,6 +84,7 @@ class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
         render_mode: str | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "auto",
+        **unknown: object,
     ) -> None:
         """Make the environment; without arguments, the tiny built-in task.
 
@@ -105,13 +107,16 @@ class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
                 reference are distributions over the other tokens.
             banned_token_ids: ids that are no actions, in the same sense.
             group_size: how often each prompt comes in a row.
-            render_mode: "ansi" or None.
+            render_mode: "ansi" (`render` returns the text), "human" (each step prints its piece of
+                it) or None.
             device: None is the GPU if there is one.
             dtype: of the models; "auto" is float32 on a CPU, the checkpoint's on a GPU.
+            **unknown: any other name is an error, which names the nearest argument.
 
         Raises:
             UserError: an argument out of range, a model or prompt that does not load.
         """
+        refuse_unknown(unknown, type(self))
         config = CoreConfig(
             reference=reference,
             reward=reward,
@@ -147,11 +152,16 @@ class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
             self._stream = PromptStream(self.np_random, len(self.core.prompts), repeats)
         self.core.start(0, chosen_prompt(options, 0) if options else self._stream.next())
         info = {"prompt": self.core.prompt_texts[0], "prompt_index": self.core.prompt_indices[0]}
+        if self.render_mode == "human":
+            print(f"\n{info['prompt']}|", end="", flush=True)
         return self._observation(), info
 
     def step(self, action: np.int64) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Append one token; returns the usual five."""
+        before = self.core.completion_text(0) if self.render_mode == "human" else ""
         result = self.core.step(np.asarray(action).reshape(1), np.array([True]))
+        if self.render_mode == "human":
+            print(self.core.completion_text(0)[len(before) :], end="", flush=True)
         info: dict[str, Any] = {"ref_logprob": float(result.ref_logprobs[0, 0])}
         terminated, truncated = bool(result.terminated[0]), bool(result.truncated[0])
         if terminated or truncated:
@@ -160,6 +170,8 @@ class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
             info["text"] = self.core.prompt_texts[0] + info["completion"]
         if terminated:
             info["score"] = float(result.score[0])
+            if self.render_mode == "human":
+                print(f"  [score {info['score']:.3g}]", flush=True)
         return self._observation(), float(result.rewards[0, 0]), terminated, truncated, info
 
     def action_masks(self) -> np.ndarray:
@@ -176,6 +188,14 @@ class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
 
     def _observation(self) -> Observation:
         return {name: array[0] for name, array in observe(self.core).items()}
+
+
+def refuse_unknown(unknown: dict[str, object], kind: type) -> None:
+    """Raise UserError for arguments that the environment's constructor does not have."""
+    if unknown:
+        name = next(iter(unknown))
+        hint = did_you_mean(name, inspect.signature(kind).parameters)
+        raise UserError(f"{kind.__name__} has no argument {name!r}{hint}")
 
 
 def observation_space(core: TextCore) -> spaces.Dict:

@@ -22,6 +22,7 @@ from textrl.envs.text_rlhf import (
     chosen_prompt,
     observation_space,
     observe,
+    refuse_unknown,
     render_row,
 )
 from textrl.errors import UserError
@@ -67,12 +68,14 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "auto",
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
+        **unknown: object,
     ) -> None:
         """Make the environment; the arguments are those of `TextRLHFEnv`.
 
         Raises:
             UserError: as there, or num_envs is no multiple of group_size.
         """
+        refuse_unknown(unknown, type(self))
         if num_envs % group_size:
             raise UserError(
                 f"num_envs {num_envs} must be a multiple of group_size {group_size}: rows of one "

@@ -15,7 +15,10 @@ class PolicyKL(gym.Wrapper[Observation, np.int64, Observation, np.int64], Record
     """Pays the agent's half of the KL in its place: r_t - kl_coef * log pi(a_t | s_t).
 
     For an agent that has no place to subtract it. `info["policy_logprob"]` holds log pi (nats).
+    Our agents subtract it themselves and refuse this wrapper.
     """
+
+    pays_policy_kl = True
 
     def __init__(
         self,

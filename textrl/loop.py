@@ -63,6 +63,20 @@ def make_accelerator(device: torch.device) -> Accelerator:
     return accelerator
 
 
+def one_process(accelerator: Accelerator, what: str) -> Accelerator:
+    """Return the accelerator, unless it is one of several processes'.
+
+    Raises:
+        UserError: it is; each process would train on the same data and their sum be wrong.
+    """
+    if accelerator.num_processes > 1:
+        raise UserError(
+            f"{what} trains in one process, got {accelerator.num_processes}; start it without "
+            f"torchrun or `accelerate launch`"
+        )
+    return accelerator
+
+
 def leave_process_group() -> None:
     """End the process group, where there is one: at exit its threads would abort the process."""
     if torch.distributed.is_initialized():

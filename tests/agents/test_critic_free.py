@@ -203,7 +203,7 @@ def play(venv, agent, deterministic: bool = False) -> np.ndarray:
     observation, _ = venv.reset(seed=1)
     scores = np.full(venv.num_envs, np.nan)
     for _ in range(venv.unwrapped.max_completion_tokens):
-        actions, _ = agent.predict(observation, deterministic)
+        actions, _ = agent.predict(observation, deterministic=deterministic)
         observation, _, terminated, _, infos = venv.step(np.asarray(actions))
         fresh = terminated & np.isnan(scores)
         if fresh.any():

@@ -1,0 +1,128 @@
+"""What an agent would get wrong in silence is refused; SB3's helpers take our agents."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+from test_critic_free import AGENTS, make, make_venv
+
+import textrl  # noqa: F401  # registers TextRLHF-v0
+from textrl.agents import PPO, BestOfN, BestOfNConfig, PPOConfig, text_agent
+from textrl.agents.actor_critic import make_critic
+from textrl.envs import PolicyKL, tiny_model, tiny_tokenizer
+from textrl.envs.sb3 import TextVecEnv
+from textrl.errors import UserError
+
+NAMES = ["ppo", "best_of_n", *AGENTS]
+
+
+def agent_of(name: str, policy, venv):
+    if name == "ppo":
+        return PPO(policy, venv, PPOConfig(episodes_per_iteration=32))
+    if name == "best_of_n":
+        return BestOfN(policy, venv, BestOfNConfig(n=2))
+    return make(name, policy, venv)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_arguments_that_are_no_live_model_or_vector_environment(name: str) -> None:
+    with pytest.raises(UserError, match=r'gym.make_vec\("TextRLHF-v0", num_envs=64'):
+        agent_of(name, tiny_model(), gym.make("TextRLHF-v0"))
+    with pytest.raises(UserError, match=r"policy is 'runs/sft'.*load_causal_lm\('runs/sft'"):
+        agent_of(name, "runs/sft", make_venv())
+
+
+@pytest.mark.parametrize("name", ["ppo", "reinforce"])
+def test_a_half_of_the_kl_that_is_paid_already_is_refused(name: str) -> None:
+    def paid() -> gym.Env:
+        env = PolicyKL(gym.make("TextRLHF-v0", max_completion_tokens=4), lambda obs, action: -1.0)
+        return gym.wrappers.RecordEpisodeStatistics(env)
+
+    with pytest.raises(UserError, match="PolicyKL pays the agent's half"):
+        agent_of(name, tiny_model(), gym.vector.SyncVectorEnv([paid, paid]))
+
+
+@pytest.mark.parametrize("name", ["ppo", *AGENTS])
+def test_several_processes_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = text_agent.make_accelerator
+
+    class Two:
+        num_processes = 2
+
+    monkeypatch.setattr(text_agent, "make_accelerator", lambda device: Two())
+    with pytest.raises(UserError, match="trains in one process, got 2"):
+        agent_of(name, tiny_model(), make_venv())
+    assert real(torch.device("cpu")).num_processes == 1
+
+
+@pytest.mark.parametrize("vectorised", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_sb3_evaluates_our_agents(name: str, vectorised: bool) -> None:
+    agent = agent_of(name, tiny_model(), make_venv())
+    settings = dict(max_completion_tokens=6, kl_coef=0.0)
+    env = Monitor(gym.make("TextRLHF-v0", **settings))
+    if vectorised:
+        rows = gym.make_vec("TextRLHF-v0", num_envs=4, autoreset_mode="SameStep", **settings)
+        env = TextVecEnv(rows)
+    returns, lengths = evaluate_policy(agent, env, 8, return_episode_rewards=True)
+    assert len(returns) == 8
+    assert all(1 <= length <= 6 for length in lengths)
+    observation, _ = gym.make("TextRLHF-v0", **settings).reset(seed=0)
+    action, state = agent.predict(observation, None, None, True)
+    assert (np.ndim(action), state) == (0, None)
+
+
+@pytest.mark.parametrize("make_one", [gym.make, gym.make_vec])
+def test_a_misspelt_argument_of_the_environment_is_met_with_the_nearest(make_one) -> None:
+    with pytest.raises(UserError, match=r"no argument 'kl_coeff' \(did you mean 'kl_coef'\?\)"):
+        make_one("TextRLHF-v0", kl_coeff=0.1)
+    with pytest.raises(UserError, match=r"did you mean 'max_completion_tokens'"):
+        make_one("TextRLHF-v0", max_completion_token=8)
+
+
+def test_human_rendering_prints_the_text_as_it_grows(capsys: pytest.CaptureFixture[str]) -> None:
+    env = gym.make("TextRLHF-v0", render_mode="human")
+    _, info = env.reset(seed=0)
+    letters = tiny_tokenizer()("ab").input_ids[1:]
+    env.step(letters[0])
+    assert capsys.readouterr().out == f"\n{info['prompt']}|a"
+    env.step(letters[1])
+    env.step(2)
+    assert capsys.readouterr().out.startswith("b  [score ")
+
+
+def test_the_seed_reaches_an_mlp_head() -> None:
+    heads = [
+        PPO(
+            tiny_model(),
+            make_venv(),
+            PPOConfig(episodes_per_iteration=32, critic_head="mlp", seed=seed),
+        )
+        .actor_critic.critic.head[0]
+        .weight
+        for seed in (0, 1, 1)
+    ]
+    assert torch.equal(heads[1], heads[2])
+    assert not torch.equal(heads[0], heads[1])
+    default = make_critic("value_head", "mlp", tiny_model(), tiny_tokenizer(), None)
+    assert torch.equal(default.head[0].weight, heads[0])
+
+
+def test_micro_batches_of_demonstrations_never_change_the_result() -> None:
+    texts = [{"text": "abcdefghij"[: 2 + i]} for i in range(8)]
+    found, passes = [], []
+    for tokens in (8, 100_000):
+        config = PPOConfig(
+            episodes_per_iteration=32, minibatch_size=8, ptx_coef=2.0, micro_batch_tokens=tokens
+        )
+        agent = PPO(tiny_model(), make_venv(), config, demonstrations=texts)
+        agent.policy.zero_grad()
+        losses = list(agent._ptx_losses(8))
+        sum(losses).backward()
+        passes.append(len(losses))
+        found.append(torch.cat([p.grad.flatten() for p in agent.policy.parameters()]))
+    assert passes[0] > passes[1] == 1
+    assert torch.allclose(found[0], found[1], atol=1e-6)
+    assert found[0].abs().max() > 1e-2

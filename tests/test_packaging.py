@@ -18,15 +18,59 @@ def setup() -> configparser.ConfigParser:
     return parser
 
 
-def test_links_equal_the_package_map() -> None:
-    folders = dict(
-        line.split(" = ") for line in setup()["options"]["package_dir"].strip().splitlines()
-    )
+def test_the_two_folders_are_linked_into_the_package() -> None:
+    assert setup()["options"]["package_dir"].split() == ["=", "."]
     for name in ("agents", "envs"):
-        assert folders[f"textrl.{name}"] == name
         link = ROOT / "textrl" / name
         assert link.is_symlink()
         assert os.readlink(link) == f"../{name}"
+
+
+SCRIPT = """
+import gymnasium as gym
+import textrl
+from textrl.agents import PPO
+from textrl.envs import TextRLHFEnv
+
+print(textrl.__version__, gym.make("TextRLHF-v0").action_space)
+"""
+
+
+def test_it_is_imported_where_a_folder_of_that_name_lies(tmp_path: Path) -> None:
+    """A script beside a clone named textrl: that folder is no package and must not hide ours."""
+    (tmp_path / "textrl" / "textrl").mkdir(parents=True)
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "0.1.0 Discrete(29)"
+
+
+def test_mypy_finds_the_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Type checkers look along the path and run no import hook; py.typed says that they may."""
+    finder = pytest.importorskip("mypy.modulefinder", reason="of the extra dev, which CI installs")
+    options = pytest.importorskip("mypy.options").Options()
+    monkeypatch.chdir(tmp_path)
+    found = subprocess.run(
+        [sys.executable, "-c", "import sys; print(*sys.path[1:], sep=chr(10))"],
+        capture_output=True,
+        text=True,
+    )
+    places = finder.SearchPaths((), (), tuple(found.stdout.split("\n")), ())
+    cache = finder.FindModuleCache(places, None, options)
+    for name in ("textrl", "textrl.agents.ppo", "textrl.envs.text_rlhf"):
+        assert Path(str(cache.find_module(name))).is_file(), cache.find_module(name)
+
+
+@pytest.mark.slow
+def test_pyright_knows_the_types(tmp_path: Path) -> None:
+    pytest.importorskip("pyright", reason="of the extra dev, which CI installs")
+    (tmp_path / "script.py").write_text(SCRIPT + "reveal_type(PPO.load)\n")
+    command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "script.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout
+    assert re.search(r'"PPO.load" is ".*venv: VectorEnv.*-> PPO"', done.stdout), done.stdout
 
 
 def test_every_package_is_listed() -> None:

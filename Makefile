@@ -1,10 +1,12 @@
 # Two commands: `make demo` and `make test`. Each makes .venv and installs what it needs.
+# `make proof` is what takes hours: every demo, suite and comparison; docs/proof.md keeps its result.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 FLOOR := .venv-floor
 PARALLEL := -n auto --maxprocesses 8 --dist worksteal
+FAST := -m "not slow and not proof"
 PRESET ?= tiny
 RUN ?= runs/demo-$(PRESET)
 
@@ -12,20 +14,27 @@ RUN ?= runs/demo-$(PRESET)
 # `make TORCH=torch ...` takes the newest build; elsewhere name the CPU build you can get.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test test-slow test-floor check format examples clean
+.PHONY: demo test test-slow test-floor test-proof check format examples proof clean
 
 demo: $(VENV)/.stamp-demo
 	$(BIN)/textrl demo --preset $(PRESET) --output_dir $(RUN) --overwrite
 
 test: $(VENV)/.stamp-test
-	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
+	$(BIN)/python -m pytest $(FAST) $(PARALLEL)
 
 test-floor:
 	$(MAKE) $(FLOOR)/.stamp-floor VENV=$(FLOOR)
-	$(FLOOR)/bin/python -m pytest -m "not slow" $(PARALLEL)
+	$(FLOOR)/bin/python -m pytest $(FAST) $(PARALLEL)
 
 test-slow: $(VENV)/.stamp-slow
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(PARALLEL)
+
+# One after another: some of them measure time and memory.
+test-proof: $(VENV)/.stamp-slow
+	$(BIN)/python -m pytest -m proof
+
+proof: $(VENV)/.stamp-slow
+	$(BIN)/python benchmarks/proof.py $(STEPS)
 
 examples: $(VENV)/.stamp-examples
 	$(BIN)/python tests/check_example.py 0.1 examples/own_reward.py
@@ -65,7 +74,7 @@ $(VENV)/.stamp-floor: setup.cfg constraints-floor.txt $(VENV)/.stamp-torch
 	touch $@
 
 $(VENV)/.stamp-slow: setup.cfg $(VENV)/.stamp-torch
-	$(BIN)/python -m pip install --quiet -e ".[browser]"
+	$(BIN)/python -m pip install --quiet -e ".[browser,dev]"
 	touch $@
 
 $(VENV)/.stamp-examples: setup.cfg $(VENV)/.stamp-torch

@@ -1,6 +1,6 @@
 """Assert the numbers of finished demo runs: `python tests/check_demo.py PRESET RUN [RUN]`.
 
-Called by .ci/run. Of two runs, all numbers but times and memory must be equal.
+Called by .ci/run and benchmarks/proof.py. Of two runs with one seed, all numbers but times and memory must be equal.
 """
 
 import json
@@ -8,10 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-LIMITS = {
-    "tiny": {"seconds": 360, "peak_memory_mb": 3000},
-    "smollm2": {"seconds": 1200, "peak_memory_mb": 8000},
-}
+LIMITS = {"tiny": {"peak_memory_mb": 3000}, "smollm2": {"peak_memory_mb": 8000}}
+"""Seconds are printed and not judged: they say more about the machine than about the code."""
 MEASURED = ("seconds", "peak_memory_mb", "stage_seconds")
 
 

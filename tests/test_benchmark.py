@@ -116,7 +116,7 @@ def test_one_measurement_both_ways() -> None:
     assert acted_score == pytest.approx(score, abs=0.02)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize(
     "name", ["ppo", "rloo", "sb3:PPO", "sb3:A2C", "mlp:PPO", "mlp:A2C", "mlp:DQN"]
 )

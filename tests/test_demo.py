@@ -12,6 +12,7 @@ from textrl import demo
 from textrl.command_config import DemoConfig
 from textrl.errors import UserError
 from textrl.evaluation import Sampled, best_of, best_of_kl, summarize
+from textrl.metrics import read_progress
 from textrl.presets import PRESETS
 from textrl.reviews import Review
 
@@ -114,3 +115,28 @@ def test_best_of_by_hand() -> None:
     # best of 2 of two equally likely outcomes: p = 3/4, KL = 3/4 log(3/2) + 1/4 log(1/2) < bound
     exact = 0.75 * np.log(1.5) + 0.25 * np.log(0.5)
     assert exact < best_of_kl(2) == pytest.approx(np.log(2) - 0.5)
+
+
+@pytest.mark.slow
+def test_smollm2_and_minilm_in_a_short_form(monkeypatch, tmp_path) -> None:
+    """The real models and ratings through every stage; the long form is in make proof."""
+    preset = PRESETS["smollm2"]
+    short = replace(
+        preset,
+        max_completion_tokens=8,
+        sft_reviews=64,
+        reward_reviews=256,
+        normalize_samples=16,
+        ppo=replace(preset.ppo, episodes_per_iteration=16, minibatch_size=16),
+        ppo_timesteps=200,
+        dpo=replace(preset.dpo, episodes_per_iteration=32, num_epochs=1),
+        eval_prompts=8,
+    )
+    monkeypatch.setitem(PRESETS, "smollm2", short)
+    demo.run(DemoConfig(output_dir=str(tmp_path / "run"), preset="smollm2", threads=1))
+    summary = numbers(tmp_path / "run")
+    assert summary["reward_model"]["heldout_accuracy"] > 0.5
+    assert abs(summary["sft"]["kl"]) < 1e-3
+    assert 0 < summary["ppo"]["kl"] < 5
+    progress = read_progress(tmp_path / "run/ppo")
+    assert progress[0]["train/first_ratio_error"] < 1e-3

@@ -23,7 +23,7 @@ from textrl.agents import PPO, PPOConfig
 from textrl.benchmark import forget_peak_memory, peak_memory_mb
 from textrl.loop import keep_freed_memory, release_memory
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.proof
 
 
 def ratio(work: Callable[[], object], other: Callable[[], object], pairs: int = 5) -> float:

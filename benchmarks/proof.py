@@ -1,0 +1,135 @@
+"""Everything that takes hours, with its results in docs/proof.md: `make proof [STEPS="demo suite"]`.
+
+CI holds a short form of each in half an hour; here stands the whole: the demo with three seeds, the
+demo on SmolLM2, the slow suite of measured times, the exact-optimum suite, the mutants, the peers.
+Each step runs in a process of its own, its time limit a guard against hanging. A step that fails is
+recorded as failed, and the command exits with 1. Steps that are not asked for keep their old row.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "proof.md"
+PYTHON = sys.executable
+HEADER = """# What `make proof` showed last
+
+Each row is one step: its command, the commit and the day it ran on, how long it took there, and the lines that it
+ended with. `make proof` runs all of them (hours on two cores), `make proof STEPS="demo-0 suite"` some.
+
+| step | commit | day | minutes | result |
+|---|---|---|---|---|
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Commands that run one after another, and how many of their last lines say the result."""
+
+    commands: tuple[tuple[str, ...], ...]
+    lines: int
+    hours: float = 4.0
+    """Longer than this is a failure."""
+
+
+def demo(preset: str, seed: int) -> Step:
+    """Return the step that runs a demo and holds its numbers against their bars."""
+    run = f"runs/proof-{preset}-{seed}"
+    make = (PYTHON, "-m", "textrl", "demo", "--preset", preset, "--seed", str(seed))
+    return Step(
+        commands=(
+            (*make, "--output_dir", run, "--overwrite"),
+            (PYTHON, "tests/check_demo.py", preset, run),
+        ),
+        lines=3,
+    )
+
+
+STEPS = {
+    "demo-0": demo("tiny", 0),
+    "demo-1": demo("tiny", 1),
+    "demo-2": demo("tiny", 2),
+    "smollm2": demo("smollm2", 0),
+    "tests": Step(commands=((PYTHON, "-m", "pytest", "-q", "-m", "proof"),), lines=1),
+    "suite": Step(
+        commands=((PYTHON, "benchmarks/optimum.py", "--output_dir", "runs/proof-optimum"),),
+        lines=3,
+    ),
+    "mutants": Step(commands=((PYTHON, "tests/run_mutants.py"),), lines=1),
+    "agents": Step(
+        commands=(
+            (PYTHON, "benchmarks/agents.py", "--base", "runs/proof-tiny-0", "--tasks", "reviews"),
+        ),
+        lines=12,
+    ),
+    "peers": Step(commands=((PYTHON, "benchmarks/throughput.py", "--peer", "trl"),), lines=8),
+}
+
+
+def run(name: str, step: Step) -> tuple[bool, float, str]:
+    """Return whether a step passed, its minutes, and what it ended with."""
+    began, log = time.monotonic(), ROOT / "runs" / f"proof-{name}.log"
+    log.parent.mkdir(exist_ok=True)
+    passed = True
+    with log.open("w") as file:
+        for command in step.commands:
+            try:
+                done = subprocess.run(
+                    command,
+                    cwd=ROOT,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    timeout=step.hours * 3600,
+                    env=os.environ | {"PYTHONUNBUFFERED": "1"},
+                )
+                passed = done.returncode == 0
+            except subprocess.TimeoutExpired:
+                passed = False
+            if not passed:
+                break
+    found = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return passed, (time.monotonic() - began) / 60, "<br>".join(found[-step.lines :])
+
+
+def old_rows() -> dict[str, str]:
+    """Return the rows of the page that is there, by step."""
+    if not PAGE.exists():
+        return {}
+    rows = re.findall(r"^(\| ([\w-]+) \|.*)$", PAGE.read_text(encoding="utf-8"), re.M)
+    return {name: row for row, name in rows}
+
+
+def main() -> None:
+    """Run the steps that are named, or all of them, and write the page after each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("steps", nargs="*", metavar="STEP", help=f"some of {', '.join(STEPS)}")
+    asked = parser.parse_args().steps or list(STEPS)
+    if unknown := set(asked) - set(STEPS):
+        parser.error(f"no steps {sorted(unknown)}; there are {', '.join(STEPS)}")
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+    failed = []
+    for number, name in enumerate(asked, start=1):
+        print(f"[{number}/{len(asked)}] {name} ...", flush=True)
+        passed, minutes, said = run(name, STEPS[name])
+        failed += [] if passed else [name]
+        print(f"    {'passed' if passed else 'FAILED'} in {minutes:.1f} minutes", flush=True)
+        day = datetime.now(UTC).date().isoformat()
+        result = ("" if passed else "**failed**: ") + said.replace("|", "\\|")
+        rows = old_rows() | {name: f"| {name} | {commit} | {day} | {minutes:.0f} | {result} |"}
+        page = HEADER + "".join(f"{rows[key]}\n" for key in STEPS if key in rows)
+        PAGE.write_text(page, encoding="utf-8")
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

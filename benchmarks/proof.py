@@ -1,4 +1,4 @@
-"""Everything that takes hours, with its results in docs/proof.md: `make proof [STEPS="demo suite"]`.
+"""Everything that takes hours, with its results in docs/proof.md: `make proof [STEPS=...]`.
 
 CI holds a short form of each in half an hour; here stands the whole: the demo with three seeds, the
 demo on SmolLM2, the slow suite of measured times, the exact-optimum suite, the mutants, the peers.
@@ -21,8 +21,9 @@ PAGE = ROOT / "docs" / "proof.md"
 PYTHON = sys.executable
 HEADER = """# What `make proof` showed last
 
-Each row is one step: its command, the commit and the day it ran on, how long it took there, and the lines that it
-ended with. `make proof` runs all of them (hours on two cores), `make proof STEPS="demo-0 suite"` some.
+Each row is one step: the commit and the day it ran on, how long it took there, and the lines that
+it ended with. `make proof` runs all of them (hours on two cores), `make proof STEPS="demo-0 suite"`
+some; `benchmarks/proof.py` names their commands.
 
 | step | commit | day | minutes | result |
 |---|---|---|---|---|

@@ -1,6 +1,7 @@
 """Assert the numbers of finished demo runs: `python tests/check_demo.py PRESET RUN [RUN]`.
 
-Called by .ci/run and benchmarks/proof.py. Of two runs with one seed, all numbers but times and memory must be equal.
+Called by .ci/run and benchmarks/proof.py. Of two runs with one seed, all numbers but times and
+memory must be equal.
 """
 
 import json

@@ -10,11 +10,12 @@ What all agents share (`learn`, `save`, the minibatch loop) is in `text_agent.py
 
 With kl_loss="exact" the sampled KL leaves the reward: the update minimises the full-vocabulary
 KL(pi || pi_ref) at each state directly, and the reward of a token carries minus the exact KL of the
-state it leads to, so that the objective is the same and the gradient's variance lower.
+state it leads to, so that the objective is the same. Its gradient's variance is no lower: near the
+optimum the sampled KL cancels the score's noise (ADR 2), so that "sampled" is the default.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from safetensors.torch import load_model as load_safetensors
 from safetensors.torch import save_model as save_safetensors
 from stable_baselines3.common.logger import Logger
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from textrl.advantages import gae
@@ -40,7 +42,7 @@ from textrl.data import Source, load_records
 from textrl.encoding import sft_sequences
 from textrl.errors import UserError
 from textrl.losses import ppo_policy_loss, ppo_value_loss, sft_loss
-from textrl.masking import masked_mean, masked_var, standardize
+from textrl.masking import masked_mean, standardize, whitening_divisor
 from textrl.models import split_lm
 from textrl.types import Rollout, Targets, stack_sequences
 
@@ -147,8 +149,11 @@ class PPO(TextAgent):
         config, kl_coef = self.config, self.env.kl_coef
         with self.autocast():
             states = self._reference_states(rollout)
-            targets, scale = self._targets(rollout, kl_coef, states)
-        exact = None if states is None else ExactKL(reference_states=states, weight=kl_coef / scale)
+            targets, divisor = self._targets(rollout, kl_coef, states)
+        exact = None
+        if states is not None:  # the state after a truncation is paid for, but no token is drawn
+            states = states[:, : rollout.mask.shape[1]]
+            exact = ExactKL(reference_states=states, weight=kl_coef / divisor)
         limit = config.target_kl
         losses: list[Any] = [partial(self._actor_loss, rollout, targets, exact)]
         if not self.actor_critic.shared_trunk:
@@ -171,13 +176,13 @@ class PPO(TextAgent):
     def _targets(
         self, rollout: Rollout, kl_coef: float, reference_states: Tensor | None
     ) -> tuple[Targets, float]:
-        """Return whitened advantages and returns, and the spread that whitening divided by."""
+        """Return whitened advantages and returns, and what whitening divided by."""
         mask = rollout.mask
         if reference_states is None:
             rewards = rollout.rewards - kl_coef * rollout.logprobs
         else:
             rewards = rollout.rewards - kl_coef * rollout.ref_logprobs
-            rewards[:, :-1] -= kl_coef * self._state_kl(rollout, reference_states)[:, 1:]
+            rewards -= kl_coef * self._state_kl(rollout, reference_states)[:, 1:]
         rewards = rewards.masked_fill(~mask, 0.0)
         advantages, returns = gae(
             rewards,
@@ -186,9 +191,8 @@ class PPO(TextAgent):
             gae_lambda=self.config.gae_lambda,
             bootstrap_values=rollout.bootstrap_values,
         )
-        spread = float(masked_var(advantages, mask).sqrt())
-        scale = spread if spread > 1e-6 else 1.0  # nothing to tell apart: leave the KL's weight
-        return Targets(advantages=standardize(advantages, mask), returns=returns), scale
+        targets = Targets(advantages=standardize(advantages, mask), returns=returns)
+        return targets, float(whitening_divisor(advantages, mask))
 
     def _actor_loss(
         self, rollout: Rollout, targets: Targets, exact: ExactKL | None, rows: Tensor
@@ -235,10 +239,10 @@ class PPO(TextAgent):
 
     @torch.no_grad()
     def _reference_states(self, rollout: Rollout) -> Tensor | None:
-        """Return the reference's states [B T H] where the exact KL needs them."""
+        """Return the reference's states [B T+1 H] where the exact KL needs them."""
         if self.config.kl_loss == "sampled":
             return None
-        pieces = []
+        rollout, pieces = with_last_states(rollout), []
         for rows in torch.arange(len(rollout.scores)).split(STATES_PER_PASS):
             part = rollout.rows(rows)
             asked = part.input_ids, part.prompt_lengths, part.mask
@@ -247,8 +251,8 @@ class PPO(TextAgent):
 
     @torch.no_grad()
     def _state_kl(self, rollout: Rollout, reference_states: Tensor) -> Tensor:
-        """Return KL(pi || pi_ref) at each state of the rollout, nats, [B T]."""
-        pieces = []
+        """Return KL(pi || pi_ref) at each state of the rollout, nats, [B T+1]."""
+        rollout, pieces = with_last_states(rollout), []
         for rows in torch.arange(len(rollout.scores)).split(STATES_PER_PASS):
             states = ReferenceStates(states=reference_states[rows], head=self._reference.head)
             exact = self.actor_critic.evaluate(rollout.rows(rows), states).exact_kl
@@ -277,3 +281,20 @@ class PPO(TextAgent):
             return []
         limit = self.env.max_completion_tokens + self.env.max_prompt_tokens
         return sft_sequences(self.env.tokenizer, load_records(demonstrations), limit)
+
+
+def with_last_states(rollout: Rollout) -> Rollout:
+    """Return the episodes with one slot more, which counts in those that were truncated.
+
+    It stands for the state after the last token. Its KL belongs to what that token leads to, and
+    the value that bootstraps a truncated episode does not hold it; its own token (0) means nothing.
+    """
+    mask = pad(rollout.mask, (0, 1))
+    cut = rollout.scores.isnan().nonzero().squeeze(1)
+    mask[cut, rollout.mask.sum(1)[cut]] = True
+    return replace(
+        rollout,
+        input_ids=pad(rollout.input_ids, (0, 1)),
+        completion_ids=pad(rollout.completion_ids, (0, 1)),
+        mask=mask,
+    )

@@ -79,6 +79,27 @@ def masked_var(x: Tensor, mask: Tensor) -> Tensor:
     return masked_mean((zero_masked(x, mask) - mean).square(), mask)
 
 
+def whitening_divisor(x: Tensor, mask: Tensor, *, eps: float = 1e-8) -> Tensor:
+    """Return what `standardize` divides x by, a scalar in the unit of x.
+
+        sqrt(var + eps)
+
+    Whatever stands beside a standardised quantity in a loss is divided by it too.
+
+    Args:
+        x: any unit. Shape [B T].
+        mask: Bool, True = counts. Shape [B T].
+        eps: added to the variance, in squared units of x.
+
+    Raises:
+        ValueError: the shapes differ, the mask is not Bool, or it has no True.
+
+    >>> whitening_divisor(torch.tensor([1.0, 3.0, 9.0]), torch.tensor([True, True, False])).item()
+    1.0
+    """
+    return (masked_var(x, mask) + eps).sqrt()
+
+
 def standardize(x: Tensor, mask: Tensor, *, eps: float = 1e-8) -> Tensor:
     """Return x with mean 0 and biased variance 1 over the True slots, 0 elsewhere.
 
@@ -97,5 +118,5 @@ def standardize(x: Tensor, mask: Tensor, *, eps: float = 1e-8) -> Tensor:
     >>> standardize(torch.tensor([1.0, 3.0, 9.0]), torch.tensor([True, True, False])).tolist()
     [-1.0, 1.0, 0.0]
     """
-    mean, var = masked_mean(x, mask), masked_var(x, mask)
-    return zero_masked((zero_masked(x, mask) - mean) * (var + eps).rsqrt(), mask)
+    mean, divisor = masked_mean(x, mask), whitening_divisor(x, mask, eps=eps)
+    return zero_masked((zero_masked(x, mask) - mean) / divisor, mask)

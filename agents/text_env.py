@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from gymnasium.vector import SyncVectorEnv, VectorEnv
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -44,6 +45,12 @@ class TextEnv:
         self.missing_eos_penalty = float(self._get("missing_eos_penalty"))
         self.eos_token_id = int(self._get("eos_token_id"))
         self.end_token_ids = tuple(int(token) for token in self._get("end_token_ids"))
+        space = venv.single_observation_space
+        if not isinstance(space, spaces.Dict) or self._get("shaping") != "exact":
+            raise UserError(
+                f"our agents read and choose tokens and pay their half of the KL to the reference; "
+                f"use the environment without a wrapper that shows or pays another thing: {venv}"
+            )
         if self._has("pays_policy_kl"):
             raise UserError(
                 "PolicyKL pays the agent's half of the KL, which our agents pay themselves; leave "

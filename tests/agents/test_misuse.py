@@ -11,7 +11,7 @@ from test_critic_free import AGENTS, make, make_venv
 import textrl  # noqa: F401  # registers TextRLHF-v0
 from textrl.agents import PPO, BestOfN, BestOfNConfig, PPOConfig, text_agent
 from textrl.agents.actor_critic import make_critic
-from textrl.envs import PolicyKL, tiny_model, tiny_tokenizer
+from textrl.envs import PolicyKL, VectorCandidateActions, tiny_model, tiny_tokenizer
 from textrl.envs.sb3 import TextVecEnv
 from textrl.errors import UserError
 
@@ -42,6 +42,15 @@ def test_a_half_of_the_kl_that_is_paid_already_is_refused(name: str) -> None:
 
     with pytest.raises(UserError, match="PolicyKL pays the agent's half"):
         agent_of(name, tiny_model(), gym.vector.SyncVectorEnv([paid, paid]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_candidates_and_their_shaping_are_for_agents_of_others(name: str) -> None:
+    venv = make_venv()
+    wrapped = VectorCandidateActions(venv, k=4)
+    for env in (wrapped, venv):  # one core: its shaping stays what the wrapper has made it
+        with pytest.raises(UserError, match="read and choose tokens and pay their half of the KL"):
+            agent_of(name, tiny_model(), env)
 
 
 @pytest.mark.parametrize("name", ["ppo", *AGENTS])

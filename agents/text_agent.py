@@ -18,6 +18,7 @@ from stable_baselines3.common.logger import Logger
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from textrl.adapters import load_policy, save_adapter
 from textrl.agents.base import AnyVectorEnv, Observation, State
 from textrl.agents.collect import check_groups, collect, concatenate
 from textrl.agents.diagnostics import rollout_report
@@ -31,7 +32,7 @@ from textrl.logprobs import chunked_token_logprobs
 from textrl.loop import Updater, make_accelerator, one_process
 from textrl.masking import masked_mean
 from textrl.metrics import StageProgress, log
-from textrl.models import load_causal_lm, split_lm
+from textrl.models import split_lm
 from textrl.precision import autocast, pick_precision
 from textrl.types import Rollout
 
@@ -265,13 +266,14 @@ class TextAgent(ABC):
         """Write the policy as a plain transformers checkpoint, the agent's state beside it.
 
         `agent.json` holds the configuration, `trainer_state/` what `load` needs to go on as if
-        nothing had happened.
+        nothing had happened, `adapter/` the adapter that the checkpoint has merged.
         """
         folder = Path(path)
         save_model(self.policy, self.env.tokenizer, folder)
-        write_json(folder / "agent.json", {"agent": self.name, "config": asdict(self.config)})
-        if hasattr(self.policy, "merge_and_unload"):
-            return  # an adapter is saved merged: a state of its parameters would fit no more
+        save_adapter(self.policy, folder)
+        frozen = [name for name, p in self.policy.named_parameters() if not p.requires_grad]
+        saved = {"agent": self.name, "config": asdict(self.config), "frozen": frozen}
+        write_json(folder / "agent.json", saved)
         state: dict[str, Any] = {
             "counters": [self.iteration, self.env_steps],
             "generator": self._generator.get_state(),
@@ -286,8 +288,7 @@ class TextAgent(ABC):
     def load(cls, path: str | Path, venv: AnyVectorEnv, *, logger: Logger | None = None) -> Self:
         """Return a saved agent in an environment; learning goes on bit for bit.
 
-        Except where the state could not be saved: a LoRA policy starts its optimiser afresh, and a
-        SyncVectorEnv its prompts.
+        Except where the state could not be saved: a SyncVectorEnv starts its prompts afresh.
 
         Raises:
             UserError: the folder holds no agent of this kind.
@@ -310,7 +311,10 @@ class TextAgent(ABC):
         saved = json.loads((folder / "agent.json").read_text())
         if saved["agent"] != cls.name:
             raise UserError(f"{folder} holds a {saved['agent']} agent, not {cls.name}")
-        policy = load_causal_lm(folder, dtype="float32", device=TextEnv(venv).reference.device)
+        policy = load_policy(folder, TextEnv(venv).reference.device)
+        frozen = set(saved.get("frozen", ()))
+        for name, parameter in policy.named_parameters():
+            parameter.requires_grad_(name not in frozen)
         return policy, cls.config_class(**saved["config"])
 
     def restore(self, path: str | Path) -> dict[str, Any]:

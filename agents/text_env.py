@@ -8,6 +8,7 @@ from gymnasium import spaces
 from gymnasium.vector import SyncVectorEnv, VectorEnv
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from textrl.adapters import check_apart
 from textrl.agents.base import AnyVectorEnv
 from textrl.allowed import AllowedTokens
 from textrl.errors import UserError
@@ -97,6 +98,7 @@ class TextEnv:
                 "the policy is the environment's frozen reference itself; train a copy "
                 "(copy.deepcopy, or load it twice)"
             )
+        check_apart(policy, self.reference)
         if not any(parameter.requires_grad for parameter in policy.parameters()):
             raise UserError(
                 "no parameter of the policy takes a gradient (a copy of the frozen reference is "

@@ -23,6 +23,7 @@ from textrl.errors import UserError
 from textrl.logprobs import chunked_token_logprobs, counted_from_0, token_logprobs
 from textrl.models import eos_id, pick_device, split_lm
 from textrl.rewards import RewardModel, make_scorer
+from textrl.trunks import check_vocabulary
 
 TOKENS_PER_PASS = 8192
 """Of the texts that the reference reads together."""
@@ -39,6 +40,7 @@ class TextCore:
         self.expected_logprobs = np.zeros(num_rows)  # what "centred" shaping subtracts
         device = pick_device(config.device)
         self.reference, self.tokenizer = load_reference(config, device)
+        check_vocabulary(self.reference, self.tokenizer)
         self.lm = split_lm(self.reference)
         self.eos_token_id = eos_id(self.tokenizer)
         self.end_token_ids = tuple(
@@ -56,7 +58,7 @@ class TextCore:
         scorer = make_scorer(reward, device=device, dtype=config.dtype)
         self.judge = Judge(self.tokenizer, self.end_token_ids, scorer, self.prompts)
         self.max_length = config.max_prompt_tokens + config.max_completion_tokens
-        check_positions(self.reference, self.max_length)
+        check_positions(self.lm, self.max_length)
         self.input_ids = np.zeros((num_rows, self.max_length), dtype=np.int32)
         self.prompt_lengths = np.zeros(num_rows, dtype=np.int64)
         self.lengths = np.zeros(num_rows, dtype=np.int64)

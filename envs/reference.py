@@ -8,13 +8,23 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from textrl.envs import tasks
 from textrl.envs.core_config import CoreConfig
 from textrl.errors import UserError
-from textrl.models import freeze, load_causal_lm, load_tokenizer, moved
+from textrl.models import SplitLM, freeze, load_causal_lm, load_tokenizer, moved
 from textrl.trunks import max_positions
 
 
-def check_positions(reference: PreTrainedModel, max_length: int) -> None:
-    """Raise UserError unless the reference has a position for every token of an episode."""
-    limit = max_positions(reference)
+def check_positions(lm: SplitLM, max_length: int) -> None:
+    """Raise UserError unless the reference reads every episode, and all its tokens at once.
+
+    Rotary frequencies that change with the text's length would give a token one log-prob where it
+    is stepped and another one where the whole text is read.
+    """
+    limit, alone_beyond = max_positions(lm.model), lm.packing.alone_beyond
+    if max_length > alone_beyond:
+        raise UserError(
+            f"max_prompt_tokens + max_completion_tokens is {max_length}, but the reference's "
+            f"rotary frequencies change with the text's length beyond {alone_beyond} tokens; lower "
+            f"one of them"
+        )
     if limit is not None and max_length > limit:
         raise UserError(
             f"max_prompt_tokens + max_completion_tokens is {max_length}, but the reference has "

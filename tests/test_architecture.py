@@ -21,6 +21,7 @@ LAYERS = [
         "precision",
         "trunks",
         "heads",
+        "adapters",
         "row_cache",
         "models",
         "classifiers",

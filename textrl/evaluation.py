@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from textrl.adapters import check_apart
 from textrl.chat import Chat, Messages, end_ids
 from textrl.encoding import encode_prompt
 from textrl.generation import Samples, sample
 from textrl.models import SplitLM, eos_id, split_lm
 from textrl.rewards import RewardModel
 from textrl.seams import decode, decode_completion
+from textrl.trunks import check_lengths, check_vocabulary
 from textrl.types import Sequence as TokenSequence
 from textrl.types import stack_sequences
 
@@ -65,6 +67,9 @@ def sample_and_score(
 
     A reward model with a chat template reads the messages of chat prompts by its own template.
     """
+    check_vocabulary(policy, tokenizer)
+    if policy is not reference:
+        check_apart(policy, reference)
     lm, ref = split_lm(policy), split_lm(reference)
     generator = torch.Generator().manual_seed(seed)
     eos_id(tokenizer)  # without it no text would end
@@ -72,6 +77,8 @@ def sample_and_score(
     encoded = [
         encode_prompt(tokenizer, prompt, f"prompt {row}") for row, prompt in enumerate(prompts)
     ]
+    needed = [len(ids) + max_new_tokens for ids in encoded]
+    check_lengths(policy, needed, f"with max_new_tokens={max_new_tokens}, prompt")
     token_ids: list[list[int]] = []
     logprobs: list[list[float]] = []
     ref_logprobs: list[list[float]] = []

@@ -23,6 +23,7 @@ from textrl.chat import Chat, Messages, render_reply
 from textrl.classifiers import encode_for_scoring, max_text_length, split_classifier
 from textrl.errors import UserError
 from textrl.models import freeze, load_classifier, load_tokenizer
+from textrl.trunks import check_vocabulary
 
 
 class RewardFunction(Protocol):
@@ -57,6 +58,7 @@ class RewardModel:
                 f"a reward model needs 1 label (or 2: negative, positive), this one has "
                 f"{model.config.num_labels}; wrap it in a function that returns one number"
             )
+        check_vocabulary(model, tokenizer)
         self.model = freeze(model)
         self.tokenizer = tokenizer
         self.classifier = split_classifier(model)

@@ -219,7 +219,7 @@ def causal_logits(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
         UserError: the logits of a text change when a later token does, or there are others than
             one row a token.
     """
-    name = _name_of(model)
+    name = name_of(model)
     ids = probe_ids(model, 1, 6).repeat(2, 1)
     ids[1, -1] = ids[1, 0]
     try:
@@ -243,11 +243,17 @@ def causal_logits(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
     return ids, logits
 
 
-def _name_of(model: PreTrainedModel) -> str:
-    """Return the class of a model without adapters around it."""
+def unadapted(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the model itself, without PEFT around it."""
     wrapped: Any = model
     inner = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
-    return type(inner).__name__
+    assert isinstance(inner, PreTrainedModel)
+    return inner
+
+
+def name_of(model: PreTrainedModel) -> str:
+    """Return the class of a model, without PEFT around it."""
+    return type(unadapted(model)).__name__
 
 
 def max_positions(model: PreTrainedModel) -> int | None:
@@ -258,7 +264,8 @@ def max_positions(model: PreTrainedModel) -> int | None:
         return None
     if limit is None or limit < 1:
         return None
-    return int(limit) - first_position(model.base_model, model)
+    body = unadapted(model)
+    return int(limit) - first_position(body.base_model, body)
 
 
 def has_position_table(model: PreTrainedModel) -> bool:
@@ -286,7 +293,7 @@ def check_lengths(model: PreTrainedModel, lengths: Iterable[int], what: str) -> 
     for row, length in enumerate(lengths):
         if length > limit and has_position_table(model):
             raise UserError(
-                f"{what} {row} has {length} tokens, but {_name_of(model)} has {limit} positions; "
+                f"{what} {row} has {length} tokens, but {name_of(model)} has {limit} positions; "
                 f"shorten it or lower the limit of tokens"
             )
 
@@ -303,6 +310,6 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
     rows = embedding_rows(model)
     if len(tokenizer) > rows:
         raise UserError(
-            f"the tokenizer has {len(tokenizer)} tokens, {_name_of(model)} {rows}; call "
+            f"the tokenizer has {len(tokenizer)} tokens, {name_of(model)} {rows}; call "
             f"model.resize_token_embeddings({len(tokenizer)}), or use the model's own tokenizer"
         )

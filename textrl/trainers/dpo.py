@@ -26,6 +26,7 @@ from textrl.losses import dpo_loss
 from textrl.metrics import open_logger
 from textrl.models import SplitLM, eos_id, split_lm
 from textrl.precision import autocast, pick_precision
+from textrl.trunks import check_lengths, check_vocabulary
 from textrl.types import Sequence, stack_sequences
 
 
@@ -184,6 +185,7 @@ class DPOTrainer:
         self.logger = logger
         self._shown = shown
         eos_id(tokenizer)  # without it no text would end
+        check_vocabulary(model, tokenizer)
         self._lm = split_lm(model)
         self._precision = pick_precision(self.config.precision, model, self._lm.device)
         model.eval()
@@ -193,6 +195,9 @@ class DPOTrainer:
             records = load_records(cast(Source, data), "pairs")
             train, heldout = split_by_prompt(records, self.config.heldout_share)
             self.train_pairs, self.heldout_pairs = self._encode(train), self._encode(heldout)
+        for pairs in (self.train_pairs, self.heldout_pairs):
+            longer = [max(len(p.chosen.ids), len(p.rejected.ids)) for p in pairs]
+            check_lengths(model, longer, "pair")
         tokens = self.config.micro_batch_tokens
         self._kl = torch.zeros((), device=self._lm.device)
         self._strangers = (

@@ -25,6 +25,7 @@ from textrl.losses import bradley_terry_loss, plackett_luce_loss, ranking_loss
 from textrl.metrics import open_logger
 from textrl.models import ensure_pad, untrained_classifier
 from textrl.rewards import RewardModel
+from textrl.trunks import check_vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +94,7 @@ class RewardTrainer:
         """
         if model.config.num_labels != 1:
             raise UserError(f"a reward model has 1 label, this one {model.config.num_labels}")
+        check_vocabulary(model, tokenizer)
         ensure_pad(tokenizer, model)
         self.model, self.tokenizer = model, tokenizer
         self._classifier = split_classifier(model)

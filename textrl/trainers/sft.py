@@ -15,6 +15,7 @@ from textrl.encoding import sft_sequences
 from textrl.loop import FitTask, LossSum, fit, make_accelerator
 from textrl.metrics import open_logger
 from textrl.models import eos_id, split_lm
+from textrl.trunks import check_lengths, check_vocabulary
 from textrl.types import Sequence, stack_sequences
 
 
@@ -52,6 +53,7 @@ class SFTTrainer:
         self.logger = logger
         self._shown = shown
         eos_id(tokenizer)  # without it no text would end
+        check_vocabulary(model, tokenizer)
         self._ends = end_ids(tokenizer, model)
         train, heldout = split_by_prompt(
             load_records(data, "demonstrations"), self.config.heldout_share
@@ -59,6 +61,8 @@ class SFTTrainer:
         limit = self.config.max_length
         self.train_sequences = sft_sequences(tokenizer, train, limit, self._ends)
         self.heldout_sequences = sft_sequences(tokenizer, heldout, limit, self._ends)
+        for sequences in (self.train_sequences, self.heldout_sequences):
+            check_lengths(model, [len(s.ids) for s in sequences], "demonstration")
         self._lm = split_lm(model)
 
     def train(self) -> dict[str, float]:

@@ -266,7 +266,7 @@ class TextAgent(ABC):
         """Write the policy as a plain transformers checkpoint, the agent's state beside it.
 
         `agent.json` holds the configuration, `trainer_state/` what `load` needs to go on as if
-        nothing had happened, `adapter/` the adapter that the checkpoint has merged.
+        nothing had happened, `adapter/` what was merged.
         """
         folder = Path(path)
         save_model(self.policy, self.env.tokenizer, folder)
@@ -288,7 +288,7 @@ class TextAgent(ABC):
     def load(cls, path: str | Path, venv: AnyVectorEnv, *, logger: Logger | None = None) -> Self:
         """Return a saved agent in an environment; learning goes on bit for bit.
 
-        Except where the state could not be saved: a SyncVectorEnv starts its prompts afresh.
+        Except for the prompts of a SyncVectorEnv, which start afresh.
 
         Raises:
             UserError: the folder holds no agent of this kind.
@@ -311,10 +311,8 @@ class TextAgent(ABC):
         saved = json.loads((folder / "agent.json").read_text())
         if saved["agent"] != cls.name:
             raise UserError(f"{folder} holds a {saved['agent']} agent, not {cls.name}")
-        policy = load_policy(folder, TextEnv(venv).reference.device)
-        frozen = set(saved.get("frozen", ()))
-        for name, parameter in policy.named_parameters():
-            parameter.requires_grad_(name not in frozen)
+        frozen = saved.get("frozen", [])
+        policy = load_policy(folder, TextEnv(venv).reference.device, frozen)
         return policy, cls.config_class(**saved["config"])
 
     def restore(self, path: str | Path) -> dict[str, Any]:

@@ -31,22 +31,31 @@ def save_adapter(model: PreTrainedModel, folder: Path) -> None:
     adapted.unload().save_pretrained(str(folder / ADAPTER_FOLDER / "base"))
 
 
-def load_policy(folder: Path, device: torch.device) -> PreTrainedModel:
+def load_policy(folder: Path, device: torch.device, frozen: list[str]) -> PreTrainedModel:
     """Return the float32 policy that was saved to a folder, with its adapter if it had one.
+
+    Args:
+        folder: that `save_adapter` wrote to, beside the merged model.
+        device: where the policy goes.
+        frozen: names of its parameters that were not trained.
 
     Raises:
         UserError: there is none, or `peft` is not installed.
     """
     adapter = folder / ADAPTER_FOLDER
     if not adapter.exists():
-        return load_causal_lm(folder, dtype="float32", device=device)
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise UserError(f"{adapter} is PEFT's: pip install 'textrl-gym[peft]'") from error
-    base = load_causal_lm(adapter / "base", dtype="float32", device=device)
-    adapted = PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
-    return in_eval(moved(cast(PreTrainedModel, adapted), device))
+        policy = load_causal_lm(folder, dtype="float32", device=device)
+    else:
+        try:
+            from peft import PeftModel
+        except ImportError as error:
+            raise UserError(f"{adapter} is PEFT's: pip install 'textrl-gym[peft]'") from error
+        base = load_causal_lm(adapter / "base", dtype="float32", device=device)
+        adapted = PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
+        policy = in_eval(moved(cast(PreTrainedModel, adapted), device))
+    for name, parameter in policy.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    return policy
 
 
 def check_apart(policy: PreTrainedModel, reference: PreTrainedModel) -> None:

@@ -1,13 +1,14 @@
 """All that Stable-Baselines3 and sb3-contrib need to train a language model; import it from here.
 
-`TextVecEnv` (`sb3_vec_env.py`) is the environment as SB3 sees it; `CausalLMPolicy`,
-`EpisodeRolloutBuffer` and `SubtractPolicyKL` (`sb3_policy.py`) go into SB3's own PPO and A2C and
-sb3-contrib's TRPO; the two Maskable classes (`sb3_masked.py`) into its MaskablePPO.
+`TextVecEnv` (`sb3_vec_env.py`) is the environment as SB3 sees it; `CausalLMPolicy` and
+`SubtractPolicyKL` (`sb3_policy.py`) and `EpisodeRolloutBuffer` (`sb3_buffer.py`) go into SB3's own
+PPO and A2C and sb3-contrib's TRPO; the two Maskable classes (`sb3_masked.py`) into its MaskablePPO.
 """
 
 from typing import Any
 
-from textrl.envs.sb3_policy import CausalLMPolicy, EpisodeRolloutBuffer, SubtractPolicyKL
+from textrl.envs.sb3_buffer import EpisodeRolloutBuffer
+from textrl.envs.sb3_policy import CausalLMPolicy, SubtractPolicyKL
 from textrl.envs.sb3_vec_env import TextVecEnv
 from textrl.errors import UserError
 

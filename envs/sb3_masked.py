@@ -13,7 +13,8 @@ from sb3_contrib.common.maskable.buffers import (
 )
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 
-from textrl.envs.sb3_policy import EpisodeRolloutBuffer, Segment, TokenPolicy
+from textrl.envs.sb3_buffer import EpisodeRolloutBuffer, Segment
+from textrl.envs.sb3_policy import TokenPolicy
 
 
 class MaskableCausalLMPolicy(TokenPolicy, MaskableActorCriticPolicy):  # type: ignore[misc]  # masks

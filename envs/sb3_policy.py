@@ -12,20 +12,17 @@ the agent's half of the KL.
 """
 
 import copy
-import itertools
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.buffers import DictRolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import CategoricalDistribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, Schedule
+from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -33,14 +30,13 @@ from transformers import PreTrainedModel
 
 from textrl.decoding import GrowingTexts
 from textrl.envs.core_config import require_exact_shaping
+from textrl.envs.sb3_buffer import require_no_discount
 from textrl.envs.sb3_vec_env import TextVecEnv
 from textrl.errors import UserError
 from textrl.models import load_causal_lm, split_lm
 
 Observations = Tensor | dict[str, Tensor]
 Masks = np.ndarray | Tensor | None
-Segment = tuple[int, int, int]
-"""Row, first step, step after the last."""
 
 
 class TokenPolicy(BasePolicy):
@@ -205,77 +201,6 @@ class CausalLMPolicy(TokenPolicy, ActorCriticPolicy):
     """The policy for SB3's PPO and A2C and for sb3-contrib's TRPO: see `TokenPolicy`."""
 
 
-class EpisodeRolloutBuffer(DictRolloutBuffer):
-    """Hands out whole episodes: their text once, and for each step its position in it.
-
-    An observation is a prefix of the next one, so the last observation of an episode (or of its
-    part in this rollout) holds all of them. A minibatch has at least batch_size steps, the last at
-    least half as many.
-    """
-
-    def get(  # type: ignore[override]  # SB3's own dict buffer does the same
-        self, batch_size: int | None = None
-    ) -> Generator[DictRolloutBufferSamples, None, None]:
-        """Yield shuffled minibatches of whole episodes."""
-        assert self.full, "the buffer must be full before it is read"
-        segments = self._segments()
-        wanted = batch_size or self.buffer_size * self.n_envs
-        batches: list[list[Segment]] = [[]]
-        count = 0
-        for index in np.random.permutation(len(segments)):  # noqa: NPY002  # SB3's own generator
-            if count >= wanted:
-                batches.append([])
-                count = 0
-            batches[-1].append(segments[index])
-            count += segments[index][2] - segments[index][1]
-        if len(batches) > 1 and count < wanted / 2:  # a few steps are no minibatch of their own
-            batches[-2:] = [batches[-2] + batches[-1]]
-        for batch in batches:
-            yield self._samples(batch)
-
-    def _segments(self) -> list[Segment]:
-        """Return the parts of episodes that the buffer holds."""
-        starts = self.episode_starts.astype(bool).copy()
-        starts[0] = True
-        found = []
-        for row in range(self.n_envs):
-            edges = [*starts[:, row].nonzero()[0].tolist(), self.buffer_size]
-            found += [(row, a, b) for a, b in itertools.pairwise(edges)]
-        return found
-
-    def _cells(self, segments: list[Segment]) -> tuple[np.ndarray, np.ndarray]:
-        """Return step and row of everything in some segments, in their order."""
-        steps = np.concatenate([np.arange(start, end) for _, start, end in segments])
-        rows = np.concatenate([np.full(end - start, row) for row, start, end in segments])
-        return steps, rows
-
-    def _samples(self, segments: list[Segment]) -> DictRolloutBufferSamples:
-        steps, rows = self._cells(segments)
-        episode = np.concatenate(
-            [np.full(end - start, i) for i, (_, start, end) in enumerate(segments)]
-        )
-        last = np.array([end - 1 for _, _, end in segments])
-        owners = np.array([row for row, _, _ in segments])
-        lengths = self.observations["attention_mask"].sum(-1)
-        observations = {
-            "input_ids": self.to_torch(self.observations["input_ids"][last, owners]),
-            "episode": self.to_torch(episode),
-            "position": self.to_torch(lengths[steps, rows].astype(np.int64) - 1),
-        }
-
-        def column(array: np.ndarray) -> Tensor:
-            return self.to_torch(array[steps, rows].reshape(len(steps)))
-
-        return DictRolloutBufferSamples(
-            observations=observations,
-            actions=column(self.actions).unsqueeze(1),
-            old_values=column(self.values),
-            old_log_prob=column(self.log_probs),
-            advantages=column(self.advantages),
-            returns=column(self.returns),
-        )
-
-
 class SubtractPolicyKL(BaseCallback):
     """Pays the agent's half of the KL: every reward loses kl_coef * log pi before it is stored."""
 
@@ -291,8 +216,7 @@ class SubtractPolicyKL(BaseCallback):
             raise UserError(
                 f"{type(self.model).__name__} acts without log-probs: leave SubtractPolicyKL out"
             )
-        if self.model.gamma != 1.0:
-            raise UserError("the RLHF objective has no discount; make the agent with gamma=1.0")
+        require_no_discount(self.model.gamma)
         env: Any = self.training_env
         while not isinstance(env, TextVecEnv):
             if isinstance(env, VecNormalize):

@@ -46,7 +46,8 @@ class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
         r_t = kl_coef * log pi_ref(a_t | s_t)  +  [last token] * (score - penalty)
     This is the half of the RLHF objective that the environment knows. The agent pays the other
     half, -kl_coef * log pi(a_t | s_t), itself or through the wrapper `PolicyKL`. `kl_coef=0` turns
-    the shaping off; `kl_coef` may be set on the environment while it runs.
+    the shaping off; `kl_coef` may be set on the environment while it runs. An agent that pays
+    nothing is paid for stopping by this half: `TextRLHFCandidates-v0` has other shapings.
 
     ## End of an episode
     An end token (EOS, or one that ends a turn of the model's chats: `end_token_ids`), or the token

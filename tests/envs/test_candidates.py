@@ -14,12 +14,16 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.vec_env import VecEnvWrapper
 
 import textrl  # noqa: F401  # registers TextRLHF-v0
+from textrl.agents.collect import collect
+from textrl.agents.text_env import TextEnv
 from textrl.envs import CandidateActions, PolicyKL, VectorCandidateActions, tiny_model
 from textrl.envs.core_config import Shaping
 from textrl.envs.sb3 import SubtractPolicyKL, TextVecEnv
 from textrl.errors import UserError
+from textrl.models import split_lm
 
 OPTIONS = dict(max_completion_tokens=5, kl_coef=0.1)
+BUDGET: dict = dict(max_completion_tokens=5)
 
 
 def single(k: int = 6, shaping: Shaping = "none", **kwargs) -> CandidateActions:
@@ -130,8 +134,8 @@ def test_other_autoreset_modes_pay_the_same(mode: str) -> None:
     assert mode == "Disabled" or checked > 0
 
 
-def gain(agent, learning_rate: float) -> float:
-    """Return how much the mean score of the last 200 episodes is above that of the first 200."""
+def trained(agent, learning_rate: float, seed: int, k: int = 8) -> tuple[float, float, float]:
+    """Return mean score and length of the last 200 episodes, and the gain over the first 200."""
     options: dict = {"n_steps": 20, "gae_lambda": 0.95}
     if agent is PPO:
         options |= {"batch_size": 160, "n_epochs": 4}
@@ -148,26 +152,57 @@ def gain(agent, learning_rate: float) -> float:
         }
     if agent is QRDQN:
         options["policy_kwargs"] = {"n_quantiles": 20}
-    scores: list[float] = []
+    episodes: list[tuple[float, int]] = []
 
     class Watch(BaseCallback):
         def _on_step(self) -> bool:
-            scores.extend(i["score"] for i in self.locals["infos"] if "score" in i)
+            over = [info for info in self.locals["infos"] if "score" in info]
+            episodes.extend((info["score"], info["episode"]["l"]) for info in over)
             return True
 
-    env = sb3(16, kl_coef=0.0)
+    options_of_env: dict = BUDGET | {"k": k, "autoreset_mode": "SameStep"}
+    venv = gym.make_vec("TextRLHFCandidates-v0", num_envs=16, **options_of_env)
     found = agent(
-        "MlpPolicy", env, gamma=1.0, learning_rate=learning_rate, seed=0, device="cpu", **options
+        "MlpPolicy",
+        TextVecEnv(venv),
+        gamma=1.0,
+        learning_rate=learning_rate,
+        seed=seed,
+        device="cpu",
+        **options,
     )
     found.learn(10_000, callback=Watch())
-    return float(np.mean(scores[-200:]) - np.mean(scores[:200]))
+    score, length = np.mean(episodes[-200:], axis=0)
+    return float(score), float(length), float(score - np.mean(episodes[:200], axis=0)[0])
+
+
+def of_the_reference() -> tuple[float, float]:
+    """Return mean score and length of 800 texts sampled from the reference."""
+    venv = gym.make_vec("TextRLHF-v0", num_envs=800, **BUDGET, autoreset_mode="Disabled")
+    rollout = collect(split_lm(tiny_model()), TextEnv(venv), torch.Generator().manual_seed(0))
+    return float(rollout.scores.mean()), float(rollout.mask.sum(1).double().mean())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("agent", [PPO, A2C, DQN, QRDQN])
-def test_stock_agents_learn_and_without_learning_they_do_not(agent) -> None:
-    assert gain(agent, 1e-3 if agent in (DQN, QRDQN) else 2e-3) > 0.07
-    assert gain(agent, 0.0) < 0.05
+@pytest.mark.parametrize("agent", [DQN, QRDQN])
+def test_agents_of_action_values_learn_and_without_learning_they_do_not(agent) -> None:
+    assert trained(agent, 1e-3, 0, k=6)[2] > 0.07
+    assert trained(agent, 0.0, 0, k=6)[2] < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("agent", [PPO, A2C])
+def test_stock_agents_beat_the_reference_and_do_not_learn_to_stop(agent, learning) -> None:
+    score, length = of_the_reference()
+    ends = {seed: trained(agent, 2e-3, seed) for seed in range(3)}
+    learning(lambda seed: ends[seed][0] - score, above=0.05)
+    learning(lambda seed: ends[seed][1] / length, above=0.6)
+
+
+@pytest.mark.slow
+def test_without_learning_no_agent_beats_the_reference(learning) -> None:
+    score, _ = of_the_reference()
+    learning(lambda seed: trained(A2C, 0.0, seed)[0] - score, below=0.05)
 
 
 def test_mistakes_are_explained() -> None:

@@ -239,7 +239,10 @@ def test_nothing_is_reinitialised_and_dropout_is_off() -> None:
 
 def test_mistakes_are_explained() -> None:
     with pytest.raises(UserError, match="gamma=1.0"):
-        make_agent(gamma=0.99).learn(1, callback=SubtractPolicyKL())
+        make_agent(gamma=0.99)
+    options = dict(n_steps=4, batch_size=8, policy_kwargs={"model": tiny_model()})
+    with pytest.raises(UserError, match="gamma is 0.99"):
+        PPO(CausalLMPolicy, make_env(), **options).learn(1, callback=SubtractPolicyKL())
     for options in ({"norm_obs_keys": ["prompt_length"]}, {"norm_obs": False}):
         with pytest.raises(UserError, match="leave VecNormalize out"):
             make_agent(env=VecNormalize(make_env(), **options)).learn(

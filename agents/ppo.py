@@ -280,7 +280,8 @@ class PPO(TextAgent):
                 raise UserError("ptx_coef is set but there are no demonstrations; give some")
             return []
         limit = self.env.max_completion_tokens + self.env.max_prompt_tokens
-        return sft_sequences(self.env.tokenizer, load_records(demonstrations), limit)
+        records, ends = load_records(demonstrations), self.env.end_token_ids
+        return sft_sequences(self.env.tokenizer, records, limit, ends)
 
 
 def with_last_states(rollout: Rollout) -> Rollout:

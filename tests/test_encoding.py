@@ -257,6 +257,17 @@ def test_unusual_chats() -> None:
         assert tokenizer.decode(counted(pair)) == said
 
 
+def test_a_template_that_cannot_be_asked_adds_no_end() -> None:
+    template = (  # wants a list of parts as content
+        "{% for m in messages %}{{ '<|im_start|>' }}{% for part in m['content'] %}"
+        "{{ part.text }}{% endfor %}{% endfor %}"
+    )
+    tokenizer = qwen(template)
+    assert end_ids(tokenizer) == (tokenizer.eos_token_id,)
+    tokenizer.chat_template = "{{ raise_exception('no') }}"
+    assert end_ids(tokenizer) == (tokenizer.eos_token_id,)
+
+
 def test_a_template_without_an_end_token_is_taught_eos() -> None:
     template = "{% for m in messages %}{{ m['role'][0] + ':' + m['content'] + ' ' }}{% endfor %}"
     tokenizer = qwen(template + "{% if add_generation_prompt %}{{ 'a:' }}{% endif %}")
@@ -287,10 +298,7 @@ def test_a_rendered_chat_is_scored_as_its_template_writes_it(family) -> None:
     tokenizer, _ = family
     text = reward_text(tokenizer, Chat(messages=USER), REPLY, {}, "here")
     scored = encode_for_scoring(tokenizer, text, 100)
-    bos = tokenizer.bos_token_id
-    expected = whole_ids(tokenizer, USER + REPLY)
-    assert [i for i in scored if i != bos] == [i for i in expected if i != bos]
-    assert scored.count(bos) <= 1
+    assert scored == whole_ids(tokenizer, USER + REPLY)
     assert reward_text(tokenizer, None, USER + REPLY, {}, "here") == text
 
 

@@ -22,6 +22,10 @@ MARK = "textrlmark"
 OURS = {"tokenize", "add_generation_prompt", "continue_final_message", "tools", "return_dict"}
 
 
+class RenderedText(str):
+    """A text as a chat template wrote it: whether it begins with BOS is the template's to say."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Chat:
     """Messages, and what their template gets beside them."""
@@ -80,7 +84,7 @@ def prompt_of(row: Mapping[str, Any], place: str) -> Any:
 
 def render(
     tokenizer: PreTrainedTokenizerBase, chat: Chat, place: str, *, for_reply: bool = False
-) -> str:
+) -> RenderedText:
     """Return the chat template's text of a chat.
 
     With for_reply it ends where the assistant goes on: after the header of a new turn, or, if the
@@ -107,12 +111,12 @@ def render(
     except Exception as error:  # a template is code of its own and raises what it likes
         reason = str(error).split("\n", maxsplit=1)[0]
         raise UserError(f"{place}: the chat template refuses these messages: {reason}") from error
-    return str(text)
+    return RenderedText(text)
 
 
 def render_reply(
     tokenizer: PreTrainedTokenizerBase, chat: Chat, completion: str, place: str
-) -> str:
+) -> RenderedText:
     """Return the template's text of a chat with a completion as the assistant's reply.
 
     White space around the completion is the policy's template's and no part of the message.
@@ -227,7 +231,7 @@ class _Turns:
         pattern = rf"({self.ends})(?:\s*(?:{self.ends}))*"
         clusters = list(re.finditer(pattern, alone[start:]))
         if clusters:
-            alone = alone[: start + clusters[-1].end(1)]
+            alone = RenderedText(alone[: start + clusters[-1].end(1)])
         if len(alone) > start and self.whole.startswith(alone):
             return len(alone)
         around = self._around(turn)  # the template shortens this turn once others follow
@@ -265,7 +269,10 @@ def _turn_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
         text = render(tokenizer, Chat(messages=messages), "chat template")
     except UserError:  # it wants other roles or variables: only the configs can say
         return []
-    ids: list[int] = tokenizer(text.rpartition(MARK)[2].strip(), add_special_tokens=False).input_ids
+    _, found, tail = text.rpartition(MARK)
+    if not found:  # it wants another form of content
+        return []
+    ids: list[int] = tokenizer(tail.strip(), add_special_tokens=False).input_ids
     return ids[:1]
 
 

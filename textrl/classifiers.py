@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.batching import filled_batches, like_lengths
-from textrl.chat import end_ids, split_end
+from textrl.chat import RenderedText, end_ids, split_end
 from textrl.errors import UserError
 from textrl.packing import Packing, packing_of, plan, take
 from textrl.seams import one_bos, without_eos
@@ -34,14 +34,16 @@ def max_text_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 def encode_for_scoring(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> list[int]:
     """Return the ids a classifier reads: the text, then EOS where its tokenizer has one.
 
-    One BOS; a text that ends with an end token already, as a chat template writes it, keeps that.
+    One BOS, of a chat the template's own; a text that ends with an end token already, as a chat
+    template writes it, keeps that.
 
     Raises:
         UserError: they are more than max_length; a cut text would be scored as another one.
     """
     ends = end_ids(tokenizer)
     rendered = split_end(tokenizer, text, ends)[1] is not None
-    ids: list[int] = one_bos(tokenizer, tokenizer(text).input_ids)
+    special = not isinstance(text, RenderedText) or tokenizer.cls_token_id is not None
+    ids: list[int] = one_bos(tokenizer, tokenizer(text, add_special_tokens=special).input_ids)
     if rendered:
         bare = tokenizer(text, add_special_tokens=False).input_ids
         ids = ids if ids[-1] == bare[-1] else without_eos(tokenizer, ids)

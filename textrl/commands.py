@@ -169,6 +169,7 @@ def _environment(policy: AgentRunConfig, env: EnvConfig) -> "TextRLHFVectorEnv":
 
 def run_generate(config: GenerateConfig) -> None:
     """Write completions as JSON lines."""
+    from textrl.chat import prompt_of
     from textrl.evaluation import sample_completions
     from textrl.models import load_causal_lm, load_tokenizer
 
@@ -176,24 +177,27 @@ def run_generate(config: GenerateConfig) -> None:
     records = load_records(config.prompts)
     records.require("prompt")
     model, tokenizer = load_causal_lm(config.model), load_tokenizer(config.model)
-    prompts = [row["prompt"] for row in records.rows for _ in range(config.samples_per_prompt)]
+    repeated = records.subset(
+        row for row in range(len(records)) for _ in range(config.samples_per_prompt)
+    )
     completions = sample_completions(
         model,
         tokenizer,
-        prompts,
+        [prompt_of(*row) for row in zip(repeated.rows, repeated.places, strict=True)],
         max_new_tokens=config.max_completion_tokens,
         temperature=config.temperature,
         seed=config.seed,
     )
     rows = [
-        {"prompt": prompt, "completion": completion}
-        for prompt, completion in zip(prompts, completions, strict=True)
+        {"prompt": row["prompt"], "completion": completion}
+        for row, completion in zip(repeated.rows, completions, strict=True)
     ]
     write_lines(rows, config.output)
 
 
 def run_evaluate(config: EvaluateConfig) -> None:
     """Print score, KL and length of a policy on prompts as JSON."""
+    from textrl.chat import Chat, prompt_of
     from textrl.evaluation import sample_and_score, summarize
     from textrl.models import load_causal_lm, load_tokenizer
     from textrl.rewards import make_scorer
@@ -201,14 +205,16 @@ def run_evaluate(config: EvaluateConfig) -> None:
     records = load_records(config.prompts)
     records.require("prompt")
     scorer = make_scorer(resolve_reward(config.reward))
-    columns = {name: [row.get(name) for row in records.rows] for name in records.rows[0]}
-    columns.pop("prompt")
+    names = {name for row in records.rows for name in row if name != "prompt"}
+    columns = {name: [row.get(name) for row in records.rows] for name in sorted(names)}
+    prompts = [prompt_of(*row) for row in zip(records.rows, records.places, strict=True)]
+    chats = [prompt if isinstance(prompt, Chat) else None for prompt in prompts]
     samples = sample_and_score(
         load_causal_lm(config.model),
         load_causal_lm(config.reference),
         load_tokenizer(config.model),
-        [row["prompt"] for row in records.rows],
-        lambda prompts, completions: scorer(prompts, completions, columns).tolist(),
+        prompts,
+        lambda texts, completions: scorer(texts, completions, columns, chats).tolist(),
         max_new_tokens=config.max_completion_tokens,
         temperature=config.temperature,
         seed=config.seed,

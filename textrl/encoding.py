@@ -221,7 +221,7 @@ def _chat_sequence(
             ids = ids + new if ids else one_bos(tokenizer, new)
             counts += [counted] * (len(ids) - len(counts))
         done = stop
-    if ids[-1] not in set(ends):  # the template writes none: the model must learn to end
+    if not ids or ids[-1] not in set(ends):  # the template writes none: the model must learn to end
         ids, counts = [*ids, *_end(tokenizer, None)], [*counts, True]
         counts = counts[: len(ids)]
     ids, counts = ids[:max_length], counts[:max_length]

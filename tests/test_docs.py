@@ -26,13 +26,14 @@ from textrl.trainers import DPOTrainer, RewardTrainer, SFTTrainer, reward_model_
 ROOT = Path(__file__).parent.parent
 
 
-def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_block_of_the_readme_runs_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len(blocks) >= 3
-    namespace: dict[str, object] = {}
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), namespace)
+        exec(compile(block, "README.md", "exec"), {})
     assert (tmp_path / "runs/readme/critic.safetensors").exists()
 
 

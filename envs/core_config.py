@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from textrl.bounds import check_common
 from textrl.envs.prompts import PromptSource
 from textrl.errors import UserError
 from textrl.rewards import Reward
@@ -38,16 +39,12 @@ class CoreConfig:
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range, naming field, value and what was expected."""
-        for field in ("max_prompt_tokens", "max_completion_tokens", "group_size"):
-            if self.__dict__[field] < 1:
-                raise UserError(f"{field} must be at least 1, got {self.__dict__[field]}")
+        check_common(self)
         if not 0 <= self.min_completion_tokens <= self.max_completion_tokens:
             raise UserError(
                 f"min_completion_tokens must be 0 to max_completion_tokens "
                 f"({self.max_completion_tokens}), got {self.min_completion_tokens}"
             )
-        if not self.temperature > 0:
-            raise UserError(f"temperature must be positive, got {self.temperature}")
         if self.on_length not in ("score", "truncate"):
             raise UserError(f"on_length must be 'score' or 'truncate', got {self.on_length!r}")
         if self.reference is not None:

@@ -55,9 +55,7 @@ def load_prompts(
         encode_one(prompt_of(row, place), tokenizer, max_prompt_tokens, place)
         for row, place in zip(records.rows, records.places, strict=True)
     ]
-    names = {name for row in records.rows for name in row if name != "prompt"}
-    columns = {name: [row.get(name) for row in records.rows] for name in sorted(names)}
-    return PromptSet(prompts=prompts, columns=columns)
+    return PromptSet(prompts=prompts, columns=records.columns_but("prompt"))
 
 
 def encode_one(

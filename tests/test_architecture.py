@@ -8,8 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"errors"},
-    {"types", "config", "command_config", "agent_options"},
+    {"errors", "paths"},
+    {"types", "bounds", "config", "command_config", "agent_options"},
     {"allowed", "masking", "logprobs", "advantages", "losses", "preference_losses", "batching"},
     {
         "data",

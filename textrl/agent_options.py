@@ -5,14 +5,13 @@ Standard library only, as `config.py`; the text under each field is its help.
 
 from dataclasses import dataclass
 
+from textrl.bounds import check_common, require
 from textrl.config import (
     GRPOConfig,
     OnlineDPOConfig,
     PPOConfig,
     ReinforceConfig,
     RLOOConfig,
-    check_common,
-    require,
 )
 
 
@@ -43,6 +42,7 @@ class StatesConfig:
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""
+        check_common(self)
         require(self, "save_every", self.save_every >= 1, "at least 1")
 
 
@@ -53,6 +53,10 @@ class DemonstrationsConfig:
     demonstrations: str | None = None
     """Data of `textrl sft` for PPO-ptx; set ptx_coef too."""
 
+    def __post_init__(self) -> None:
+        """Raise UserError for a value of the wrong type."""
+        check_common(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class OutsideAgentConfig:
@@ -61,6 +65,10 @@ class OutsideAgentConfig:
     agent: str
     """package.module:Name, called with (policy, vector environment); has a configuration of its
     own."""
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a value of the wrong type."""
+        check_common(self)
 
 
 AGENTS: dict[str, tuple[str, tuple[type, ...]]] = {

@@ -17,6 +17,7 @@ import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.errors import UserError
+from textrl.paths import expanded
 
 STATE_FOLDER = "trainer_state"
 CONFIG_FILE = "config.yaml"
@@ -34,7 +35,7 @@ def check_run_dir(folder: str | Path, *, resume: bool = False, overwrite: bool =
         UserError: it holds something already and neither resume nor overwrite is asked for, or
             both are.
     """
-    path = Path(folder)
+    path = expanded(folder)
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other; give one of them")
     if path.exists() and not path.is_dir():

@@ -5,6 +5,7 @@ Every field of a configuration is an option and a key of the YAML file given wit
 work is in `commands.py`. A user's mistake is one line on stderr and exit status 2.
 """
 
+import io
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -72,6 +73,9 @@ FLAGS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; exits with status 2 and one line on a user's mistake."""
     configs: list[Any] = []
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # output is UTF-8 whatever the terminal
+            stream.reconfigure(encoding="utf-8")
     try:
         command, configs = parse(sys.argv[1:] if arguments is None else list(arguments))
         _find(command)(*configs)

@@ -6,7 +6,7 @@ Standard library only, as `config.py`; the text under each field is its help.
 from dataclasses import dataclass
 from typing import Literal
 
-from textrl.config import check_common, require
+from textrl.bounds import check_common, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,10 @@ class ModelConfig:
     device: str | None = None
     """Such as cpu or cuda; by default the GPU if there is one."""
 
+    def __post_init__(self) -> None:
+        """Raise UserError for a value of the wrong type."""
+        check_common(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class NormalizeConfig:
@@ -27,6 +31,10 @@ class NormalizeConfig:
 
     normalize_on: str | None = None
     """File or hub name with a `text` column (SFT samples); by default the texts of the data."""
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a value of the wrong type."""
+        check_common(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +49,10 @@ class RunConfig:
     """Delete what lies there first."""
     log_table: bool = False
     """Also print the logger's table to the terminal at each logged row."""
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a value of the wrong type."""
+        check_common(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,6 +260,10 @@ class BackupConfig:
     database: str = "sqlite:///labels.db"
     """The labels: sqlite:///FILE or postgresql://USER@HOST/NAME."""
 
+    def __post_init__(self) -> None:
+        """Raise UserError for a value of the wrong type."""
+        check_common(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
@@ -266,6 +282,10 @@ class ExportConfig:
     """Leave out tasks that anybody flagged."""
     labelers: str | None = None
     """Names with commas between; by default everybody."""
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a value of the wrong type."""
+        check_common(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -205,8 +205,7 @@ def run_evaluate(config: EvaluateConfig) -> None:
     records = load_records(config.prompts)
     records.require("prompt")
     scorer = make_scorer(resolve_reward(config.reward))
-    names = {name for row in records.rows for name in row if name != "prompt"}
-    columns = {name: [row.get(name) for row in records.rows] for name in sorted(names)}
+    columns = records.columns_but("prompt")
     prompts = [prompt_of(*row) for row in zip(records.rows, records.places, strict=True)]
     chats = [prompt if isinstance(prompt, Chat) else None for prompt in prompts]
     samples = sample_and_score(

@@ -5,20 +5,14 @@ under each field is its help there.
 """
 
 import math
-from dataclasses import dataclass, fields
-from typing import Literal, get_args, get_origin
+from dataclasses import dataclass
+from typing import Literal, get_args
 
-from textrl.errors import UserError, did_you_mean
+from textrl.bounds import check_common, require
+from textrl.errors import did_you_mean
 
 Precision = Literal["float32", "bfloat16", "auto"]
 """Of matrix products, see textrl.precision."""
-
-
-def require(config: object, field: str, ok: bool, expected: str) -> None:
-    """Raise UserError naming field, value and what was expected, unless ok."""
-    if not ok:
-        value = config.__dict__[field]
-        raise UserError(f"{type(config).__name__}.{field} is {value!r}; expected {expected}")
 
 
 PreferenceLossName = Literal[
@@ -44,63 +38,6 @@ def _check_preference(config: object) -> None:
         require(config, "loss_type", name in known, f"known losses{did_you_mean(name, known)}")
     meant = not smoothing or any(name in SMOOTHED_LOSSES for name in names)
     require(config, "label_smoothing", meant, f"0, as it has no meaning for loss_type {kind!r}")
-
-
-def check_common(config: object) -> None:
-    """Check the fields that several configurations share, by what their names promise."""
-    for field in fields(config):  # type: ignore[arg-type]  # any of the dataclasses here
-        value = config.__dict__[field.name]
-        if get_origin(field.type) is Literal:
-            known = get_args(field.type)
-            hint = did_you_mean(str(value), [str(name) for name in known])
-            require(config, field.name, value in known, f"one of {list(known)}{hint}")
-        if field.type is int:
-            require(config, field.name, isinstance(value, int), "a whole number")
-        if isinstance(value, float):
-            require(config, field.name, math.isfinite(value), "a finite number")
-        if field.name in _POSITIVE and value is not None:
-            require(config, field.name, value > 0, "a positive number")
-        if field.name in _SHARES and value is not None:
-            require(config, field.name, 0 <= value < 1, "a share in [0, 1)")
-        if field.name in _NOT_NEGATIVE and value is not None:
-            require(config, field.name, value >= 0, "0 or a positive number")
-
-
-_POSITIVE = (
-    "temperature",
-    "max_prompt_tokens",
-    "group_size",
-    "total_timesteps",
-    "num_envs",
-    "learning_rate",
-    "critic_learning_rate",
-    "num_epochs",
-    "minibatch_size",
-    "micro_batch_tokens",
-    "max_length",
-    "max_grad_norm",
-    "max_completion_tokens",
-    "episodes_per_iteration",
-    "clip_range",
-    "clip_range_vf",
-    "target_kl",
-    "kl_target",
-    "kl_horizon",
-    "beta",
-    "samples_per_prompt",
-    "decay_timesteps",
-    "n",
-)
-_SHARES = ["warmup_share", "heldout_share", "label_smoothing"]
-_NOT_NEGATIVE = [
-    "weight_decay",
-    "vf_coef",
-    "ent_coef",
-    "ptx_coef",
-    "seed",
-    "save_every",
-    "simpo_margin",
-]
 
 
 @dataclass(frozen=True, kw_only=True)

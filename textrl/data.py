@@ -7,22 +7,27 @@ functions. The URL of a label database (`textrl collect`) is a source as well. N
 `encoding.py` (rows to ids); the demo's data are in `reviews.py`.
 """
 
+import codecs
+import contextlib
 import csv
+import gzip
 import hashlib
 import io
 import json
 import re
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from textrl.errors import UserError, did_you_mean
+from textrl.paths import expanded, local_or_hub
 
 Row = dict[str, Any]
 Source = str | Path | Sequence[Row]
-"""A .jsonl, .csv or .parquet file, a hub name, the URL of a label database, a list of dicts, or a
-`datasets.Dataset`."""
+"""A .jsonl, .json, .csv, .tsv or .parquet file, a hub name, the URL of a label database,
+a list of dicts, or a `datasets.Dataset`."""
 Kind = Literal["demonstrations", "rankings", "pairs", "prompts"]
 """What is read from a label database; other sources hold rows of one kind."""
 
@@ -42,6 +47,11 @@ class Records:
         """Return some of the rows, in the order given."""
         chosen = list(indices)
         return Records(rows=[self.rows[i] for i in chosen], places=[self.places[i] for i in chosen])
+
+    def columns_but(self, *left_out: str) -> dict[str, list[Any]]:
+        """Return the columns that any row has, None where a row lacks one."""
+        names = sorted({name for row in self.rows for name in row} - set(left_out))
+        return {name: [row.get(name) for row in self.rows] for name in names}
 
     def require(self, *columns: str) -> None:
         """Raise UserError naming place and column unless every row has these columns, not None."""
@@ -68,18 +78,45 @@ def load_records(source: Source, kind: Kind = "prompts") -> Records:
     if isinstance(source, str) and re.match(r"(sqlite|postgres(ql)?)(\+\w+)?:", source):
         records = _read_labels(source, kind)
     elif isinstance(source, str | Path):
-        path = Path(source)
-        if path.suffix == ".jsonl":
-            records = _read_jsonl(path)
-        elif path.suffix == ".csv":
-            records = _read_csv(path)
-        else:
-            records = _number_rows(_read_with_datasets(str(source)), str(source))
+        records = _read_file(source)
     else:
         records = _number_rows(source, "record")
     if not records.rows:
         raise UserError(f"{source if isinstance(source, str | Path) else 'the data'}: no records")
+    for row, place in zip(records.rows, records.places, strict=True):
+        _refuse_half_characters(row, place)
     return records
+
+
+def _read_file(source: str | Path) -> Records:
+    """Return the rows of a file, by its ending, or of a data set of the hub."""
+    path = expanded(source)
+    ending = path.name.lower().removesuffix(".gz").rpartition(".")[2]
+    if ending in ("jsonl", "ndjson", "json"):
+        return _read_json(path)
+    if ending in ("csv", "tsv"):
+        return _read_csv(path, "," if ending == "csv" else "\t")
+    if ending != "parquet" and (path.is_file() or ending in ("txt", "xlsx", "zip")):
+        raise UserError(
+            f"{path}: files are read by their endings: .jsonl, .ndjson, .json, .csv, .tsv (each "
+            f"also with .gz) and .parquet; rename or convert it"
+        )
+    return _number_rows(_read_with_datasets(local_or_hub(source)), str(source))
+
+
+def _refuse_half_characters(value: object, place: str) -> None:
+    """Raise UserError if a text holds half of a surrogate pair: no tokenizer can read it."""
+    if isinstance(value, str):
+        half = re.search("[\ud800-\udfff]", value)
+        if half is not None:
+            raise UserError(
+                f"{place}: character {half.start() + 1} of a text is half a character "
+                f"(U+{ord(half.group()):04X}, behind {value[: half.start()][-20:]!r}), as cut "
+                f"texts have; remove it"
+            )
+    elif isinstance(value, Mapping | list):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            _refuse_half_characters(part, place)
 
 
 def _number_rows(rows: Iterable[Any], name: str) -> Records:
@@ -97,16 +134,28 @@ def _number_rows(rows: Iterable[Any], name: str) -> Records:
 
 def _open(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        content = path.read_bytes()
+        if path.name.lower().endswith(".gz"):
+            content = gzip.decompress(content)
+        wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # Excel, PowerShell
+        return content.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}") from error
+        raise UserError(f"{path}: not {error.encoding.upper()} at byte {error.start}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read ({reason})") from error
 
 
-def _read_jsonl(path: Path) -> Records:
+def _read_json(path: Path) -> Records:
+    """Return the rows of JSON lines, or of one JSON array."""
+    text = _open(path)
+    if text.lstrip().startswith("["):
+        with contextlib.suppress(json.JSONDecodeError):  # else the line's own error is the better
+            array = json.loads(text)
+            if "\n" in text.strip() or all(isinstance(row, dict) for row in array):
+                return _number_rows(array, f"{path}: row")
     rows, places = [], []
-    for number, line in enumerate(_open(path).split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -122,8 +171,10 @@ def _read_jsonl(path: Path) -> Records:
     return Records(rows=rows, places=places)
 
 
-def _read_csv(path: Path) -> Records:
-    reader = csv.DictReader(io.StringIO(_open(path), newline=""), strict=True)
+def _read_csv(path: Path, delimiter: str) -> Records:
+    csv.field_size_limit(2**31 - 1)  # Python's own limit of 131,072 characters is below a long text
+    text = io.StringIO(_open(path), newline="")
+    reader = csv.DictReader(text, strict=True, delimiter=delimiter)
     rows, places = [], []
     try:
         for row in reader:
@@ -245,7 +296,7 @@ def split_by_prompt(records: Records, heldout_share: float) -> tuple[Records, Re
 
 def refuse_existing(output: str | None) -> None:
     """Raise UserError if a file to be written is there already."""
-    if output is not None and Path(output).exists():
+    if output is not None and expanded(output).exists():
         raise UserError(f"{output} exists; name another file")
 
 
@@ -256,5 +307,6 @@ def write_lines(rows: Iterable[dict[str, Any]], output: str | None) -> None:
     if output is None:
         print(text, end="")
     else:
-        Path(output).resolve().parent.mkdir(parents=True, exist_ok=True)
-        Path(output).write_text(text, encoding="utf-8")
+        target = expanded(output).resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")

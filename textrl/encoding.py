@@ -6,6 +6,7 @@ meet without a space lost, and how ids become text, in `seams.py`.
 """
 
 import json
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -255,6 +256,8 @@ def ranked_texts(row: Row, place: str) -> tuple[list[str | Messages], list[int],
         )
     try:
         order = sorted({float(rank) for rank in ranks})
+        if not all(map(math.isfinite, order)):
+            raise ValueError
         return completions, [order.index(float(rank)) for rank in ranks], None
     except (TypeError, ValueError):
         raise UserError(f"{place}: ranks are {ranks!r}; expected numbers, 0 is best") from None
@@ -296,9 +299,12 @@ def reward_text(
 
 def _number(value: Any, column: str, place: str) -> float | None:
     try:
-        return None if value in (None, "") else float(value)
+        number = None if value in (None, "") else float(value)
     except (TypeError, ValueError):
-        raise UserError(f"{place}: {column} is {value!r}; expected a number") from None
+        number = math.nan
+    if number is not None and not math.isfinite(number):
+        raise UserError(f"{place}: {column} is {value!r}; expected a finite number")
+    return number
 
 
 def _as_list(value: Any) -> list[Any] | None:

@@ -104,7 +104,8 @@ def sample(
         tokens = log_p.argmax(-1) if greedy else draw(log_p, uniforms[alive])
         ids[alive, step], mask[alive, step] = tokens, True
         logprobs[alive, step] = log_p.gather(1, tokens.unsqueeze(1)).squeeze(1)
-        entropies[alive, step] = -(log_p.exp() * log_p).sum(-1)
+        finite = log_p.clamp_min(torch.finfo(log_p.dtype).min)  # a banned token: 0 log 0 = 0
+        entropies[alive, step] = -(log_p.exp() * finite).sum(-1)
         if observe is not None:
             observed[alive, step] = observe(states).float()
         going = (~torch.isin(tokens, ends)).nonzero().squeeze(1)

@@ -88,7 +88,8 @@ def token_kl(logits: Tensor, other_logits: Tensor, *, temperature: float = 1.0) 
     check_shapes(logits=logits, other_logits=other_logits)
     log_p = _scaled(logits, temperature).log_softmax(-1)
     log_q = _scaled(other_logits, temperature).log_softmax(-1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
+    ratio = (log_p - log_q).masked_fill(log_p == -torch.inf, 0.0)  # 0 log 0 = 0, not NaN
+    return (log_p.exp() * ratio).sum(-1)
 
 
 def chunked_token_logprobs(

@@ -27,6 +27,7 @@ from textrl.errors import UserError
 from textrl.heads import head_of
 from textrl.logprobs import chunked_token_logprobs
 from textrl.packing import Packing, completion_hidden, packing_of, read, take
+from textrl.paths import local_or_hub
 from textrl.trunks import Trunk, cache_argument, causal_logits, examined, first_output
 from textrl.types import Sequences
 
@@ -66,8 +67,9 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     Raises:
         UserError: there is none.
     """
+    name = local_or_hub(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name))
+        tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
         raise _no_model(name, "tokenizer", error) from error
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
@@ -85,10 +87,10 @@ def load_causal_lm(
     Raises:
         UserError: there is none, or its weights are incomplete.
     """
-    device = pick_device(device)
+    device, name = pick_device(device), local_or_hub(name)
     try:
         found: Any = AutoModelForCausalLM.from_pretrained(
-            str(name), dtype=pick_dtype(dtype, device), output_loading_info=True
+            name, dtype=pick_dtype(dtype, device), output_loading_info=True
         )
     except (OSError, ValueError, KeyError) as error:
         raise _no_model(name, "language model", error) from error
@@ -130,9 +132,10 @@ def untrained_classifier(name: str | Path) -> tuple[PreTrainedModel, set[str]]:
 
 
 def _classifier(name: str | Path, **options: Any) -> tuple[PreTrainedModel, set[str]]:
+    name = local_or_hub(name)
     try:
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            str(name), output_loading_info=True, **options
+            name, output_loading_info=True, **options
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise _no_model(name, "sequence classifier", error) from error

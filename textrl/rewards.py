@@ -8,8 +8,8 @@ None, NaN, a wrong length or an exception is an error that names the sample, nev
 """
 
 import inspect
-import math
-from collections.abc import Callable, Sequence
+import reprlib
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +24,9 @@ from textrl.classifiers import encode_for_scoring, max_text_length, split_classi
 from textrl.errors import UserError
 from textrl.models import freeze, load_classifier, load_tokenizer
 from textrl.trunks import check_vocabulary
+
+LARGEST = float(np.finfo(np.float32).max)
+"""Larger scores are infinite where an agent reads them; NaN compares as larger."""
 
 
 class RewardFunction(Protocol):
@@ -247,16 +250,21 @@ def _checked_call(
             f"{len(prompts)} that starts with {_shorten(prompts[0], completions[0])}"
             f"{hint if chats else ''}"
         ) from error
-    if values is None or not hasattr(values, "__len__"):
-        raise UserError(f"reward function {name!r} returned {values!r}; expected a list of floats")
+    one_each = isinstance(values, list | tuple) or np.ndim(values) == 1
+    texts = isinstance(values, str | bytes)  # numpy reads their elements or the whole as one number
+    if texts or not one_each or isinstance(values, Mapping | Set):
+        raise UserError(
+            f"reward function {name!r} returned a {type(values).__name__}, "
+            f"{reprlib.repr(values)}; expected a list of floats, one a completion"
+        )
     if len(values) != len(prompts):
         raise UserError(
             f"reward function {name!r} returned {len(values)} numbers for {len(prompts)} texts"
         )
     for row, value in enumerate(values):
         try:
-            finite = value is not None and math.isfinite(float(value))
-        except (TypeError, ValueError):
+            finite = value is not None and abs(float(value)) <= LARGEST
+        except (TypeError, ValueError, OverflowError):
             finite = False
         if not finite:
             raise UserError(

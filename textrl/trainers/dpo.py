@@ -25,6 +25,7 @@ from textrl.loop import FitTask, LossSum, fit, make_accelerator
 from textrl.losses import dpo_loss
 from textrl.metrics import open_logger
 from textrl.models import SplitLM, eos_id, split_lm
+from textrl.paths import expanded
 from textrl.precision import autocast, pick_precision
 from textrl.trunks import check_lengths, check_vocabulary
 from textrl.types import Sequence, stack_sequences
@@ -181,7 +182,7 @@ class DPOTrainer:
         """
         self.model, self.tokenizer = model, tokenizer
         self.config = config or DPOConfig()
-        self.output_dir = None if output_dir is None else Path(output_dir)
+        self.output_dir = None if output_dir is None else expanded(output_dir)
         self.logger = logger
         self._shown = shown
         eos_id(tokenizer)  # without it no text would end

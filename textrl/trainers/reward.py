@@ -24,6 +24,7 @@ from textrl.loop import FitTask, LossSum, fit, make_accelerator
 from textrl.losses import bradley_terry_loss, plackett_luce_loss, ranking_loss
 from textrl.metrics import open_logger
 from textrl.models import ensure_pad, untrained_classifier
+from textrl.paths import expanded
 from textrl.rewards import RewardModel
 from textrl.trunks import check_vocabulary
 
@@ -99,7 +100,7 @@ class RewardTrainer:
         self.model, self.tokenizer = model, tokenizer
         self._classifier = split_classifier(model)
         self.config = config or RewardConfig()
-        self.output_dir = None if output_dir is None else Path(output_dir)
+        self.output_dir = None if output_dir is None else expanded(output_dir)
         self.logger = logger
         self._shown = shown
         records = load_records(data, "rankings")

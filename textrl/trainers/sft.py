@@ -15,6 +15,7 @@ from textrl.encoding import sft_sequences
 from textrl.loop import FitTask, LossSum, fit, make_accelerator
 from textrl.metrics import open_logger
 from textrl.models import eos_id, split_lm
+from textrl.paths import expanded
 from textrl.trunks import check_lengths, check_vocabulary
 from textrl.types import Sequence, stack_sequences
 
@@ -49,7 +50,7 @@ class SFTTrainer:
         """
         self.model, self.tokenizer = model, tokenizer
         self.config = config or SFTConfig()
-        self.output_dir = None if output_dir is None else Path(output_dir)
+        self.output_dir = None if output_dir is None else expanded(output_dir)
         self.logger = logger
         self._shown = shown
         eos_id(tokenizer)  # without it no text would end

@@ -1,0 +1,33 @@
+"""Paths that people write: `~` is expanded, and a local path with nothing there is told at once.
+
+Standard library only. Next to read: `data.py` (files of rows), `models.py` (folders of models).
+"""
+
+from pathlib import Path
+
+from textrl.errors import UserError, did_you_mean
+
+
+def expanded(path: str | Path) -> Path:
+    """Return the path with a leading `~` replaced by the home folder."""
+    return Path(path).expanduser()
+
+
+def local_or_hub(name: str | Path) -> str:
+    """Return the name of a model or data set, its `~` expanded.
+
+    Raises:
+        UserError: it can only be a local path, and nothing is there; a hub id has the form `name`
+            or `owner/name`, and no folder here is called `owner`.
+    """
+    path = expanded(name)
+    local = isinstance(name, Path) or path.is_absolute() or str(name).startswith(".")
+    if not path.exists() and (local or len(path.parts) > 2 or _in_a_folder(path)):
+        names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        hint = did_you_mean(path.name, names)
+        raise UserError(f"{path}: no such file or folder{hint}")
+    return str(path)
+
+
+def _in_a_folder(path: Path) -> bool:
+    return len(path.parts) == 2 and path.parent.is_dir()

@@ -254,8 +254,8 @@ def _checked_call(
     texts = isinstance(values, str | bytes)  # numpy reads their elements or the whole as one number
     if texts or not one_each or isinstance(values, Mapping | Set):
         raise UserError(
-            f"reward function {name!r} returned a {type(values).__name__}, "
-            f"{reprlib.repr(values)}; expected a list of floats, one a completion"
+            f"reward function {name!r} returned {reprlib.repr(values)}, "
+            f"a {type(values).__name__}; expected a list of floats, one a completion"
         )
     if len(values) != len(prompts):
         raise UserError(

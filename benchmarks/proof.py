@@ -22,7 +22,7 @@ PYTHON = sys.executable
 HEADER = """# What `make proof` showed last
 
 Each row is one step: the commit and the day it ran on, how long it took there, and the lines that
-it ended with. `make proof` runs all of them (hours on two cores), `make proof STEPS="demo-0 suite"`
+it ended with. `make proof` runs all of them (hours on two cores), `make proof STEPS="demo suite"`
 some; `benchmarks/proof.py` names their commands.
 
 | step | commit | day | minutes | result |
@@ -40,24 +40,22 @@ class Step:
     """Longer than this is a failure."""
 
 
-def demo(preset: str, seed: int) -> Step:
-    """Return the step that runs a demo and holds its numbers against their bars."""
-    run = f"runs/proof-{preset}-{seed}"
-    make = (PYTHON, "-m", "textrl", "demo", "--preset", preset, "--seed", str(seed))
+def demo(preset: str, seeds: range) -> Step:
+    """Return the step that runs a demo with some seeds and holds its numbers to their bars."""
+    runs = [f"runs/proof-{preset}-{seed}" for seed in seeds]
+    make = (PYTHON, "-m", "textrl", "demo", "--preset", preset, "--overwrite")
     return Step(
         commands=(
-            (*make, "--output_dir", run, "--overwrite"),
-            (PYTHON, "tests/check_demo.py", preset, run),
+            *((*make, "--seed", str(seed), "--output_dir", runs[seed]) for seed in seeds),
+            (PYTHON, "tests/check_demo.py", preset, *runs),
         ),
-        lines=3,
+        lines=len(seeds) + (len(seeds) > 2),
     )
 
 
 STEPS = {
-    "demo-0": demo("tiny", 0),
-    "demo-1": demo("tiny", 1),
-    "demo-2": demo("tiny", 2),
-    "smollm2": demo("smollm2", 0),
+    "demo": demo("tiny", range(3)),
+    "smollm2": demo("smollm2", range(1)),
     "tests": Step(commands=((PYTHON, "-m", "pytest", "-q", "-m", "proof"),), lines=1),
     "suite": Step(
         commands=((PYTHON, "benchmarks/optimum.py", "--output_dir", "runs/proof-optimum"),),

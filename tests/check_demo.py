@@ -1,47 +1,77 @@
-"""Assert the numbers of finished demo runs: `python tests/check_demo.py PRESET RUN [RUN]`.
+"""Hold finished demo runs against their bars: `python tests/check_demo.py PRESET RUN [RUN ...]`.
 
-Called by .ci/run and benchmarks/proof.py. Of two runs with one seed, all numbers but times and
-memory must be equal.
+Called by .ci/run with one run and by benchmarks/proof.py with three. Runs of one seed must have equal
+numbers, but for times and memory; of several seeds the medians must reach the higher bars.
 """
 
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
-LIMITS = {"tiny": {"peak_memory_mb": 3000}, "smollm2": {"peak_memory_mb": 8000}}
+PEAK_MEMORY_MB = {"tiny": 3000, "smollm2": 8000}
 """Seconds are printed and not judged: they say more about the machine than about the code."""
 MEASURED = ("seconds", "peak_memory_mb", "stage_seconds")
+ACCURACY = 0.77
+ONE_SEED = {"tiny": {"ppo": 1.0, "dpo": 0.7}, "smollm2": {"ppo": 0.3, "dpo": 0.1}}
+"""Least gain in standard deviations of the SFT policy's score."""
+MEDIANS = {"tiny": {"ppo": 1.3, "dpo": 0.8}, "smollm2": {"ppo": 0.3, "dpo": 0.1}}
+"""The same for the median of three seeds."""
+LARGEST_KL = {"tiny": 10.0, "smollm2": 10.0}
+LARGEST_MEDIAN_KL_OF_PPO = 8.0
+
+
+def gains_of(summary: dict[str, Any]) -> dict[str, float]:
+    """Return how far PPO and DPO raise the score, in standard deviations of the SFT policy's."""
+    sft = summary["sft"]
+    return {n: (summary[n]["score"] - sft["score"]) / sft["score_std"] for n in ("ppo", "dpo")}
 
 
 def check(preset: str, folder: Path) -> dict[str, Any]:
-    summary = json.loads((folder / "summary.json").read_text())
-    sft, ppo, dpo = summary["sft"], summary["ppo"], summary["dpo"]
-    gains = {n: (summary[n]["score"] - sft["score"]) / sft["score_std"] for n in ("ppo", "dpo")}
+    """Print a run's numbers, hold what any seed must reach, and return them."""
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    sft, ppo, dpo, gains = summary["sft"], summary["ppo"], summary["dpo"], gains_of(summary)
     accuracy = summary["reward_model"]["heldout_accuracy"]
     positive = ppo["judge_positive"] - sft["judge_positive"]
     print(
-        f"{folder}: reward model {accuracy:.3f}, PPO {gains['ppo']:+.2f} SD at KL {ppo['kl']:.2f}"
+        f"{folder}: reward model {accuracy:.3f}, PPO {gains['ppo']:+.2f} SD at KL {ppo['kl']:.2f}, "
+        f"judged positive {positive:+.2f}, DPO {gains['dpo']:+.2f} SD at KL {dpo['kl']:.2f}, "
+        f"{summary['seconds']:.0f} s, {summary['peak_memory_mb']:.0f} MB"
     )
-    print(f"  judged positive {positive:+.2f}, DPO {gains['dpo']:+.2f} SD at KL {dpo['kl']:.2f}")
-    print(f"  {summary['seconds']:.0f} s, {summary['peak_memory_mb']:.0f} MB")
-    for name, limit in LIMITS[preset].items():
-        assert summary[name] < limit, (name, summary[name])
-    assert accuracy >= 0.77
+    assert summary["peak_memory_mb"] < PEAK_MEMORY_MB[preset]
+    assert accuracy >= ACCURACY
+    assert max(ppo["kl"], dpo["kl"]) <= LARGEST_KL[preset]
     if preset == "tiny":
-        assert gains["ppo"] >= 1.0
-        assert gains["dpo"] >= 0.7
-        assert max(ppo["kl"], dpo["kl"]) <= 10
         assert positive >= 0.20
-    else:
-        assert gains["ppo"] > 0.3
-        assert gains["dpo"] > 0.1
     page = (folder / "report.html").read_text()
     assert "src=" not in page
     assert "<script" not in page
-    return {name: value for name, value in summary.items() if name not in MEASURED}
+    return summary
+
+
+def check_all(preset: str, folders: list[Path]) -> None:
+    """Check each run, then that runs of one seed are equal, or the medians over seeds."""
+    summaries = [check(preset, folder) for folder in folders]
+    seeds = [summary["seed"] for summary in summaries]
+    for summary in summaries:
+        twin = summaries[seeds.index(summary["seed"])]
+        for name in set(twin) - set(MEASURED):
+            assert summary[name] == twin[name], f"two runs with one seed differ in {name}"
+    if len(set(seeds)) < 3:
+        for name, bar in ONE_SEED[preset].items():
+            assert all(gains_of(s)[name] >= bar for s in summaries), (name, bar)
+        return
+    kl = statistics.median(summary["ppo"]["kl"] for summary in summaries)
+    medians = {n: statistics.median(gains_of(s)[n] for s in summaries) for n in ("ppo", "dpo")}
+    print(
+        f"medians of {len(set(seeds))} seeds: PPO {medians['ppo']:+.2f} SD at KL {kl:.2f}, "
+        f"DPO {medians['dpo']:+.2f} SD"
+    )
+    assert kl <= LARGEST_MEDIAN_KL_OF_PPO, kl
+    for name, bar in MEDIANS[preset].items():
+        assert medians[name] >= bar, (name, medians[name], bar)
 
 
 if __name__ == "__main__":
-    found = [check(sys.argv[1], Path(name)) for name in sys.argv[2:]]
-    assert all(numbers == found[0] for numbers in found), "two runs with one seed differ"
+    check_all(sys.argv[1], [Path(name) for name in sys.argv[2:]])

@@ -43,7 +43,7 @@ def test_without_a_signal_it_fails_the_same_bar(agent: str, monkeypatch) -> None
 
     def make_venv(task: str, **options):
         venv = blind(task, **options)
-        scorer = venv.unwrapped.core.scorer
+        scorer = venv.unwrapped.core.judge.scorer
         object.__setattr__(scorer, "weights", (0.0,) * len(scorer.weights))
         return venv
 

@@ -94,6 +94,18 @@ class TokenPolicy(BasePolicy):
             optimizer_kwargs=optimizer_kwargs or {"weight_decay": 0.0},
         )
 
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        """Return what `save` keeps for `load` beside the weights: the arguments of __init__."""
+        return {
+            "observation_space": self.observation_space,
+            "action_space": self.action_space,
+            "lr_schedule": self._dummy_schedule,
+            "model": self.model,
+            "temperature": self.temperature,
+            "optimizer_class": self.optimizer_class,
+            "optimizer_kwargs": self.optimizer_kwargs,
+        }
+
     @property
     def q_net(self) -> nn.Module:
         """Refuse DQN, which asks for this.

@@ -53,7 +53,8 @@ class TrainingConfig:
     micro_batch_tokens: int = 4096
     """Tokens of the texts that are held in memory together; never changes the result."""
     max_length: int = 512
-    """Longest sequence in tokens; completions are cut here, prompts over it are refused."""
+    """Longest sequence in tokens; texts and completions are cut here, prompts over it are
+    refused."""
     warmup_share: float = 0.05
     """Share of the updates with a rising learning rate; a cosine falls to 0 after it."""
     weight_decay: float = 0.0
@@ -85,6 +86,9 @@ class SFTConfig(TrainingConfig):
 class RewardConfig(TrainingConfig):
     """Reward modelling on pairs or rankings."""
 
+    max_length: int = 512
+    """Longest prompt with a completion in tokens; longer ones are refused, as a cut text would be
+    scored as another one."""
     loss_type: Literal["ranking", "plackett_luce"] = "ranking"
     """Loss of a ranking: mean over its pairs (InstructGPT), or of the whole order."""
     center_coef: float = 0.01

@@ -226,6 +226,23 @@ def test_save_and_load_predict_the_same(agent, tmp_path) -> None:
     assert (one == other).all()
 
 
+@pytest.mark.parametrize("agent", [PPO, MaskablePPO])
+def test_a_policy_alone_is_saved_and_loaded_with_its_model_and_temperature(agent, tmp_path) -> None:
+    env = make_env(temperature=0.7)
+    given = {"model": tiny_model(), "temperature": 0.7, "optimizer_kwargs": {"weight_decay": 0.1}}
+    policy = make_agent(agent, env, policy_kwargs=given).policy
+    with torch.no_grad():  # as if it were trained
+        for parameter in policy.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    policy.save(tmp_path / "policy.pt")
+    loaded = type(policy).load(tmp_path / "policy.pt", device="cpu")
+    observation = policy.obs_to_tensor(env.reset())[0]
+    with torch.no_grad():
+        one, other = (p.forward(observation, deterministic=True) for p in (policy, loaded))
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert loaded.optimizer.defaults["weight_decay"] == 0.1
+
+
 def test_nothing_is_reinitialised_and_dropout_is_off() -> None:
     model = tiny_model()
     model.config.attention_dropout = 0.5

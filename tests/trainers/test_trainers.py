@@ -276,6 +276,23 @@ def test_dpo_bad_data_names_the_place(tmp_path) -> None:
         DPOTrainer(tiny_model(), tiny_tokenizer(), path, shown=False)
 
 
+def test_pairs_that_are_the_same_tokens_are_refused_with_their_place(checkpoint, tmp_path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(json.dumps(r) for r in (PAIRS[0], PAIRS[1] | {"rejected": "cde"})))
+    with pytest.raises(UserError, match=r"pairs.jsonl:2: .*ranks are the same 6 tokens"):
+        RewardTrainer(*classifier(checkpoint), path, shown=False)
+    tied = {"prompt": "a", "completions": ["b", "b", "c"], "ranks": [0, 0, 1]}
+    RewardTrainer(*classifier(checkpoint), [tied], shown=False)  # equal ranks say the same
+    with pytest.raises(UserError, match=r"pairs.jsonl:2: chosen and rejected are the same 6 tok"):
+        DPOTrainer(tiny_model(), tiny_tokenizer(), path, shown=False)
+    alike = [PAIRS[0], {"prompt": "b", "chosen": "cdefg", "rejected": "cdexyz"}]
+    with pytest.raises(UserError, match=r"record 1: .* same 4 tokens within max_length 4"):
+        DPOTrainer(tiny_model(), tiny_tokenizer(), alike, DPOConfig(max_length=4), shown=False)
+    with pytest.raises(UserError, match=r"record 1: the text has \d+ tokens and the limit is 6"):
+        config = RewardConfig(max_length=6)
+        RewardTrainer(*classifier(checkpoint), alike, config, shown=False)
+
+
 def test_heldout_share_evaluates_unseen_prompts() -> None:
     rows = [{"prompt": f"{a}{b}", "completion": "cd"} for a in "abcdef" for b in "abcdef"]
     config = SFTConfig(heldout_share=0.3, minibatch_size=8)

@@ -278,6 +278,12 @@ class DPOTrainer:
             ]
             for side in ("chosen", "rejected")
         }
+        for chosen, rejected, place in zip(*sides.values(), records.places, strict=True):
+            if chosen.ids == rejected.ids:
+                raise UserError(
+                    f"{place}: chosen and rejected are the same {len(chosen.ids)} tokens within "
+                    f"max_length {limit}; raise it, or drop the row if their texts are the same"
+                )
         certainties = [
             _certainty(row.get("certainty"), place)
             for row, place in zip(records.rows, records.places, strict=True)

@@ -5,6 +5,7 @@ in one batch element (InstructGPT: shuffled pairs of one prompt over-fit). The t
 normalised on samples of the SFT policy; their mean and std live in the checkpoint's config.
 """
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -202,6 +203,7 @@ class RewardTrainer:
         for row, place in zip(records.rows, records.places, strict=True):
             _, ranks, margin = ranked_texts(row, place)
             encoded = [self._encode_text(text, place) for text in self._whole_texts(row, place)]
+            _refuse_same_tokens(encoded, ranks, place)
             rankings.append(Ranking(encoded=encoded, ranks=ranks, margin=margin))
         margins = any(r.margin is not None for r in rankings)
         if margins and any(len(r.ranks) > 2 for r in rankings):
@@ -226,3 +228,15 @@ class RewardTrainer:
     def _some_texts(self, records: Records) -> list[str]:
         pairs = list(zip(records.rows, records.places, strict=True))[:256]
         return [text for row, place in pairs for text in self._whole_texts(row, place)]
+
+
+def _refuse_same_tokens(encoded: list[list[int]], ranks: list[int], place: str) -> None:
+    """Raise UserError where two completions of different ranks are the same to the model."""
+    for (first, rank), (second, other) in itertools.combinations(
+        zip(encoded, ranks, strict=True), 2
+    ):
+        if rank != other and first == second:
+            raise UserError(
+                f"{place}: two completions of different ranks are the same {len(first)} tokens, "
+                f"so that no score can tell them apart; drop the row"
+            )

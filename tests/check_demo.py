@@ -1,7 +1,7 @@
 """Hold finished demo runs against their bars: `python tests/check_demo.py PRESET RUN [RUN ...]`.
 
-Called by .ci/run with one run and by benchmarks/proof.py with three. Runs of one seed must have equal
-numbers, but for times and memory; of several seeds the medians must reach the higher bars.
+Called by .ci/run with one run and by benchmarks/proof.py with three. Runs of one seed must have
+equal numbers, but for times and memory; of three seeds the medians must reach the higher bars.
 """
 
 import json

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from textrl.config import SMOOTHED_LOSSES
+from textrl.config import SMOOTHED_LOSSES, loss_weights
 from textrl.errors import did_you_mean
 from textrl.masking import check_shapes, full_precision
 
@@ -135,7 +135,7 @@ def dpo_loss(
     ref_rejected_logprobs: Tensor,
     *,
     beta: float = 0.1,
-    loss_type: str | Mapping[str, float] = "sigmoid",
+    loss_type: str | dict[str, float] = "sigmoid",
     label_smoothing: float | Tensor = 0.0,
     chosen_lengths: Tensor | None = None,
     rejected_lengths: Tensor | None = None,
@@ -188,7 +188,7 @@ def dpo_loss(
         rejected_lengths=rejected_lengths,
         **({"label_smoothing": label_smoothing} if isinstance(label_smoothing, Tensor) else {}),
     )
-    mix = {loss_type: 1.0} if isinstance(loss_type, str) else dict(loss_type)
+    mix = loss_weights(loss_type)
     _check_settings(mix, beta, label_smoothing)
     chosen, rejected = full_precision(chosen_logprobs), full_precision(rejected_logprobs)
     pairs = PreferenceBatch(

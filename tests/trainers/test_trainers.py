@@ -247,6 +247,35 @@ def test_a_mix_of_losses_trains_and_encoded_pairs_are_taken_as_they_are() -> Non
             DPOConfig(loss_type=bad)
 
 
+@pytest.mark.parametrize("loss_type", ["simpo", "orpo", {"simpo": 1.0, "sft": 0.5}])
+def test_a_loss_without_a_reference_reads_none_and_logs_nothing_about_it(
+    loss_type, monkeypatch, tmp_path
+) -> None:
+    def passes(*arguments: object) -> torch.Tensor:
+        raise AssertionError("the reference was read")
+
+    monkeypatch.setattr("textrl.trainers.dpo.reference_logprobs", passes)
+    config = DPOConfig(loss_type=loss_type, heldout_share=0.5, num_epochs=20, learning_rate=1e-2)
+    trainer = DPOTrainer(
+        tiny_model(), tiny_tokenizer(), PAIRS, config, output_dir=tmp_path, shown=False
+    )
+    metrics = trainer.train()
+    rows = [json.loads(line) for line in (tmp_path / "progress.json").read_text().splitlines()]
+    found = {name for row in rows for name in row if name.startswith("dpo/")}
+    assert found == {"dpo/loss", "dpo/accuracy", "dpo/grad_norm", "dpo/learning_rate"}
+    right = 0
+    for pair in trainer.heldout_pairs:
+        means = [
+            float(sequence_logprobs(trainer._lm, [side]).detach()) / side.num_counted
+            for side in (pair.chosen, pair.rejected)
+        ]
+        right += means[0] > means[1]
+    assert metrics["heldout_accuracy"] == right / len(trainer.heldout_pairs)
+    mix = DPOConfig(loss_type={"sigmoid": 1.0, "sft": 0.2})
+    with pytest.raises(AssertionError, match="was read"):
+        DPOTrainer(tiny_model(), tiny_tokenizer(), PAIRS, mix, shown=False)
+
+
 def test_labels_are_as_soft_as_the_raters() -> None:
     rows = [PAIRS[0] | {"certainty": 0.75}, PAIRS[1]]
     trainer = DPOTrainer(tiny_model(), tiny_tokenizer(), rows, DPOConfig(), shown=False)
@@ -288,8 +317,8 @@ def test_pairs_that_are_the_same_tokens_are_refused_with_their_place(checkpoint,
     alike = [PAIRS[0], {"prompt": "b", "chosen": "cdefg", "rejected": "cdexyz"}]
     with pytest.raises(UserError, match=r"record 1: .* same 4 tokens within max_length 4"):
         DPOTrainer(tiny_model(), tiny_tokenizer(), alike, DPOConfig(max_length=4), shown=False)
+    config = RewardConfig(max_length=6)
     with pytest.raises(UserError, match=r"record 1: the text has \d+ tokens and the limit is 6"):
-        config = RewardConfig(max_length=6)
         RewardTrainer(*classifier(checkpoint), alike, config, shown=False)
 
 

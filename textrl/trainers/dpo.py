@@ -1,8 +1,8 @@
 """Direct preference optimisation on a fixed set of pairs (2305.18290).
 
 The reference is the model as it is given: its log-probs of all pairs are computed once, before the
-first update, and kept; no second model stays in memory. Chosen and rejected are read together,
-their prompt once (`textrl.packing`).
+first update, and kept; no second model stays in memory. Losses without a reference (simpo, orpo,
+sft) skip this. Chosen and rejected are read together, their prompt once (`textrl.packing`).
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from textrl.batching import filled_batches
 from textrl.chat import end_ids, prompt_of
 from textrl.checkpoint import clear_state, save_model
-from textrl.config import DPOConfig
+from textrl.config import DPOConfig, loss_weights, needs_reference
 from textrl.data import Records, Source, load_records, split_by_prompt
 from textrl.encoding import continuation
 from textrl.errors import UserError
@@ -88,6 +88,24 @@ def all_logprobs(lm: SplitLM, sequences: list[Sequence], micro_batch_tokens: int
     return result
 
 
+def completion_lengths(pairs: list[Pair], device: torch.device) -> Tensor:
+    """Return the tokens of chosen and rejected completions, [2 B]."""
+    sides = [[p.chosen.num_counted for p in pairs], [p.rejected.num_counted for p in pairs]]
+    return torch.tensor(sides, device=device)
+
+
+def implicit_rewards(
+    logprobs: Tensor, reference: Tensor, lengths: Tensor, config: DPOConfig
+) -> Tensor:
+    """Return by what a loss orders chosen and rejected completions, [2 B].
+
+    That is beta (log pi - log pi_ref); for a loss without a reference, log pi a token.
+    """
+    if needs_reference(config.loss_type):
+        return config.beta * (logprobs - reference)
+    return logprobs / lengths
+
+
 def reference_logprobs(lm: SplitLM, pairs: list[Pair], micro_batch_tokens: int) -> Tensor:
     """Return `pair_logprobs` of all pairs, without gradient, [2 N]."""
     result = torch.zeros(2, len(pairs), device=lm.device)
@@ -105,34 +123,34 @@ def dpo_loss_sum(
     Args:
         lm: the policy.
         pairs: of one micro-batch.
-        reference: the reference's log-probs of them, nats, [2 B].
+        reference: the reference's log-probs of them, nats, [2 B]; anything for a loss without it.
         config: the loss and its settings.
         kl: estimate of KL(policy || reference) over the whole minibatch, nats (KTO's baseline).
     """
-    chosen, rejected = pair_logprobs(lm, pairs)
+    logprobs = pair_logprobs(lm, pairs)
+    lengths = completion_lengths(pairs, lm.device)
     losses = dpo_loss(
-        chosen,
-        rejected,
+        logprobs[0],
+        logprobs[1],
         reference[0],
         reference[1],
         beta=config.beta,
         loss_type=config.loss_type,
         label_smoothing=label_smoothing(pairs, config, lm.device),
-        chosen_lengths=torch.tensor([p.chosen.num_counted for p in pairs], device=lm.device),
-        rejected_lengths=torch.tensor([p.rejected.num_counted for p in pairs], device=lm.device),
+        chosen_lengths=lengths[0],
+        rejected_lengths=lengths[1],
         kl=kl,
         simpo_margin=config.simpo_margin,
     )
-    rewards = config.beta * (torch.stack([chosen, rejected]) - reference).detach()
-    return LossSum(
-        loss=losses.sum(),
-        metrics={
-            "accuracy": float((rewards[0] > rewards[1]).sum()),
+    rewards = implicit_rewards(logprobs.detach(), reference, lengths, config)
+    metrics = {"accuracy": float((rewards[0] > rewards[1]).sum())}
+    if needs_reference(config.loss_type):
+        metrics |= {
             "margin": float((rewards[0] - rewards[1]).sum()),
             "chosen_reward": float(rewards[0].sum()),
             "rejected_reward": float(rewards[1].sum()),
-        },
-    )
+        }
+    return LossSum(loss=losses.sum(), metrics=metrics)
 
 
 def label_smoothing(pairs: list[Pair], config: DPOConfig, device: torch.device) -> float | Tensor:
@@ -140,7 +158,7 @@ def label_smoothing(pairs: list[Pair], config: DPOConfig, device: torch.device) 
     flipped = config.label_smoothing
     if all(p.certainty == 1.0 for p in pairs):
         return flipped
-    if "robust" in config.loss_type:
+    if "robust" in loss_weights(config.loss_type):
         raise UserError("robust takes all labels for equally certain; drop the column certainty")
     certainty = torch.tensor([p.certainty for p in pairs], device=device)
     return certainty * flipped + (1 - certainty) * (1 - flipped)
@@ -206,14 +224,14 @@ class DPOTrainer:
         )
         with autocast(self._precision, self._lm.device):
             self._reference_of_strangers = all_logprobs(self._lm, self._strangers, tokens)
-            self._reference = reference_logprobs(self._lm, self.train_pairs, tokens)
-            self._heldout_reference = reference_logprobs(self._lm, self.heldout_pairs, tokens)
+            self._reference = self._reference_of(self.train_pairs)
+            self._heldout_reference = self._reference_of(self.heldout_pairs)
 
     def train(self) -> dict[str, float]:
         """Train, save to output_dir, and return the final metrics.
 
-        Returns: `heldout_accuracy` (share of held-out pairs whose implicit reward is in order)
-            where heldout_share > 0.
+        Returns: `heldout_accuracy` (share of held-out pairs in order, by `implicit_rewards`) where
+            heldout_share > 0.
         """
         pairs = self.train_pairs
         task = FitTask(
@@ -246,15 +264,23 @@ class DPOTrainer:
         pairs, right = self.heldout_pairs, 0.0
         tokens = self.config.micro_batch_tokens
         for rows in filled_batches([p.num_tokens for p in pairs], tokens):
-            reference = self._heldout_reference[:, rows]
+            some, reference = [pairs[i] for i in rows], self._heldout_reference[:, rows]
             with autocast(self._precision, self._lm.device):
-                chosen, rejected = pair_logprobs(self._lm, [pairs[i] for i in rows]) - reference
-            right += float((chosen > rejected).sum())
+                logprobs = pair_logprobs(self._lm, some)
+            lengths = completion_lengths(some, self._lm.device)
+            rewards = implicit_rewards(logprobs, reference, lengths, self.config)
+            right += float((rewards[0] > rewards[1]).sum())
         return {"heldout_accuracy": right / len(pairs)}
+
+    def _reference_of(self, pairs: list[Pair]) -> Tensor:
+        """Return `reference_logprobs`, zeros for a loss that has no reference, [2 N]."""
+        if not needs_reference(self.config.loss_type):
+            return torch.zeros(2, len(pairs), device=self._lm.device)
+        return reference_logprobs(self._lm, pairs, self.config.micro_batch_tokens)
 
     @property
     def _needs_kl(self) -> bool:
-        return "kto" in self.config.loss_type
+        return "kto" in loss_weights(self.config.loss_type)
 
     def _estimate_kl(self, rows: list[int]) -> None:
         """Estimate KL(policy || reference) from a minibatch's mismatched texts, for KTO.

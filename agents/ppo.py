@@ -37,6 +37,7 @@ from textrl.agents.kl_control import adapted_kl_coef
 from textrl.agents.minibatches import Numbers
 from textrl.agents.text_agent import TextAgent
 from textrl.agents.text_env import TextEnv
+from textrl.checkpoint import check_finite
 from textrl.config import PPOConfig
 from textrl.data import Source, load_records
 from textrl.encoding import sft_sequences
@@ -111,6 +112,7 @@ class PPO(TextAgent):
         `critic.safetensors` holds the critic, `agent.json` the configuration, `trainer_state/` what
         `load` needs to go on as if nothing had happened.
         """
+        check_finite(self.actor_critic.critic, "cannot be saved")
         super().save(path)
         save_safetensors(self.actor_critic.critic, str(Path(path) / "critic.safetensors"))
 

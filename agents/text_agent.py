@@ -138,6 +138,7 @@ class TextAgent(ABC):
 
                 log(self.logger, self.env_steps, self.iterate(show))
                 after_iteration()
+        self._updater.finish()
         return self
 
     def iterate(self, show: Show = lambda share, tokens, numbers: None) -> Numbers:
@@ -173,6 +174,7 @@ class TextAgent(ABC):
             | {
                 "rollout/kl_coef": kl_coef,
                 "train/learning_rate": learning_rate,
+                "train/skipped_updates": float(self._updater.skipped),
                 "time/collect_seconds": between - began,
                 "time/update_seconds": ended - between,
                 "time/tokens_per_second": tokens / (ended - began),
@@ -311,8 +313,7 @@ class TextAgent(ABC):
         saved = json.loads((folder / "agent.json").read_text())
         if saved["agent"] != cls.name:
             raise UserError(f"{folder} holds a {saved['agent']} agent, not {cls.name}")
-        frozen = saved.get("frozen", [])
-        policy = load_policy(folder, TextEnv(venv).reference.device, frozen)
+        policy = load_policy(folder, TextEnv(venv).reference.device, saved.get("frozen", []))
         return policy, cls.config_class(**saved["config"])
 
     def restore(self, path: str | Path) -> dict[str, Any]:

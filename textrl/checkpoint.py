@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import yaml
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.errors import UserError
@@ -99,16 +100,38 @@ def prepare_run_dir(
     return path
 
 
+def check_finite(model: nn.Module, consequence: str) -> None:
+    """Raise UserError if a parameter holds NaN or infinity; the first one is named.
+
+    Args:
+        model: looked through whole: a frozen weight spoils what the others learn too.
+        consequence: what follows for the model, the end of "so it ...".
+    """
+    for name, parameter in model.named_parameters():
+        finite = parameter.isfinite()
+        if not finite.all():
+            count = int((~finite).sum())
+            raise UserError(
+                f"the weights of this {type(model).__name__} are not finite, so it {consequence}: "
+                f"{name} holds {count} NaN or infinite values of {parameter.numel()}; use a "
+                f"checkpoint that is whole"
+            )
+
+
 def save_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path
 ) -> None:
     """Write a plain transformers checkpoint: safetensors, config, tokenizer, generation config.
 
     A PEFT model is merged first (a copy of it), so that plain transformers loads the result.
+
+    Raises:
+        UserError: a weight is not finite.
     """
     if hasattr(model, "merge_and_unload"):
         adapted: Any = copy.deepcopy(model)
         model = adapted.merge_and_unload()
+    check_finite(model, "cannot be saved")
     model.save_pretrained(str(folder), safe_serialization=True)
     tokenizer.save_pretrained(str(folder))
 

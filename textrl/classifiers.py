@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.batching import filled_batches, like_lengths
 from textrl.chat import RenderedText, end_ids, split_end
+from textrl.checkpoint import check_finite
 from textrl.errors import UserError
 from textrl.packing import Packing, packing_of, plan, take
 from textrl.seams import one_bos, without_eos
@@ -122,7 +123,12 @@ class Classifier:
 
 
 def split_classifier(model: PreTrainedModel) -> Classifier:
-    """Return the classifier and what of it need not run on every token, found by a trial."""
+    """Return the classifier and what of it need not run on every token, found by a trial.
+
+    Raises:
+        UserError: a weight is not finite.
+    """
+    check_finite(model, "cannot be used")
     head = dict(model.named_children()).get("score")
     trunk = Trunk(module=model.base_model, plain=0, alone_beyond=sys.maxsize, cached=0)
     was_training = model.training

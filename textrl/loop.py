@@ -24,7 +24,7 @@ from stable_baselines3.common.logger import Logger
 from torch import Tensor, nn
 
 from textrl.batching import epoch_minibatches, filled_batches
-from textrl.checkpoint import load_state, save_state
+from textrl.checkpoint import check_finite, load_state, save_state
 from textrl.config import TrainingConfig
 from textrl.errors import UserError
 from textrl.metrics import StageProgress, log
@@ -103,7 +103,13 @@ class Updater:
         weight_decay: float = 0.0,
         schedule: Callable[[int], float] = lambda update: 1.0,
     ) -> None:
-        """Make the optimiser of (module, learning rate) groups; matrices alone decay."""
+        """Make the optimiser of (module, learning rate) groups; matrices alone decay.
+
+        Raises:
+            UserError: there is nothing to train, or a weight is not finite.
+        """
+        for module, _ in groups:
+            check_finite(module, "cannot be trained")
         self.accelerator, self._max_grad_norm = accelerator, max_grad_norm
         options: list[dict[str, Any]] = []
         seen: set[int] = set()
@@ -119,7 +125,7 @@ class Updater:
             raise UserError("the model has no parameter that takes a gradient")
         self.optimizer = torch.optim.AdamW(options, betas=(0.9, 0.99), eps=1e-8, fused=True)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, schedule)
-        self.skipped = 0
+        self.updates = self.skipped = self.skipped_in_a_row = 0
 
     def update(self, losses: Iterable[Tensor]) -> float:
         """Take one step on the sum of the micro-batch losses; return the gradient's norm.
@@ -139,18 +145,31 @@ class Updater:
             if self.accelerator.num_processes > 1:
                 parameter.grad.copy_(self.accelerator.reduce(parameter.grad, "sum"))
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self._max_grad_norm))
+        self.updates += 1
         if math.isfinite(norm):
-            self.optimizer.step()
-            self.skipped = 0
+            self.skipped_in_a_row = 0
         else:
+            self.optimizer.zero_grad()  # the step then changes nothing
             self.skipped += 1
-            if self.skipped >= MAX_SKIPPED:
-                raise UserError(
-                    f"the gradient was not finite in {self.skipped} updates in a row; the last "
-                    f"saved state is kept. Lower learning_rate or look at the data"
-                )
+            self.skipped_in_a_row += 1
+            if self.skipped_in_a_row >= MAX_SKIPPED:
+                raise self._not_finite(f"{self.skipped_in_a_row} updates in a row")
+        self.optimizer.step()
         self.scheduler.step()
         return norm
+
+    def finish(self) -> None:
+        """Raise UserError if the run ends in updates that were skipped: its end taught nothing."""
+        if self.skipped_in_a_row:
+            raise self._not_finite(
+                f"the last {self.skipped_in_a_row} updates, in {self.skipped} of {self.updates}"
+            )
+
+    def _not_finite(self, when: str) -> UserError:
+        return UserError(
+            f"the gradient was not finite in {when}; they were skipped and nothing is saved over "
+            f"an earlier state. Lower learning_rate or look at the data"
+        )
 
     def follow_schedule(self) -> float:
         """Set the learning rates to the schedule's present factor; return the first one."""
@@ -161,12 +180,17 @@ class Updater:
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs."""
-        return {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "counts": [self.updates, self.skipped, self.skipped_in_a_row],
+        }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Continue from a state."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        self.updates, self.skipped, self.skipped_in_a_row = state.get("counts", [0, 0, 0])
 
 
 def warmup_cosine(total_updates: int, warmup_share: float) -> Callable[[int], float]:
@@ -249,6 +273,8 @@ def fit(
                     state = {"update": update + 1, "model": model.state_dict()} | updater.state()
                     save_state(state_dir, state)
     accelerator.wait_for_everyone()  # nobody leaves while another still receives
+    updater.finish()
+    check_finite(model, "has learned nothing of use")
 
 
 def _fit_update(
@@ -276,7 +302,8 @@ def _fit_update(
     for part in gather_object([sums]):  # of every process; one may have had no row
         for name, value in part.items():
             means[name] = means.get(name, 0.0) + value / divisor
-    return means | {"grad_norm": norm, "learning_rate": float(learning_rate)}
+    rates = {"grad_norm": norm, "learning_rate": float(learning_rate)}
+    return means | rates | {"skipped_updates": float(updater.skipped)}
 
 
 def _resume(model: nn.Module, updater: Updater, state_dir: Path | None) -> int:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from textrl.checkpoint import check_finite
 from textrl.errors import UserError
 from textrl.row_cache import RowCache, step_mask
 
@@ -217,8 +218,9 @@ def causal_logits(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
 
     Raises:
         UserError: the logits of a text change when a later token does, or there are others than
-            one row a token.
+            one row a token; or a weight is not finite, and no trial would tell anything.
     """
+    check_finite(model, "cannot be used")
     name = name_of(model)
     ids = probe_ids(model, 1, 6).repeat(2, 1)
     ids[1, -1] = ids[1, 0]

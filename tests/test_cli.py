@@ -73,12 +73,25 @@ def test_print_config_can_be_read_back(folder: Path, capsys) -> None:
     assert PPOConfig(critic="separate", target_kl=0.1) in configs
 
 
+GIVEN = ["--model=m", "--data=d", "--output_dir=o"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["sft", "--learnin_rate", "1"], "did you mean 'learning_rate'"),
-        (["stf"], "did you mean 'sft'"),
-        ([], "sft"),
+        (["sft", "--lr", "1"], "unknown option 'lr' (did you mean 'learning_rate'?)"),
+        (["stf"], "unknown command 'stf' (did you mean 'sft'?); known: sft, reward"),
+        (["list"], "unknown command 'list'; known: sft, reward, ppo"),
+        (["sft", *GIVEN, "--num_epochs=2.5"], "num_epochs is '2.5'; expected a whole number\n"),
+        (["sft", *GIVEN, "--num_epochs=25e-1"], "num_epochs is '2.5'; expected a whole number\n"),
+        (["sft", *GIVEN, "--resume=maybe"], "resume"),
+        (
+            ["sft", *GIVEN, "--precision=bfloat"],
+            "precision is 'bfloat'; expected one of 'float32', 'bfloat16', 'auto' (did you mean "
+            "'bfloat16'?)",
+        ),
+        (["dpo", *GIVEN, "--loss_type=simppo"], "'sft' or a mapping (did you mean 'simpo'?)"),
         (["sft", "--model", "m"], "data"),
         (["sft", "--model=m", "--data=d", "--output_dir=o", "--num_epochs=many"], "num_epochs"),
         (["sft", "--model=m", "--data=d", "--output_dir=o", "--num_epochs=0"], "a positive number"),
@@ -128,9 +141,30 @@ def test_mistakes_are_one_line_and_status_2(
     assert not (folder / "o").exists() or not any((folder / "o").iterdir())
 
 
-def test_unknown_key_in_yaml(folder: Path, capsys) -> None:
-    Path("c.yaml").write_text("model: m\nlearnin_rate: 1e-5\n")
+@pytest.mark.parametrize("key", ["learnin_rate", "learning-rat", "lr"])
+def test_unknown_key_in_yaml(key: str, folder: Path, capsys) -> None:
+    Path("c.yaml").write_text(f"model: m\n{key}: 1e-5\n")
     assert "did you mean 'learning_rate'" in fails(["sft", "--config", "c.yaml"], capsys)
+
+
+def test_whole_numbers_may_be_written_with_an_exponent(folder: Path) -> None:
+    given = ["--model=m", "--prompts=p", "--reward=r", "--output_dir=1e3"]
+    for written in (["--total_timesteps", "1e6"], ["--total-timesteps=1.0E+6"]):
+        _, (config, _, run, *_) = cli.parse(["rloo", *given, *written])
+        assert config.total_timesteps == 1_000_000
+        assert isinstance(config.total_timesteps, int)
+        assert run.output_dir == "1e3"
+    Path("c.yaml").write_text("total_timesteps: 2e6\nkl_coef: 1e1\nlearning_rate: 1.0\n")
+    _, configs = cli.parse(["rloo", *given, "--config=c.yaml"])
+    assert configs[0].total_timesteps == 2_000_000
+    assert configs[1].kl_coef == 10.0
+
+
+def test_without_arguments_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main([])
+    assert caught.value.code == 0
+    assert "train a reward model on rankings" in capsys.readouterr().out
 
 
 def test_an_existing_run_is_never_overwritten_by_accident(

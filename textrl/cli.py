@@ -6,7 +6,6 @@ work is in `commands.py`. A user's mistake is one line on stderr and exit status
 """
 
 import io
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -37,6 +36,7 @@ from textrl.command_config import (
 )
 from textrl.config import DPOConfig, RewardConfig, SFTConfig
 from textrl.errors import UserError, did_you_mean
+from textrl.parser_words import in_plain_words, read_plain_integers, with_plain_integers
 
 COMMANDS: dict[str, tuple[str, tuple[type, ...]]] = {
     "sft": ("train a language model on demonstrations", (ModelConfig, RunConfig, SFTConfig)),
@@ -77,7 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):  # output is UTF-8 whatever the terminal
             stream.reconfigure(encoding="utf-8")
     try:
-        command, configs = parse(sys.argv[1:] if arguments is None else list(arguments))
+        given = sys.argv[1:] if arguments is None else list(arguments)
+        command, configs = parse(given or ["--help"])
         _find(command)(*configs)
     except (UserError, OSError) as error:  # OSError: a full disk, a folder without rights
         print(f"textrl: error: {error}", file=sys.stderr)
@@ -117,11 +118,16 @@ def parse(arguments: list[str]) -> tuple[str, list[Any]]:
     arguments = _named_agent(arguments)
     if arguments[:2] == ["collect", "backup"]:
         arguments = ["collect-backup", *arguments[2:]]
+    first = arguments[0] if arguments else ""
+    if first and not first.startswith("-") and first not in COMMANDS:
+        hint = did_you_mean(first, COMMANDS)
+        raise UserError(f"unknown command {first!r}{hint}; known: {', '.join(COMMANDS)}")
+    kinds = [kind for _, needed in COMMANDS.values() for kind in needed]
+    given = with_plain_integers([_underscored(argument) for argument in arguments], kinds)
     try:
-        chosen = parser.parse_args([_underscored(argument) for argument in arguments])
+        chosen = parser.parse_args(given)
     except ArgumentError as error:
-        command = next((a for a in arguments if a in COMMANDS), None)
-        raise UserError(_explain(str(error), known.get(command or "", list(COMMANDS)))) from error
+        raise UserError(in_plain_words(str(error), known.get(first, list(COMMANDS)))) from error
     values = chosen[chosen.subcommand]
     return chosen.subcommand, [_build(kind, values) for kind in COMMANDS[chosen.subcommand][1]]
 
@@ -129,6 +135,7 @@ def parse(arguments: list[str]) -> tuple[str, list[Any]]:
 def make_parser() -> tuple[ArgumentParser, dict[str, list[str]]]:
     """Return the parser of all commands and the option names of each."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    read_plain_integers()
     parser = ArgumentParser(
         prog="textrl",
         description="Reinforcement learning from human feedback as a Gymnasium problem.",
@@ -184,14 +191,3 @@ def _underscored(argument: str) -> str:
 
 def _build(kind: type, values: Namespace) -> Any:
     return kind(**{field.name: values[field.name] for field in fields(kind)})
-
-
-def _explain(message: str, known: list[str]) -> str:
-    """Return the parser's complaint in one line, with the nearest known name."""
-    line = " ".join(message.split())
-    quoted = r"(?:Key|[Oo]ption|invalid choice:) ['\"]([\w.]+)"
-    unknown = re.search(quoted, line) or re.search(r"[Uu]nrecognized arguments: -*([\w.]+)", line)
-    if unknown is None:
-        return line
-    word = unknown.group(1).split(".")[-1]
-    return f"unknown option {word!r}{did_you_mean(word, known)}; see `textrl COMMAND --help`"

@@ -18,9 +18,17 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
     >>> did_you_mean("learning_rat", ["learning_rate", "seed"])
     " (did you mean 'learning_rate'?)"
+    >>> did_you_mean("lr", ["learning_rate", "seed"])  # initials
+    " (did you mean 'learning_rate'?)"
     """
-    near = difflib.get_close_matches(word, list(known), n=1)
+    names = list(known)
+    short = [name for name in names if "_" in name and _initials(name) == word]
+    near = short or difflib.get_close_matches(word, names, n=1)
     return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def _initials(name: str) -> str:
+    return "".join(part[:1] for part in name.split("_"))
 
 
 @contextmanager

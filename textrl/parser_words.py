@@ -1,0 +1,96 @@
+"""What people write on the command line, and what its parser says, each in the other's words.
+
+Standard library only, as `cli.py`, which calls it.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any
+
+import yaml
+from jsonargparse import get_loader, set_loader
+
+from textrl.errors import did_you_mean
+
+TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a text",
+    "dict": "a mapping",
+    "NoneType": "nothing",
+}
+"""The parser's names of types, and ours."""
+
+
+def with_plain_integers(arguments: list[str], kinds: Iterable[type]) -> list[str]:
+    """Return arguments with --total_timesteps=1e6 as --total_timesteps=1000000.
+
+    Args:
+        arguments: of a command.
+        kinds: configurations, whose fields say which options are whole numbers.
+    """
+    whole = {
+        f"--{field.name}"
+        for kind in kinds
+        for field in fields(kind)
+        if field.type in (int, int | None)
+    }
+    result: list[str] = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name in whole and equals:
+            argument = f"{name}={_plain(value)}"
+        elif result and result[-1] in whole:
+            argument = _plain(argument)
+        result.append(argument)
+    return result
+
+
+LOAD_YAML = get_loader("yaml")
+"""The parser's own."""
+
+
+def read_plain_integers() -> None:
+    """Let the parser read 1e6 in a YAML file as 1000000, which is as good where 1.5 may stand."""
+
+    def read(text: str) -> Any:
+        return _whole(LOAD_YAML(text))
+
+    set_loader("yaml", read, (yaml.YAMLError,))
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _whole(part) for key, part in value.items()}
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _plain(value: str) -> str:
+    """Return 1e6 as 1000000, anything else as it is."""
+    if not re.fullmatch(r"\d+(\.\d*)?[eE]\+?\d{1,2}", value):
+        return value
+    return str(int(float(value))) if float(value).is_integer() else value
+
+
+def in_plain_words(message: str, known: list[str]) -> str:
+    """Return the parser's complaint in one line, with the nearest known name."""
+    line = " ".join(message.split())
+    quoted = r"(?:Key|[Oo]ption|invalid choice:) ['\"]([\w.-]+)"
+    unknown = re.search(quoted, line) or re.search(r"[Uu]nrecognized arguments: -*([\w.-]+)", line)
+    if unknown is not None:
+        word = unknown.group(1).split(".")[-1]
+        hint = did_you_mean(word.replace("-", "_"), known)
+        return f"unknown option {word!r}{hint}; see `textrl COMMAND --help`"
+    key = re.search(r'Parser key "([\w.]+)"', line)
+    value = re.search(r"(?:Got|Given) value: (.*)$", line)
+    expected = re.findall(r"Expected an? (?:typing\.Literal\[(.*?)\]|<class '(\w+)'>)", line)
+    if key is None or value is None or not expected:
+        return line
+    names = [name for choices, _ in expected for name in re.findall(r"'(.*?)'", choices)]
+    words = [
+        f"one of {choices}" if choices else TYPES.get(kind, kind) for choices, kind in expected
+    ]
+    hint = did_you_mean(value.group(1), names)
+    return f"{key.group(1)} is {value.group(1)!r}; expected {' or '.join(words)}{hint}"

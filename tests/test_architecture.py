@@ -36,7 +36,7 @@ LAYERS = [
     {"envs"},
     {"agents", "trainers"},
     {"presets", "demo_models", "report", "demo", "benchmark", "benchmark_agents"}
-    | {"benchmark_task", "commands", "feedback", "cli", "__main__"},
+    | {"benchmark_task", "commands", "feedback", "parser_words", "cli", "__main__"},
 ]
 LABELS = {"answers", "agreement", "tables", "store", "lead", "export", "backup", "tasks"}
 """Files of textrl/feedback that are the store, which the data layer reads; the rest is the app."""

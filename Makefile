@@ -14,7 +14,7 @@ RUN ?= runs/demo-$(PRESET)
 # `make TORCH=torch ...` takes the newest build; elsewhere name the CPU build you can get.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test test-slow test-floor test-proof check format examples proof clean
+.PHONY: demo test test-slow test-floor test-proof mutants check format examples proof clean
 
 demo: $(VENV)/.stamp-demo
 	$(BIN)/textrl demo --preset $(PRESET) --output_dir $(RUN) --overwrite
@@ -30,7 +30,11 @@ test-slow: $(VENV)/.stamp-slow
 	$(BIN)/python -m pytest -m slow $(PARALLEL)
 
 # One after another: some of them measure time and memory.
-test-proof: $(VENV)/.stamp-slow
+test-# Wrong variants of the code, each in a copy of the checkout: a fast test must fail on each.
+mutants: $(VENV)/.stamp-test
+	$(BIN)/python tests/run_mutants.py
+
+proof: $(VENV)/.stamp-slow
 	$(BIN)/python -m pytest -m proof
 
 proof: $(VENV)/.stamp-slow

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import reference
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,15 +96,16 @@ def ppo_objective(
     nets: Nets,
     old: Nets,
     frozen: nn.Module,
+    targets: tuple[list[list[float]], list[list[float]], float],
     settings: dict,
     demonstrations: list[tuple[Tensor, int]] = (),
 ) -> tuple[Tensor, set[str]]:
     """Return PPO's loss on the chosen episodes, and which of its corners were met.
 
-    `settings`: kl_coef, temperature and PPOConfig's fields. `demonstrations`: ids and how many of
-    them are the prompt's.
+    `targets`: of `ppo_targets`. `settings`: kl_coef, temperature and the fields of PPOConfig.
+    `demonstrations`: ids and how many of them are the prompt's.
     """
-    advantages, returns, divisor = ppo_targets(episodes, old, frozen, settings)
+    advantages, returns, divisor = targets
     temperature, eps, eps_vf = (
         settings[name] for name in ("temperature", "clip_range", "clip_range_vf")
     )
@@ -176,9 +178,28 @@ def online_dpo_objective(
         if settings["loss_type"] == "simpo":
             lengths = [len(e.ids) - e.start for e in (best, worst)]
             means = chosen / lengths[0] - rejected / lengths[1]
-            losses.append(-torch.nn.functional.logsigmoid(beta * (means - settings["margin"])))
+            losses.append(-logsigmoid(beta * (means - settings["simpo_margin"])))
             continue
         with torch.no_grad():
             gap = whole(frozen, best) - whole(frozen, worst)
-        losses.append(-torch.nn.functional.logsigmoid(beta * (chosen - rejected - gap)))
+        losses.append(-logsigmoid(beta * (chosen - rejected - gap)))
     return torch.stack(losses).mean(), len(losses)
+
+
+def reward_objective(
+    rankings: list[tuple[list[list[int]], list[int], float]], model: nn.Module, settings: dict
+) -> Tensor:
+    """Return the mean loss of a reward model over (texts as ids, their ranks, margin)."""
+    total = torch.zeros((), dtype=torch.float64)
+    for texts, ranks, margin in rankings:
+        scores = [model(input_ids=torch.tensor([ids])).logits[0, 0] for ids in texts]
+        pairs = [(i, j) for i, a in enumerate(ranks) for j, b in enumerate(ranks) if a < b]
+        if settings["loss_type"] == "plackett_luce":
+            for i, score in enumerate(scores):
+                rivals = [scores[j] for first, j in pairs if first == i]
+                total = total - score + torch.stack([score, *rivals]).logsumexp(0)
+        else:
+            lost = [-logsigmoid(scores[i] - scores[j] - margin) for i, j in pairs]
+            total = total + sum(lost) / len(pairs)
+        total = total + settings["center_coef"] * sum(s**2 for s in scores) / len(scores)
+    return total / len(rankings)

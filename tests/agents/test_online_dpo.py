@@ -1,6 +1,9 @@
+import copy
+
 import gymnasium as gym
 import pytest
 import torch
+from reference_agents import Episode, online_dpo_objective
 from transformers import AutoModelForCausalLM
 
 import textrl  # noqa: F401  # registers TextRLHF-v0
@@ -39,6 +42,46 @@ def test_pairs_share_a_prompt_and_the_first_loss_is_log_2() -> None:
     agent.train_on(rollout)
     with torch.no_grad():
         assert agent._loss(rollout, rollout.scores, best, worst, pairs)[0] < loss
+
+
+@pytest.mark.parametrize(
+    "settings", [{"loss_type": "sigmoid", "beta": 0.3}, {"loss_type": "simpo", "beta": 2.0}]
+)
+def test_the_gradient_is_that_of_best_against_worst(settings: dict) -> None:
+    """Of pairs whose completions differ in length, at a temperature, with a penalty."""
+    penalty, temperature = 0.3, 0.7
+    venv = gym.make_vec(
+        "TextRLHF-v0",
+        num_envs=16,
+        prompts=["ab", "c", "defg"],
+        max_completion_tokens=6,
+        group_size=4,
+        temperature=temperature,
+        missing_eos_penalty=penalty,
+    )
+    policy = tiny_model(seed=3)
+    with torch.no_grad():  # sharper than fresh weights, EOS among its choices
+        policy.lm_head.weight.mul_(3.0)
+        policy.lm_head.weight[2].mul_(4.0)
+    options = dict(episodes_per_iteration=16, micro_batch_tokens=30, max_grad_norm=1e9)
+    agent = OnlineDPO(policy, venv, OnlineDPOConfig(**options | settings, simpo_margin=0.2))
+    rollout, slow = agent.collect(), copy.deepcopy(policy).double()
+    episodes = []
+    for row, start in enumerate(rollout.prompt_lengths.tolist()):
+        ids = rollout.input_ids[row, : start + int(rollout.mask[row].sum())]
+        fine = penalty if int(ids[-1]) != 2 else 0.0
+        episodes.append(Episode(ids=ids, start=start, score=float(rollout.scores[row]) - fine))
+    assert len({len(e.ids) - e.start for e in episodes}) > 2
+    frozen = copy.deepcopy(agent.env.reference).double()
+    loss, pairs = online_dpo_objective(
+        episodes, slow, frozen, temperature, 4, settings | {"simpo_margin": 0.2}
+    )
+    loss.backward()
+    assert pairs > 1
+    agent.train_on(rollout)
+    for ours, wanted in zip(policy.parameters(), slow.parameters(), strict=True):
+        assert torch.allclose(ours.grad.double(), wanted.grad, atol=3e-5, rtol=1e-3)
+    assert max(float(p.grad.abs().max()) for p in slow.parameters()) > 1e-2
 
 
 def test_micro_batches_never_change_the_result() -> None:

@@ -1,0 +1,318 @@
+"""Wrong variants of the maths, the agents, the trainers and the environment: one change each.
+
+A row is (what it breaks, old text, new text); the old text occurs exactly once in its file. The
+tests named with a group of rows must fail on each of them: `make mutants` tries it.
+"""
+
+# A row is a line, however long: the old text and the new one are read beside each other.
+# fmt: off
+# ruff: noqa: E501
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mutant:
+    """One wrong variant."""
+
+    file: str
+    breaks: str
+    old: str
+    new: str
+    test: str
+    """pytest's arguments, as in a shell."""
+
+
+def of(file: str, test: str, *rows: tuple[str, str, str]) -> list[Mutant]:
+    return [Mutant(file=file, breaks=b, old=old, new=new, test=test) for b, old, new in rows]
+
+
+LOSSES = "tests/test_losses.py"
+ADVANTAGES = "tests/test_advantages.py"
+GRADIENT = "tests/agents/test_ppo_gradient.py"
+CRITIC_FREE = "tests/agents/test_critic_free.py"
+REWARD = "tests/trainers/test_reward_gradient.py"
+TRAINERS = "tests/trainers/test_trainers.py"
+
+MATHS = [
+    *of(
+        "textrl/losses.py",
+        f"{LOSSES} -k 'ppo or approx_kl or reinforce or sft'",
+        ("PPO clips above twice as far", "1 - clip_range, 1 + clip_range)", "1 - clip_range, 1 + 2 * clip_range)"),
+        ("PPO takes the larger surrogate", "torch.minimum(ratio", "torch.maximum(ratio"),
+        ("PPO's sign", "return -masked_mean(torch.minimum", "return masked_mean(torch.minimum"),
+        ("the ratio upside down", "ratio = zero_masked(logprobs - old_logprobs", "ratio = zero_masked(old_logprobs - logprobs"),
+        ("REINFORCE's sign", "return -masked_mean(zero_masked(logprobs", "return masked_mean(zero_masked(logprobs"),
+        ("the smaller value error", "error = torch.maximum(", "error = torch.minimum("),
+        ("no half in the value loss", "return 0.5 * masked_mean(error", "return masked_mean(error"),
+        ("values are clipped upwards only", ".clamp(-clip_range_vf,", ".clamp(0.0,"),
+        ("value clipping off", "if clip_range_vf is not None:", "if False:"),
+        ("sign of k1", "masked_mean(-d, mask)", "masked_mean(d, mask)"),
+        ("sign in k3", "d.expm1() - d", "d.expm1() + d"),
+        ("SFT's sign", "return -masked_mean(logprobs, mask)", "return masked_mean(logprobs, mask)"),
+    ),
+    *of(
+        "textrl/losses.py",
+        f"{LOSSES} -k 'bradley or ranking'",
+        ("sign of the margin", "gap = gap - margin", "gap = gap + margin"),
+        ("the rejected one wins", "return -logsigmoid(gap)", "return -logsigmoid(-gap)"),
+        ("rank 0 is worst", "better = ranks.unsqueeze(2) < ranks", "better = ranks.unsqueeze(2) > ranks"),
+        ("ties make pairs", "better = ranks.unsqueeze(2) < ranks", "better = ranks.unsqueeze(2) <= ranks"),
+        ("a ranking is divided by K, not by its pairs", "/ pairs.sum((1, 2)).clamp_min(1)", "/ scores.shape[1]"),
+        ("Plackett-Luce leaves the picked one out", "(below | itself) & mask", "below & mask"),
+        ("tied completions compete", "below = ranks.unsqueeze(2) < ranks", "below = ranks.unsqueeze(2) <= ranks"),
+    ),
+    *of(
+        "textrl/preference_losses.py",
+        f"{LOSSES} -k 'preference or kto or robust'",
+        ("cDPO's second term", "return -(1 - flipped) * logsigmoid(logits) - flipped", "return -(1 - flipped) * logsigmoid(logits) + flipped"),
+        ("robust DPO is not divided", "return kept / (1 - 2 * flipped)", "return kept"),
+        ("IPO's target twice as far", "1 / (2 * settings.beta)", "1 / settings.beta"),
+        ("the hinge's margin", "return (1 - settings.beta", "return (2 - settings.beta"),
+        ("sign of SimPO's margin", "means - settings.simpo_margin", "means + settings.simpo_margin"),
+        ("SimPO divides both by the chosen's length", "pairs.rejected / pairs.rejected_lengths\n    return -logsigmoid", "pairs.rejected / pairs.chosen_lengths\n    return -logsigmoid"),
+        ("sign of ORPO's odds ratio", "return -chosen - settings.beta", "return -chosen + settings.beta"),
+        ("sign of KTO's baseline", "(pairs.h_chosen - kl)", "(pairs.h_chosen + kl)"),
+        ("APO lifts the rejected", ".sigmoid() + (beta", ".sigmoid() - (beta"),
+        ("the chosen's reference for both", "full_precision(ref_rejected_logprobs)", "full_precision(ref_chosen_logprobs)"),
+        ("a negative KL counts", "kl.detach().clamp_min(0.0)", "kl.detach()"),
+    ),
+    *of(
+        "textrl/advantages.py",
+        ADVANTAGES,
+        ("sign of the KL in the reward", "rewards = -kl_coef *", "rewards = kl_coef *"),
+        ("the score on the first token", "torch.where(mask, steps, -1).amax(dim=1)", "torch.where(mask, steps, mask.shape[1]).amin(dim=1)"),
+        ("no discount of the next value", "+ gamma * next_value", "+ next_value"),
+        ("no discount of later errors", "delta + gamma * gae_lambda *", "delta + gae_lambda *"),
+        ("padding lends its value", "next_value = torch.where(counts, values[:, t], next_value)", "next_value = values[:, t]"),
+        ("no bootstrap of a truncated row", "full_precision(bootstrap_values)", "torch.zeros_like(values[:, 0])"),
+        ("returns without values", "return advantages, advantages + values", "return advantages, advantages"),
+        ("RLOO's baseline holds the sample", "/ (group_size - 1)", "/ group_size"),
+        ("GRPO's unbiased spread", "centred.square().mean(1, keepdim=True)", "centred.square().sum(1, keepdim=True) / (group_size - 1)"),
+        ("Dr.GRPO and GRPO swapped", "if scale:", "if not scale:"),
+    ),
+    *of(
+        "textrl/masking.py",
+        "tests/test_masking.py",
+        ("a mean over padding", "zero_masked(x, mask).sum() / count", "zero_masked(x, mask).sum() / mask.numel()"),
+        ("the unbiased variance", "- mean).square(), mask)", "- mean).square(), mask) * mask.sum() / (mask.sum() - 1)"),
+        ("whitening divides by the variance", "(masked_var(x, mask) + eps).sqrt()", "masked_var(x, mask) + eps"),
+        ("whitening does not centre", "(zero_masked(x, mask) - mean) / divisor", "zero_masked(x, mask) / divisor"),
+    ),
+    *of(
+        "textrl/logprobs.py",
+        "tests/test_logprobs.py",
+        ("sign of log-probs", "return -cross_entropy(", "return cross_entropy("),
+        ("the temperature multiplies", "else logits / temperature", "else logits * temperature"),
+        ("sign of the entropy", "return -(log_p.exp() *", "return (log_p.exp() *"),
+        ("sign of the KL", "ratio = (log_p - log_q)", "ratio = (log_q - log_p)"),
+        ("the KL's expectation under the reference", "return (log_p.exp() * ratio)", "return (log_q.exp() * ratio)"),
+        ("numbers land on other positions", "index_copy(0, positions, values)", "index_copy(0, positions.flip(0), values)"),
+    ),
+    *of(
+        "textrl/generation.py",
+        "tests/agents/test_bans.py -k obey_and_both",
+        ("the least length is one token short", "done[alive] + step)", "done[alive] + step + 1)"),
+    ),
+    *of(
+        "textrl/generation.py",
+        "tests/envs/test_texts.py -k turns_end",
+        ("only the first end token ends", "~torch.isin(tokens, ends)", "tokens != ends[0]"),
+    ),
+    *of(
+        "textrl/generation.py",
+        "tests/test_models.py -k sampl",
+        ("sampling at temperature 1", "log_p = (logits / temperature)", "log_p = logits"),
+        ("sampling the most likely token", "log_p.argmax(-1) if greedy else", "log_p.argmax(-1) if not greedy else"),
+    ),
+    *of(
+        "textrl/allowed.py",
+        "tests/agents/test_bans.py -k 'what_is_allowed or obey_and_both'",
+        ("the least length is one token long", "(positions < self.min_tokens)", "(positions <= self.min_tokens)"),
+        ("a banned token keeps a probability", "BANNED = -1e30", "BANNED = -1.0"),
+    ),
+]
+
+AGENTS = [
+    *of(
+        "agents/ppo.py",
+        f"{GRADIENT} -k 'value_head-sampled-score'",
+        ("sign of the entropy bonus", "loss = loss - config.ent_coef", "loss = loss + config.ent_coef"),
+        ("vf_coef ignored for a value head", "loss + config.vf_coef * value_loss, value_loss", "loss + value_loss, value_loss"),
+        ("value clipping off", "clip_range_vf=limit)", "clip_range_vf=None)"),
+        ("sign of ptx", "weight = self.config.ptx_coef *", "weight = -self.config.ptx_coef *"),
+        ("whitening off", "advantages=standardize(advantages, mask)", "advantages=advantages"),
+        ("sign of the policy's half of the KL", "rollout.rewards - kl_coef * rollout.logprobs", "rollout.rewards + kl_coef * rollout.logprobs"),
+        ("gae_lambda ignored", "gae_lambda=self.config.gae_lambda", "gae_lambda=1.0"),
+        ("clip_range ignored", "mask, clip_range=config.clip_range", "mask, clip_range=0.2"),
+        ("episodes count alike, not their tokens", "weights=rollout.mask.sum(1)", "weights=torch.ones(len(rollout.scores))"),
+    ),
+    *of(
+        "agents/ppo.py",
+        f"{GRADIENT} -k 'separate-exact-truncate'",
+        ("vf_coef ignored for a critic of its own", "return self.config.vf_coef * value_loss, {", "return value_loss, {"),
+        ("the exact KL's weight is not divided", "weight=kl_coef / divisor", "weight=kl_coef"),
+        ("sign of the exact KL", "loss = loss + exact.weight *", "loss = loss - exact.weight *"),
+        ("the KL of the state before the token is paid", "reference_states)[:, 1:]", "reference_states)[:, :-1]"),
+        ("the state after a truncation pays no KL", "rollout.mask.sum(1)[cut]] = True", "rollout.mask.sum(1)[cut]] = False"),
+        ("no bootstrap", "bootstrap_values=rollout.bootstrap_values", "bootstrap_values=None"),
+    ),
+    *of(
+        "agents/ppo.py",
+        f"{GRADIENT} -k 'learning_rate or target_kl'",
+        ("critic_learning_rate ignored", "rate = config.critic_learning_rate or config", "rate = config"),
+        ("target_kl stops after the first step", 'limit is not None and numbers["approx_kl"] > limit', "limit is not None"),
+        ("target_kl ignored", 'limit is not None and numbers["approx_kl"] > limit', "False"),
+    ),
+    *of(
+        "textrl/loop.py",
+        f"{GRADIENT} -k clipped_to_its_norm",
+        ("no gradient clipping", "clip_grad_norm_(self.parameters, self._max_grad_norm)", "clip_grad_norm_(self.parameters, math.inf)"),
+    ),
+    *of(
+        "agents/kl_control.py",
+        "tests/agents/test_ppo.py -k adaptive",
+        ("kl_coef steered the wrong way", "kl / config.kl_target - 1", "1 - kl / config.kl_target"),
+    ),
+    *of(
+        "agents/actor_critic.py",
+        f"{GRADIENT} -k 'value_head-exact-score'",
+        ("the entropy at temperature 1", "token_entropy(logits, temperature=self.temperature)", "token_entropy(logits)"),
+        ("the KL the other way round", "token_kl(logits, other_logits,", "token_kl(other_logits, logits,"),
+    ),
+    *of(
+        "agents/actor_critic.py",
+        "tests/agents/test_bans.py -k 'what_is_allowed or obey_and_both'",
+        ("an update that is not renormalised", "self.allowed.restrict(self.lm.head(states), places)", "self.lm.head(states)"),
+    ),
+    *of(
+        "agents/collect.py",
+        f"{GRADIENT} -k 'separate-sampled-truncate'",
+        ("the bootstrap value is of one position early", "prompt_lengths + samples.mask.sum(1), first", "prompt_lengths + samples.mask.sum(1) - 1, first"),
+        ("a gap between prompt and completion", "result[rows, prompt_lengths[rows] + steps]", "result[rows, lengths[rows] - 1 - steps]"),
+    ),
+    *of(
+        "agents/collect.py",
+        "tests/agents/test_ppo.py -k 'bootstrap_values or step_sequence_give'",
+        ("ended rows get a bootstrap value", "torch.where(torch.as_tensor(paid.truncated, device=lm.device), after, 0.0)", "after"),
+        ("a row that is over is truncated anew", "truncated_rows |= counts & truncated", "truncated_rows |= truncated"),
+    ),
+    *of(
+        "agents/minibatches.py",
+        f"{GRADIENT} -k 'value_head-sampled-score'",
+        ("micro-batches count alike", "weights[batch].sum().item() / weights.sum().item()", "len(batch) / len(weights)"),
+        ("the demonstrations' loss is dropped", "yield from more_losses", "del more_losses"),
+    ),
+    *of(
+        "agents/text_agent.py",
+        f"{CRITIC_FREE} -k learning_rate_falls",
+        ("the learning rate rises", "1 - self.env_steps / self", "1 + self.env_steps / self"),
+    ),
+    *of(
+        "agents/text_agent.py",
+        "tests/agents/test_online_dpo.py -k gradient",
+        ("updates at temperature 1", "temperature=self.env.temperature,", "temperature=1.0,"),
+    ),
+    *of(
+        "agents/policy_gradient.py",
+        f"{CRITIC_FREE} -k papers_loss",
+        ("the policy's half of the KL is dropped", "rollout.rewards - kl_coef * rollout.logprobs", "rollout.rewards"),
+        ("the mean reward, not the sum", "rollout.mask, 0.0).sum(1)", "rollout.mask, 0.0).mean(1)"),
+    ),
+    *of(
+        "agents/rloo.py",
+        f"{CRITIC_FREE} -k papers_loss",
+        ("the baseline is of all prompts", "rloo_advantages(returns, self.env.group_size)", "rloo_advantages(returns, len(returns))"),
+    ),
+    *of(
+        "agents/grpo.py",
+        f"{CRITIC_FREE} -k papers_loss",
+        ("the spread of the other variant", "scale=paper", "scale=not paper"),
+        ("Dr.GRPO divides by the length", "lengths if paper else torch.full_like(lengths, self.env.max_completion_tokens)", "lengths"),
+        ("a mean over tokens, not over episodes", "token_mean * part.mask.sum() / len(rows)", "token_mean"),
+    ),
+    *of(
+        "agents/reinforce.py",
+        f"{CRITIC_FREE} -k papers_loss",
+        ("the baseline of two", "group_size=len(returns)", "group_size=2"),
+    ),
+    *of(
+        "agents/online_dpo.py",
+        "tests/agents/test_online_dpo.py -k 'gradient or by_hand or soft_labels'",
+        ("the lengths swapped", "lengths=lengths[0],\n            rejected_lengths=lengths[1]", "lengths=lengths[1],\n            rejected_lengths=lengths[0]"),
+        ("the worst preferred", "torch.cat([best[pairs], worst[pairs]])", "torch.cat([worst[pairs], best[pairs]])"),
+        ("no reference", "reference = part.ref_logprobs.sum(1)", "reference = 0 * part.ref_logprobs.sum(1)"),
+        ("the soft label of the other one", "torch.sigmoid(worst - best)", "torch.sigmoid(best - worst)"),
+        ("a truncated sample ranks first", "group_size).nan_to_num(nan=-torch.inf)", "group_size).nan_to_num(nan=torch.inf)"),
+    ),
+    *of(
+        "agents/online_dpo.py",
+        "tests/agents/test_bans.py -k ranks_by_what_is_paid",
+        ("a missing end is a bonus", "rollout.scores - self.env", "rollout.scores + self.env"),
+    ),
+]
+
+TRAINING = [
+    *of(
+        "textrl/trainers/sft.py",
+        f"{TRAINERS} -k 'sft_learns or micro_batches_never'",
+        ("sign of the loss", "loss=-self._lm.token_logprobs", "loss=self._lm.token_logprobs"),
+        ("examples count alike, not their tokens", "float(s.num_counted) for s", "1.0 for s"),
+    ),
+    *of(
+        "textrl/trainers/reward.py",
+        REWARD,
+        ("sign of the margin", "[m or 0.0 for m in margins]", "[-(m or 0.0) for m in margins]"),
+        ("sign of the centring", "losses + self.config.center_coef", "losses - self.config.center_coef"),
+        ("the centring is not divided by K", "scores.square().sum(1) / mask.sum(1)", "scores.square().sum(1)"),
+        ("the other ranking loss", 'loss_type == "plackett_luce"', 'loss_type != "plackett_luce"'),
+        ("the rejected one wins", "(scores[:, 0], scores[:, 1], margin)", "(scores[:, 1], scores[:, 0], margin)"),
+        ("the margin is dropped", "if any(m is not None for m in margins)", "if False"),
+        ("padding takes part in a ranking", "losses = ranking_loss(scores, ranks, mask)", "losses = ranking_loss(scores, ranks)"),
+    ),
+    *of(
+        "textrl/trainers/reward.py",
+        f"{TRAINERS} -k 'learns_rankings or normalised'",
+        ("accuracy of the wrong order", "right = (scores.unsqueeze(2) > scores", "right = (scores.unsqueeze(2) < scores"),
+        ("the scores' mean is not taken off", "score_std = mean, std", "score_std = 0.0, std"),
+    ),
+    *of(
+        "textrl/trainers/dpo.py",
+        f"{TRAINERS} -k 'dpo or kto or soft or mix'",
+        ("chosen and rejected swapped", "[p.chosen for p in pairs] + [p.rejected for p in pairs]", "[p.rejected for p in pairs] + [p.chosen for p in pairs]"),
+        ("soft labels of the other one", "certainty * flipped + (1 - certainty) * (1 - flipped)", "certainty * (1 - flipped) + (1 - certainty) * flipped"),
+        ("KTO's baseline is a sum", "self._reference_of_strangers[rows]).mean()", "self._reference_of_strangers[rows]).sum()"),
+    ),
+    *of(
+        "textrl/trainers/dpo.py",
+        "tests/trainers/test_dpo_gradient.py",
+        ("lengths swapped", "chosen_lengths=torch.tensor([p.chosen.", "chosen_lengths=torch.tensor([p.rejected."),
+        ("the chosen's reference for both", "        reference[1],\n", "        reference[0],\n"),
+        ("beta ignored", "beta=config.beta,", "beta=0.1,"),
+    ),
+    *of(
+        "envs/core.py",
+        "tests/envs/test_text_rlhf.py",
+        ("sign of the reference's half of the KL", "= self.kl_coef * above", "= -self.kl_coef * above"),
+        ("a missing end is a bonus", "score, 0.0) - config.missing_eos_penalty", "score, 0.0) + config.missing_eos_penalty"),
+        ("a truncated episode is scored", "terminated = ended & ~truncated", "terminated = ended"),
+    ),
+    *of(
+        "envs/core.py",
+        "tests/agents/test_ppo.py -k step_sequence_give",
+        ("a sequence's score on its first token", "rewards[np.arange(self.num_rows), last] += bonus", "rewards[np.arange(self.num_rows), 0] += bonus"),
+        ("the least length counts from the step", "positions=begun.unsqueeze(1) + counted", "positions=begun.unsqueeze(1) - counted"),
+    ),
+    *of(
+        "envs/core.py",
+        f"{GRADIENT} -k 'value_head-sampled-score'",
+        ("the reference at temperature 1", "temperature=self.config.temperature,", "temperature=1.0,"),
+    ),
+    *of(
+        "envs/judge.py",
+        "tests/envs/test_text_rlhf.py -k columns",
+        ("every completion gets the first row's columns", "None if index is None else values[index]", "None if index is None else values[0]"),
+    ),
+]
+
+MUTANTS = [*MATHS, *AGENTS, *TRAINING]

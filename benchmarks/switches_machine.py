@@ -33,6 +33,7 @@ def machine(setup: Setup) -> Iterator[Switch]:
 
     def step(config: TrainingConfig, fused: bool = True) -> Work:
         task = FitTask(
+            examples=(),
             stage="sft",
             lengths=[len(s.ids) for s in batch],
             weights=[float(s.num_counted) for s in batch],

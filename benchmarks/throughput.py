@@ -70,6 +70,7 @@ def sft(model: PreTrainedModel, cost: Cost, length: int, batch: int) -> Iterator
     lm = split_lm(model)
     data = sequences(batch, length, lm.vocab_size)
     task = FitTask(
+        examples=(),
         stage="sft",
         lengths=[length] * batch,
         weights=[length - 1.0] * batch,
@@ -97,6 +98,7 @@ def reward(
         return LossSum(loss=bradley_terry_loss(scores[::2], scores[1::2]).sum(), metrics={})
 
     task = FitTask(
+        examples=(),
         stage="reward",
         lengths=[2 * length] * batch,
         weights=[1.0] * batch,
@@ -116,6 +118,7 @@ def dpo(model: PreTrainedModel, cost: Cost, length: int, batch: int) -> Iterator
         pairs.append(Pair(chosen=chosen, rejected=Sequence(ids=ids, counts=other.counts)))
     reference, kl = reference_logprobs(lm, pairs, 4096), torch.zeros(())
     task = FitTask(
+        examples=(),
         stage="dpo",
         lengths=[2 * length] * batch,
         weights=[1.0] * batch,

@@ -30,6 +30,7 @@ LAYERS = [
         "rewards",
         "metrics",
         "checkpoint",
+        "resuming",
         "loop",
     }
     | {"fetch", "reviews", "pretrained", "evaluation", "resolve"},

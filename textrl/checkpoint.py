@@ -8,6 +8,7 @@ import copy
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,16 @@ def save_model(
     tokenizer.save_pretrained(str(folder))
 
 
+def state_file(folder: Path) -> Path:
+    """Return where a run's resumable state lies, if it has one."""
+    return folder / STATE_FOLDER / "state.pt"
+
+
+def has_state(folder: Path) -> bool:
+    """Return whether a folder holds a resumable state."""
+    return state_file(folder).exists()
+
+
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
     """Write a resumable state; a crash in the middle leaves the one before intact."""
     target = folder / STATE_FOLDER
@@ -145,12 +156,27 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:
-    """Return the last resumable state, or None. Loads tensors and plain data only, no pickles."""
-    path = folder / STATE_FOLDER / "state.pt"
+    """Return the last resumable state, or None. Loads tensors and plain data only, no pickles.
+
+    Raises:
+        UserError: the file is cut off or altered: the checksums of its parts do not hold.
+    """
+    path = state_file(folder)
     if not path.exists():
         return None
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    assert isinstance(state, dict)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            wrong = archive.testzip()
+        if wrong is not None:
+            raise zipfile.BadZipFile(f"the checksum of {wrong} is wrong")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damage shows as an error of any kind, by what it hits
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{path} is damaged ({reason}); delete it and start anew, or put back a copy"
+        ) from error
+    if not isinstance(state, dict):
+        raise UserError(f"{path} is not a state of textrl; delete it and start anew")
     return state
 
 

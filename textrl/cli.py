@@ -93,7 +93,9 @@ def _holds_state(config: object) -> bool:
     """Return whether this configuration's run folder holds something that --resume continues."""
     if not isinstance(config, RunConfig | DemoConfig):
         return False
-    states = ("trainer_state/*", "last/agent.json", "cells.jsonl", "*/stage.json")
+    states: tuple[str, ...] = ("trainer_state/state.pt", "last/agent.json", "cells.jsonl")
+    if isinstance(config, DemoConfig):
+        states = ("*/stage.json", "*/trainer_state/state.pt")
     return any(path for state in states for path in Path(config.output_dir).glob(state))
 
 

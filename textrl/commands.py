@@ -17,7 +17,7 @@ from textrl.agent_options import (
     OutsideAgentConfig,
     StatesConfig,
 )
-from textrl.checkpoint import STATE_FOLDER, check_run_dir, prepare_run_dir
+from textrl.checkpoint import check_run_dir, prepare_run_dir
 from textrl.command_config import (
     BenchmarkConfig,
     DemoConfig,
@@ -107,7 +107,9 @@ def run_agent(
     folder, venv = _checked(run), _environment(policy, env)
     extra = {} if ptx is None else {"demonstrations": ptx.demonstrations}
     saved = latest_folder(folder / "last") or (folder if (folder / "agent.json").exists() else None)
-    if run.resume and saved is not None:
+    if run.resume and saved is None:
+        raise UserError(f"{folder} holds no saved agent to resume; start the run without --resume")
+    if run.resume:
         agent = kind.load(saved, venv, **extra)
     else:
         model = load_causal_lm(policy.model, dtype="float32", device=policy.device)
@@ -269,14 +271,19 @@ def _train(
     trainer: "SFTTrainer | RewardTrainer | DPOTrainer", run: RunConfig, *configs: Any
 ) -> None:
     """Begin or continue a trainer's run, unless it is complete already."""
-    folder = _begin(run, *configs)
-    state = folder / STATE_FOLDER
-    if run.resume and (folder / "model.safetensors").exists() and not state.exists():
+    from textrl.resuming import check_resume, is_complete
+
+    folder = _checked(run)
+    complete = run.resume and is_complete(folder)
+    if not complete and not run.overwrite:  # before a folder is made
+        check_resume(folder, resume=run.resume)
+    _begin(run, *configs)
+    if complete:
         print(f"{folder} is complete; nothing to resume")
         return
     with open_logger(folder, table=run.log_table) as logger:
         trainer.logger = logger
-        metrics = trainer.train()
+        metrics = trainer.train(resume=run.resume)
     for name, value in metrics.items():
         print(f"{name}: {value:.4f}")
     print(f"saved to {folder}")

@@ -24,7 +24,7 @@ from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from textrl import __version__
 from textrl.agents import PPO, OnlineDPO
-from textrl.checkpoint import check_run_dir, prepare_run_dir, write_json
+from textrl.checkpoint import check_run_dir, has_state, prepare_run_dir, write_json
 from textrl.command_config import DemoConfig
 from textrl.demo_models import fetch_models, starting_policy, starting_reward_model
 from textrl.envs import TextRLHFVectorEnv
@@ -142,7 +142,7 @@ def train_sft(job: Job) -> dict[str, Any]:
     reviews = job.train[: job.preset.sft_reviews]
     rows = [{"text": review.text} for review in reviews]
     trainer = SFTTrainer(policy, tokenizer, rows, job.preset.sft, output_dir=folder)
-    trainer.train()
+    trainer.train(resume=has_state(folder))
     return trainer.evaluate_on([{"text": review.text} for review in job.heldout])
 
 
@@ -160,7 +160,7 @@ def train_reward_model(job: Job) -> dict[str, Any]:
     trainer = RewardTrainer(
         model, tokenizer, rows, preset.reward, normalize_on=samples, output_dir=folder
     )
-    numbers = trainer.train()
+    numbers = trainer.train(resume=has_state(folder))
     pairs = review_pairs(job.heldout, 8192, np.random.default_rng(job.config.seed), min_gap=0.5)
     texts = [review.text for review in job.heldout]
     found = trainer.reward_model()([""] * len(texts), texts)

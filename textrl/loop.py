@@ -24,11 +24,12 @@ from stable_baselines3.common.logger import Logger
 from torch import Tensor, nn
 
 from textrl.batching import epoch_minibatches, filled_batches
-from textrl.checkpoint import check_finite, load_state, save_state
+from textrl.checkpoint import check_finite
 from textrl.config import TrainingConfig
 from textrl.errors import UserError
 from textrl.metrics import StageProgress, log
 from textrl.precision import autocast, pick_precision
+from textrl.resuming import States, run_identity, uninterrupted
 
 MAX_SKIPPED = 5
 """Updates in a row with a non-finite gradient after which a run stops."""
@@ -216,6 +217,8 @@ class FitTask:
     """What each example adds to the divisor of a step's loss: its tokens, or 1."""
     loss: Callable[[list[int]], LossSum]
     """Loss sum and metric sums of a micro-batch of examples."""
+    examples: Sequence[object]
+    """What is trained on, by which a resumed run knows its data; its `repr` tells all."""
     prepare: Callable[[list[int]], None] = lambda rows: None
     """Called with each minibatch before its losses."""
 
@@ -228,6 +231,7 @@ def fit(
     accelerator: Accelerator,
     logger: Logger,
     state_dir: Path | None = None,
+    resume: bool = False,
     shown: bool = True,
 ) -> None:
     """Minimise the task's weighted mean loss over the data, in shuffled epochs.
@@ -238,15 +242,17 @@ def fit(
         config: sizes, rates, seed.
         accelerator: of this process; each process takes every n-th row of each minibatch.
         logger: one row per 1% of the updates.
-        state_dir: where resumable states go, and where a run resumes from if one lies there.
+        state_dir: where resumable states go, the last one if Ctrl+C stops the run.
+        resume: go on from the state in state_dir.
         shown: show progress.
+
+    Raises:
+        UserError: weights or last updates that are not finite; a state that is damaged or of
+            another run.
     """
     model.eval()
-    size = len(task.lengths)
-    per_epoch = math.ceil(size / config.minibatch_size)
+    per_epoch = math.ceil(len(task.lengths) / config.minibatch_size)
     total = per_epoch * config.num_epochs
-    precision = pick_precision(config.precision, model, accelerator.device)
-    config = replace(config, precision=precision)
     updater = Updater(
         [(model, config.learning_rate)],
         accelerator=accelerator,
@@ -254,7 +260,36 @@ def fit(
         weight_decay=config.weight_decay,
         schedule=warmup_cosine(total, config.warmup_share),
     )
-    begin = _resume(model, updater, state_dir)
+    states = None
+    if state_dir is not None:
+        identity = run_identity(task.stage, config, task.examples)
+        states = States(model=model, updater=updater, folder=state_dir, identity=identity)
+        if resume:
+            states.restore()
+    precision = pick_precision(config.precision, model, accelerator.device)
+    config = replace(config, precision=precision)
+    try:
+        _fit_updates(task, config, updater, total, logger, states, shown)
+    except KeyboardInterrupt:  # before an update's step or between updates, see `uninterrupted`
+        if states is not None:
+            states.save()
+        raise
+    accelerator.wait_for_everyone()  # nobody leaves while another still receives
+    updater.finish()
+    check_finite(model, "has learned nothing of use")
+
+
+def _fit_updates(
+    task: FitTask,
+    config: TrainingConfig,
+    updater: Updater,
+    total: int,
+    logger: Logger,
+    states: States | None,
+    shown: bool,
+) -> None:
+    accelerator, begin = updater.accelerator, updater.updates
+    per_epoch = total // config.num_epochs
     save_every, log_every = config.save_every or per_epoch, max(1, total // 100)
     shown = shown and accelerator.is_main_process
     with StageProgress(task.stage, total, begin=begin, shown=shown) as progress:
@@ -263,18 +298,14 @@ def fit(
             if position == 0 or update == begin:  # an epoch's order depends on the seed alone
                 generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
                 order = epoch_minibatches(task.lengths, config.minibatch_size, generator)
-            rows = order[position]
-            numbers = _fit_update(rows, task, config, updater)
-            progress.show(update + 1, {name: numbers[name] for name in list(numbers)[:2]})
-            if accelerator.is_main_process:
-                if update % log_every == 0 or update + 1 == total:
+            with uninterrupted():
+                numbers = _fit_update(order[position], task, config, updater)
+                progress.show(update + 1, {name: numbers[name] for name in list(numbers)[:2]})
+                logs = update % log_every == 0 or update + 1 == total
+                if logs and accelerator.is_main_process:
                     log(logger, update + 1, {f"{task.stage}/{k}": v for k, v in numbers.items()})
-                if state_dir is not None and (update + 1) % save_every == 0 and update + 1 < total:
-                    state = {"update": update + 1, "model": model.state_dict()} | updater.state()
-                    save_state(state_dir, state)
-    accelerator.wait_for_everyone()  # nobody leaves while another still receives
-    updater.finish()
-    check_finite(model, "has learned nothing of use")
+            if states is not None and (update + 1) % save_every == 0 and update + 1 < total:
+                states.save()
 
 
 def _fit_update(
@@ -304,12 +335,3 @@ def _fit_update(
             means[name] = means.get(name, 0.0) + value / divisor
     rates = {"grad_norm": norm, "learning_rate": float(learning_rate)}
     return means | rates | {"skipped_updates": float(updater.skipped)}
-
-
-def _resume(model: nn.Module, updater: Updater, state_dir: Path | None) -> int:
-    state = load_state(state_dir) if state_dir is not None else None
-    if state is None:
-        return 0
-    model.load_state_dict(state["model"])
-    updater.load(state)
-    return int(state["update"])

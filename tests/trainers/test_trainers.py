@@ -110,7 +110,7 @@ def test_resume_equals_the_uninterrupted_run_bit_for_bit(kind, checkpoint, tmp_p
     killed_after(trainer(tmp_path / "killed"), 5)
     assert (tmp_path / "killed" / "trainer_state" / "state.pt").exists()
     resumed = trainer(tmp_path / "killed")
-    resumed.train()
+    resumed.train(resume=True)
     assert torch.equal(weights(resumed.model), weights(straight.model))
     assert not (tmp_path / "killed" / "trainer_state").exists()
 

@@ -27,6 +27,7 @@ from textrl.metrics import open_logger
 from textrl.models import SplitLM, eos_id, split_lm
 from textrl.paths import expanded
 from textrl.precision import autocast, pick_precision
+from textrl.resuming import check_resume
 from textrl.trunks import check_lengths, check_vocabulary
 from textrl.types import Sequence, stack_sequences
 
@@ -227,17 +228,27 @@ class DPOTrainer:
             self._reference = self._reference_of(self.train_pairs)
             self._heldout_reference = self._reference_of(self.heldout_pairs)
 
-    def train(self) -> dict[str, float]:
+    def train(self, resume: bool = False) -> dict[str, float]:
         """Train, save to output_dir, and return the final metrics.
 
         Returns: `heldout_accuracy` (share of held-out pairs in order, by `implicit_rewards`) where
             heldout_share > 0.
+
+        Args:
+            resume: go on, bit for bit, from the state that a run left in output_dir when it was
+                stopped; with the configuration, data and model that it began with.
+
+        Raises:
+            UserError: a state lies there and resume is not asked for, or none does and it is; what
+                differs from the run that left it is named. Weights or gradients not finite.
         """
+        check_resume(self.output_dir, resume=resume)
         pairs = self.train_pairs
         task = FitTask(
             stage="dpo",
             lengths=[p.num_tokens for p in pairs],
             weights=[1.0] * len(pairs),
+            examples=pairs,
             loss=lambda rows: dpo_loss_sum(
                 self._lm, [pairs[i] for i in rows], self._reference[:, rows], self.config, self._kl
             ),
@@ -251,6 +262,7 @@ class DPOTrainer:
                 accelerator=make_accelerator(self._lm.device),
                 logger=logger,
                 state_dir=self.output_dir,
+                resume=resume,
                 shown=self._shown,
             )
         if self.output_dir is not None:

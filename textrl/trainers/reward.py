@@ -26,6 +26,7 @@ from textrl.losses import bradley_terry_loss, plackett_luce_loss, ranking_loss
 from textrl.metrics import open_logger
 from textrl.models import ensure_pad, untrained_classifier
 from textrl.paths import expanded
+from textrl.resuming import check_resume
 from textrl.rewards import RewardModel
 from textrl.trunks import check_vocabulary
 
@@ -110,17 +111,27 @@ class RewardTrainer:
         self.heldout_rankings = self._encode(heldout)
         self._normalize_on = normalize_on or self._some_texts(records)
 
-    def train(self) -> dict[str, float]:
+    def train(self, resume: bool = False) -> dict[str, float]:
         """Train, normalise the scores, save to output_dir, and return the final metrics.
 
         Returns: `score_mean`, `score_std` (raw units) and, where heldout_share > 0,
             `heldout_accuracy` (share of held-out pairs ordered as people did).
+
+        Args:
+            resume: go on, bit for bit, from the state that a run left in output_dir when it was
+                stopped; with the configuration, data and model that it began with.
+
+        Raises:
+            UserError: a state lies there and resume is not asked for, or none does and it is; what
+                differs from the run that left it is named. Weights or gradients not finite.
         """
+        check_resume(self.output_dir, resume=resume)
         rankings = self.train_rankings
         task = FitTask(
             stage="reward",
             lengths=[r.num_tokens for r in rankings],
             weights=[1.0] * len(rankings),
+            examples=rankings,
             loss=lambda rows: self._loss([rankings[i] for i in rows]),
         )
         with open_logger(self.output_dir, self.logger) as logger:
@@ -131,6 +142,7 @@ class RewardTrainer:
                 accelerator=make_accelerator(self.model.device),
                 logger=logger,
                 state_dir=self.output_dir,
+                resume=resume,
                 shown=self._shown,
             )
         metrics = self.normalize(self._normalize_on)

@@ -16,6 +16,7 @@ from textrl.loop import FitTask, LossSum, fit, make_accelerator
 from textrl.metrics import open_logger
 from textrl.models import eos_id, split_lm
 from textrl.paths import expanded
+from textrl.resuming import check_resume
 from textrl.trunks import check_lengths, check_vocabulary
 from textrl.types import Sequence, stack_sequences
 
@@ -66,16 +67,26 @@ class SFTTrainer:
             check_lengths(model, [len(s.ids) for s in sequences], "demonstration")
         self._lm = split_lm(model)
 
-    def train(self) -> dict[str, float]:
+    def train(self, resume: bool = False) -> dict[str, float]:
         """Train, save to output_dir, and return the final metrics.
 
         Returns: `heldout_loss`, nats a token, where heldout_share > 0.
+
+        Args:
+            resume: go on, bit for bit, from the state that a run left in output_dir when it was
+                stopped; with the configuration, data and model that it began with.
+
+        Raises:
+            UserError: a state lies there and resume is not asked for, or none does and it is; what
+                differs from the run that left it is named. Weights or gradients not finite.
         """
+        check_resume(self.output_dir, resume=resume)
         sequences = self.train_sequences
         task = FitTask(
             stage="sft",
             lengths=[len(s.ids) for s in sequences],
             weights=[float(s.num_counted) for s in sequences],
+            examples=sequences,
             loss=lambda rows: self._loss([sequences[i] for i in rows]),
         )
         with open_logger(self.output_dir, self.logger) as logger:
@@ -86,6 +97,7 @@ class SFTTrainer:
                 accelerator=make_accelerator(self._lm.device),
                 logger=logger,
                 state_dir=self.output_dir,
+                resume=resume,
                 shown=self._shown,
             )
         if self.output_dir is not None:

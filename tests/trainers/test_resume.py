@@ -1,0 +1,181 @@
+"""A run goes on when asked to, as the run that it was; Ctrl+C leaves a state to go on from."""
+
+import json
+import signal
+
+import pytest
+import torch
+from torch import nn
+
+from textrl import cli
+from textrl.checkpoint import load_state, save_state, state_file
+from textrl.config import DPOConfig, SFTConfig
+from textrl.envs import tiny_model, tiny_tokenizer
+from textrl.errors import UserError
+from textrl.loop import LossSum, Updater
+from textrl.resuming import uninterrupted
+from textrl.trainers import DPOTrainer, SFTTrainer
+
+TEXTS = [{"text": "abcdefghij"[: 2 + i % 8]} for i in range(16)]
+
+
+def weights(model: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def sft(folder, texts=TEXTS, model=None, **settings) -> SFTTrainer:
+    config = SFTConfig(**{"minibatch_size": 2, "learning_rate": 1e-2} | settings)  # 8 updates
+    return SFTTrainer(
+        model or tiny_model(), tiny_tokenizer(), texts, config, output_dir=folder, shown=False
+    )
+
+
+def interrupted(trainer: SFTTrainer, update: int, monkeypatch, *, when: str = "loss") -> None:
+    """Train, and press Ctrl+C in the loss of an update, or while its step is taken."""
+    loss, calls = trainer._loss, iter(range(1000))
+    step, steps = Updater.update, iter(range(1000))
+
+    def pressed_in_loss(sequences) -> LossSum:
+        if next(calls) == update and when == "loss":
+            raise KeyboardInterrupt
+        return loss(sequences)
+
+    def pressed_in_step(self: Updater, losses) -> float:
+        if next(steps) == update and when == "step":
+            signal.raise_signal(signal.SIGINT)
+        return step(self, losses)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Updater, "update", pressed_in_step)
+        patch.setattr(trainer, "_loss", pressed_in_loss)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+
+
+@pytest.mark.parametrize(("when", "done"), [("loss", 5), ("step", 6)])
+def test_ctrl_c_in_the_first_epoch_loses_no_update(when, done, tmp_path, monkeypatch) -> None:
+    straight = sft(tmp_path / "straight")
+    straight.train()
+    interrupted(sft(tmp_path / "run"), 5, monkeypatch, when=when)
+    assert load_state(tmp_path / "run")["counts"] == [done, 0, 0]
+    resumed = sft(tmp_path / "run")
+    resumed.train(resume=True)
+    assert torch.equal(weights(resumed.model), weights(straight.model))
+    rows, expected = (
+        [
+            json.loads(row)["time/step"]
+            for row in (tmp_path / name / "progress.json").read_text().splitlines()
+        ]
+        for name in ("run", "straight")
+    )
+    assert rows == expected
+
+
+def test_nothing_goes_on_unasked_nor_where_there_is_nothing(tmp_path, monkeypatch) -> None:
+    with pytest.raises(UserError, match="holds no state to resume"):
+        sft(tmp_path / "run").train(resume=True)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match="needs output_dir"):
+        sft(None).train(resume=True)
+    interrupted(sft(tmp_path / "run"), 5, monkeypatch)
+    rows = (tmp_path / "run" / "progress.json").read_text()
+    with pytest.raises(UserError, match=r"not finished; continue it with train\(resume=True\)"):
+        sft(tmp_path / "run").train()
+    assert (tmp_path / "run" / "progress.json").read_text() == rows
+    sft(tmp_path / "run").train(resume=True)
+    with pytest.raises(UserError, match="is complete; nothing to resume"):
+        sft(tmp_path / "run").train(resume=True)
+
+
+def test_a_run_goes_on_with_its_own_settings_data_and_model(tmp_path, monkeypatch) -> None:
+    interrupted(sft(tmp_path), 5, monkeypatch)
+    other = [{"text": "zyx"}] + TEXTS[1:]
+    small = tiny_model()
+    small.model.layers = small.model.layers[:1]
+    for trainer, message in (
+        (sft(tmp_path, learning_rate=1e-5), r"another learning_rate: .* has 0\.01, not 1e-05"),
+        (sft(tmp_path, num_epochs=2), "another num_epochs"),
+        (sft(tmp_path, other), "resume with other data"),
+        (sft(tmp_path, TEXTS[::-1]), "resume with other data"),
+        (sft(tmp_path, model=small), "is of another model"),
+    ):
+        with pytest.raises(UserError, match=message):
+            trainer.train(resume=True)
+    pairs = [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 16
+    dpo = DPOTrainer(
+        tiny_model(), tiny_tokenizer(), pairs, DPOConfig(), output_dir=tmp_path, shown=False
+    )
+    with pytest.raises(UserError, match="another stage"):
+        dpo.train(resume=True)
+    sft(tmp_path, save_every=3).train(resume=True)  # this may change
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "altered", "text"])
+def test_a_damaged_state_is_refused_by_name(damage, tmp_path) -> None:
+    save_state(tmp_path, {"model": torch.arange(1000.0)})
+    content = state_file(tmp_path).read_bytes()
+    middle = content.index(torch.arange(500.0, 510.0).numpy().tobytes())
+    state_file(tmp_path).write_bytes(
+        {
+            "cut": content[: len(content) // 2],
+            "empty": b"",
+            "altered": content[:middle] + b"\x01" + content[middle + 1 :],
+            "text": b"not a state",
+        }[damage]
+    )
+    with pytest.raises(UserError, match=r"state\.pt is damaged") as caught:
+        load_state(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_state_of_something_else_is_refused(tmp_path) -> None:
+    save_state(tmp_path, {"counters": [1, 2]})  # as an agent's
+    with pytest.raises(UserError, match="not the state of a trainer"):
+        sft(tmp_path).train(resume=True)
+
+
+def test_ctrl_c_waits_for_the_end_of_a_block() -> None:
+    reached = []
+
+    def block() -> None:
+        with uninterrupted():
+            signal.raise_signal(signal.SIGINT)
+            reached.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        block()
+    assert reached
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_command_line_resumes_what_ctrl_c_stopped(
+    checkpoint: str, tmp_path, capsys, monkeypatch
+) -> None:
+    (tmp_path / "texts.jsonl").write_text("\n".join(map(json.dumps, TEXTS)))
+    command = ["sft", f"--model={checkpoint}", f"--data={tmp_path / 'texts.jsonl'}"]
+    command += ["--minibatch_size=2", f"--output_dir={tmp_path / 'run'}"]
+
+    def fails(*more: str) -> str:
+        with pytest.raises(SystemExit):
+            cli.main([*command, *more])
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert "holds no state to resume" in fails("--resume")
+    assert not (tmp_path / "run").exists()
+    step, steps = Updater.update, iter(range(1000))
+
+    def pressed(self: Updater, losses) -> float:
+        if next(steps) == 3:
+            raise KeyboardInterrupt
+        return step(self, losses)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Updater, "update", pressed)
+        assert fails() == "textrl: stopped; continue with --resume"
+    state = state_file(tmp_path / "run").read_bytes()
+    state_file(tmp_path / "run").write_bytes(state[:-100])
+    assert "state.pt is damaged" in fails("--resume")
+    state_file(tmp_path / "run").write_bytes(state)
+    cli.main([*command, "--resume"])
+    assert (tmp_path / "run" / "model.safetensors").exists()
+    assert not state_file(tmp_path / "run").exists()

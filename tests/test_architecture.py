@@ -12,6 +12,7 @@ LAYERS = [
     {"types", "bounds", "config", "command_config", "agent_options"},
     {"allowed", "masking", "logprobs", "advantages", "losses", "preference_losses", "batching"},
     {
+        "row_forms",
         "data",
         "labels",
         "chat",

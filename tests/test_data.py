@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from textrl.chat import with_shared_prompts
 from textrl.data import load_records, split_by_prompt
 from textrl.encoding import (
     continuation,
@@ -188,3 +189,35 @@ def test_ranked_texts() -> None:
     ]:
         with pytest.raises(UserError, match=message):
             ranked_texts(row, "here")
+
+
+@pytest.mark.parametrize(
+    ("row", "hint"),
+    [
+        ({"instruction": "a", "input": "b", "output": "c"}, '"completion": row["output"]'),
+        ({"conversations": [{"from": "human", "value": "a"}]}, '"content": turn["value"]'),
+        ({"prompt": "a", "chosen": {"from": "gpt", "value": "b"}}, "column 'chosen' holds from"),
+    ],
+)
+def test_forms_of_other_projects_are_refused_with_the_conversion(row: dict, hint: str) -> None:
+    with pytest.raises(UserError, match="record 1: ") as caught:
+        load_records([{"prompt": "fine", "tags": []}, row])
+    assert hint in str(caught.value)
+    assert "\n" not in str(caught.value)
+    load_records([row | {"messages": [], "conversations": []}] if "output" in row else [{"a": 1}])
+
+
+def test_a_pair_of_whole_chats_shares_its_prompt() -> None:
+    ask, good, bad = (
+        {"role": role, "content": text}
+        for role, text in (("user", "a"), ("assistant", "b"), ("assistant", "c"))
+    )
+    whole = {"chosen": [ask, good], "rejected": [ask, bad]}
+    split = {"prompt": [ask], "chosen": [good], "rejected": [bad]}
+    rows = [whole, whole | {"prompt": "a"}, whole | {"prompt": None}, split]
+    other = [whole | {"prompt": "x"}, {"prompt": "a", "chosen": "ab", "rejected": "ac"}]
+    alone = {"chosen": [good], "rejected": [bad]}
+    found = with_shared_prompts(load_records([*rows, *other, alone])).rows
+    assert found == [split] * 4 + other + [alone]
+    same = with_shared_prompts(load_records([{"chosen": [ask, good], "rejected": [ask, good]}]))
+    assert same.rows == [{"prompt": [ask], "chosen": [good], "rejected": [good]}]

@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from textrl.errors import UserError, did_you_mean
 from textrl.paths import expanded, local_or_hub
+from textrl.row_forms import refuse_foreign
 
 Row = dict[str, Any]
 Source = str | Path | Sequence[Row]
@@ -73,7 +74,7 @@ def load_records(source: Source, kind: Kind = "prompts") -> Records:
 
     Raises:
         UserError: the file is missing, empty or malformed (file and line are named), or a row is
-            not a dict.
+            not a dict, or in Alpaca's or ShareGPT's form.
     """
     if isinstance(source, str) and re.match(r"(sqlite|postgres(ql)?)(\+\w+)?:", source):
         records = _read_labels(source, kind)
@@ -85,6 +86,7 @@ def load_records(source: Source, kind: Kind = "prompts") -> Records:
         raise UserError(f"{source if isinstance(source, str | Path) else 'the data'}: no records")
     for row, place in zip(records.rows, records.places, strict=True):
         _refuse_half_characters(row, place)
+        refuse_foreign(row, place)
     return records
 
 

@@ -305,6 +305,27 @@ def test_dpo_bad_data_names_the_place(tmp_path) -> None:
         DPOTrainer(tiny_model(), tiny_tokenizer(), path, shown=False)
 
 
+def test_whole_chats_are_read_as_their_shared_prompt_and_replies(checkpoint: str) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    ask, good, bad = (
+        {"role": role, "content": text}
+        for role, text in (("user", "ab"), ("assistant", "cde"), ("assistant", "zz"))
+    )
+    split = {"prompt": [ask], "chosen": [good], "rejected": [bad]}
+    whole = {"chosen": [ask, good], "rejected": [ask, bad]}
+    one, other, third = (
+        DPOTrainer(tiny_model(), tokenizer, [row], shown=False).train_pairs
+        for row in (split, whole, whole | {"prompt": "ab"})
+    )
+    assert one == other == third
+    scored = [
+        RewardTrainer(reward_model_from(checkpoint), tokenizer, [row], shown=False).train_rankings
+        for row in (split, whole, whole | {"prompt": "ab"})
+    ]
+    assert scored[0] == scored[1] == scored[2]
+
+
 def test_pairs_that_are_the_same_tokens_are_refused_with_their_place(checkpoint, tmp_path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(json.dumps(r) for r in (PAIRS[0], PAIRS[1] | {"rejected": "cde"})))

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.batching import filled_batches
-from textrl.chat import end_ids, prompt_of
+from textrl.chat import end_ids, prompt_of, with_shared_prompts
 from textrl.checkpoint import clear_state, save_model
 from textrl.config import DPOConfig, loss_weights, needs_reference
 from textrl.data import Records, Source, load_records, split_by_prompt
@@ -168,6 +168,7 @@ def label_smoothing(pairs: list[Pair], config: DPOConfig, device: torch.device) 
 class DPOTrainer:
     """Trains a causal language model on `prompt`, `chosen`, `rejected`, plain or chat.
 
+    Without a prompt, chosen and rejected are whole chats, and their common beginning is the prompt.
     A column `certainty` (the share of raters who preferred the chosen completion, in [0, 1]) makes
     the labels of the losses "sigmoid" and "cdpo" as soft as the raters were; the others take every
     label for certain.
@@ -212,7 +213,7 @@ class DPOTrainer:
         if isinstance(data, list) and data and isinstance(data[0], Pair):
             self.train_pairs, self.heldout_pairs = cast(list[Pair], data), list[Pair]()
         else:
-            records = load_records(cast(Source, data), "pairs")
+            records = with_shared_prompts(load_records(cast(Source, data), "pairs"))
             train, heldout = split_by_prompt(records, self.config.heldout_share)
             self.train_pairs, self.heldout_pairs = self._encode(train), self._encode(heldout)
         for pairs in (self.train_pairs, self.heldout_pairs):

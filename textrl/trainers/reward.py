@@ -14,7 +14,7 @@ from stable_baselines3.common.logger import Logger
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from textrl.chat import prompt_of
+from textrl.chat import prompt_of, with_shared_prompts
 from textrl.checkpoint import clear_state, save_model
 from textrl.classifiers import encode_for_scoring, max_text_length, split_classifier
 from textrl.config import RewardConfig
@@ -105,7 +105,7 @@ class RewardTrainer:
         self.output_dir = None if output_dir is None else expanded(output_dir)
         self.logger = logger
         self._shown = shown
-        records = load_records(data, "rankings")
+        records = with_shared_prompts(load_records(data, "rankings"))
         train, heldout = split_by_prompt(records, self.config.heldout_share)
         self.train_rankings = self._encode(train)
         self.heldout_rankings = self._encode(heldout)

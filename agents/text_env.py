@@ -47,7 +47,7 @@ class TextEnv:
         self.eos_token_id = int(self._get("eos_token_id"))
         self.end_token_ids = tuple(int(token) for token in self._get("end_token_ids"))
         space = venv.single_observation_space
-        if not isinstance(space, spaces.Dict) or self._get("shaping") != "exact":
+        if not isinstance(space, spaces.Dict):
             raise UserError(
                 f"our agents read and choose tokens and pay their half of the KL to the reference; "
                 f"use the environment without a wrapper that shows or pays another thing: {venv}"

@@ -64,7 +64,7 @@ class CandidateActions(
         super().__init__(env)  # type: ignore[arg-type]  # Gymnasium's own types forget ObsType
         if not isinstance(env.unwrapped, TextRLHFEnv):
             raise UserError(f"CandidateActions chooses tokens of TextRLHF-v0, got {env}")
-        self._core, self._k = env.unwrapped.core, k
+        self._core, self._k, self._shaping = env.unwrapped.core, k, shaping
         _prepare(self._core, k, shaping)
         self.observation_space, self.action_space = state_space(self._core), spaces.Discrete(k)
         self.candidates = np.zeros(k, dtype=np.int64)
@@ -75,6 +75,7 @@ class CandidateActions(
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin an episode."""
         _, info = self.env.reset(seed=seed, options=options)
+        self._core.shaping = self._shaping  # the reset of the bare environment is for other agents
         return self._look(), info
 
     def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -115,7 +116,7 @@ class VectorCandidateActions(VectorWrapper):
                 f'VectorCandidateActions needs gym.make_vec("TextRLHF-v0", ...) as it comes, '
                 f"got {env}"
             )
-        self._core, self._k = env.core, k
+        self._core, self._k, self._shaping = env.core, k, shaping
         _prepare(self._core, k, shaping)
         self.single_observation_space = state_space(self._core)
         self.single_action_space = spaces.Discrete(k)
@@ -132,6 +133,7 @@ class VectorCandidateActions(VectorWrapper):
     ) -> tuple[np.ndarray, Infos]:
         """Begin an episode in every row, or in those of options["reset_mask"]."""
         _, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]  # lists too
+        self._core.shaping = self._shaping  # the reset of the bare environment is for other agents
         return self._look(), infos
 
     def step(

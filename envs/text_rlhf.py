@@ -148,6 +148,7 @@ class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
     ) -> tuple[Observation, dict[str, Any]]:
         """Begin an episode; see the class docstring for options."""
         super().reset(seed=seed)
+        self.core.shaping = "exact"  # a wrapper that pays otherwise says so after its reset
         if seed is not None or self._stream is None:
             repeats = self.core.config.group_size
             self._stream = PromptStream(self.np_random, len(self.core.prompts), repeats)

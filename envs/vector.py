@@ -121,6 +121,7 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
             seed: row i is seeded with seed + i, or with seed[i].
             options: "reset_mask" (Bool [B]), and "prompt" or "index" (a list or one for all).
         """
+        self.core.shaping = "exact"  # a wrapper that pays otherwise says so after its reset
         choice = dict(options or {})
         mask = choice.pop("reset_mask", np.ones(self.num_envs, dtype=bool))
         rows = np.asarray(mask, dtype=bool)

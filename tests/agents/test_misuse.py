@@ -45,12 +45,25 @@ def test_a_half_of_the_kl_that_is_paid_already_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_candidates_and_their_shaping_are_for_agents_of_others(name: str) -> None:
+def test_candidates_are_for_agents_of_others(name: str) -> None:
+    with pytest.raises(UserError, match="read and choose tokens and pay their half of the KL"):
+        agent_of(name, tiny_model(), VectorCandidateActions(make_venv(), k=4))
+
+
+def test_who_resets_an_environment_decides_what_its_tokens_earn() -> None:
+    """A candidate wrapper and an agent of ours on one environment, each in its turn."""
     venv = make_venv()
     wrapped = VectorCandidateActions(venv, k=4)
-    for env in (wrapped, venv):  # one core: its shaping stays what the wrapper has made it
-        with pytest.raises(UserError, match="read and choose tokens and pay their half of the KL"):
-            agent_of(name, tiny_model(), env)
+    agent = agent_of("ppo", tiny_model(), venv)
+    for _ in range(2):
+        wrapped.reset(seed=0)
+        _, rewards, over, _, _ = wrapped.step(np.zeros(venv.num_envs, dtype=np.int64))
+        assert venv.unwrapped.shaping == "none"
+        assert (rewards[~over] == 0).all()
+        rollout = agent.collect()
+        assert venv.unwrapped.shaping == "exact"
+        paid = rollout.rewards - agent.env.kl_coef * rollout.ref_logprobs
+        assert torch.allclose(paid.sum(1), rollout.scores, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["ppo", *AGENTS])

@@ -30,12 +30,12 @@ test-slow: $(VENV)/.stamp-slow
 	$(BIN)/python -m pytest -m slow $(PARALLEL)
 
 # One after another: some of them measure time and memory.
-test-# Wrong variants of the code, each in a copy of the checkout: a fast test must fail on each.
+test-proof: $(VENV)/.stamp-slow
+	$(BIN)/python -m pytest -m proof
+
+# Wrong variants of the code, each in a copy of the checkout: a fast test must fail on every one.
 mutants: $(VENV)/.stamp-test
 	$(BIN)/python tests/run_mutants.py
-
-proof: $(VENV)/.stamp-slow
-	$(BIN)/python -m pytest -m proof
 
 proof: $(VENV)/.stamp-slow
 	$(BIN)/python benchmarks/proof.py $(STEPS)

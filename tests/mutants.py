@@ -193,9 +193,8 @@ AGENTS = [
     ),
     *of(
         "agents/collect.py",
-        "tests/agents/test_ppo.py -k 'bootstrap_values or step_sequence_give'",
+        "tests/agents/test_ppo.py -k bootstrap_values",
         ("ended rows get a bootstrap value", "torch.where(torch.as_tensor(paid.truncated, device=lm.device), after, 0.0)", "after"),
-        ("a row that is over is truncated anew", "truncated_rows |= counts & truncated", "truncated_rows |= truncated"),
     ),
     *of(
         "agents/minibatches.py",
@@ -286,7 +285,7 @@ TRAINING = [
     *of(
         "textrl/trainers/dpo.py",
         "tests/trainers/test_dpo_gradient.py",
-        ("lengths swapped", "chosen_lengths=torch.tensor([p.chosen.", "chosen_lengths=torch.tensor([p.rejected."),
+        ("lengths swapped", "chosen_lengths=lengths[0]", "chosen_lengths=lengths[1]"),
         ("the chosen's reference for both", "        reference[1],\n", "        reference[0],\n"),
         ("beta ignored", "beta=config.beta,", "beta=0.1,"),
     ),

@@ -143,7 +143,7 @@ ARRAY = '[\n {"text": "a"},\n {"text": "ä"}\n]\n'
         ("crlf.jsonl", LINES.replace("\n", "\r\n").encode()),
         ("bom.jsonl", LINES.encode("utf-8-sig")),
         ("wide.jsonl", LINES.encode("utf-16")),
-        ("x.jsonl.gz", gzip.compress(LINES.encode())),
+        ("x.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)),
         ("array.json", ARRAY.encode()),
         ("one.json", json.dumps([{"text": "a"}, {"text": "ä"}]).encode()),
         ("x.csv", "text\na\nä\n".encode()),

@@ -28,7 +28,8 @@ def test_the_gradient_is_that_of_the_slow_loss(data, loss_type: str, checkpoint:
     """Of pairs with margins, which are Bradley-Terry whatever the loss, and of rankings."""
     model, pairs = reward_model_from(checkpoint, seed=3), data is PAIRS
     options = dict(loss_type=loss_type, center_coef=0.3, max_grad_norm=1e9)
-    config = RewardConfig(**options, minibatch_size=3, num_epochs=1, micro_batch_tokens=20)
+    tokens = 20 if pairs else 10_000  # rankings of several lengths in one batch are padded
+    config = RewardConfig(**options, minibatch_size=3, num_epochs=1, micro_batch_tokens=tokens)
     trainer = RewardTrainer(model, tiny_tokenizer(), data, config, shown=False)
     slow = copy.deepcopy(model).double().eval()
     rankings = [

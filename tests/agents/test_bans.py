@@ -145,7 +145,7 @@ def test_an_action_that_is_none_is_refused_and_changes_nothing() -> None:
         ),
         (dict(banned_token_ids=[-1]), "banned_token_ids holds -1"),
         (dict(min_completion_tokens=49), r"0 to max_completion_tokens \(48\), got 49"),
-        (dict(min_completion_tokens=-1), "got -1"),
+        (dict(min_completion_tokens=-1), "min_completion_tokens is -1"),
     ],
 )
 def test_bans_that_cannot_be_are_refused(options: dict, message: str) -> None:

@@ -230,10 +230,10 @@ def test_tasks_from_files(tmp_path: Path) -> None:
         ({"prompt": "p", "completions": ["a", " "]}, "expected a text"),
         ({"prompt": "p", "completions": "ab"}, "expected a list"),
         ({"prompt": "p\x00"}, "expected a 'prompt'"),
-        ({"prompt": "half \ud83d"}, "expected a 'prompt'"),
+        ({"prompt": "half \ud83d"}, "half a character"),
         ({"prompt": [{"role": "user", "content": [{"type": "text"}]}]}, "expected a 'prompt'"),
         ({"prompt": [{"role": "user", "content": "x\x00"}]}, "expected a 'prompt'"),
-        ({"prompt": "p", "completions": ["a", "half \udc00"]}, "expected a text"),
+        ({"prompt": "p", "completions": ["a", "half \udc00"]}, "half a character"),
         ({"prompt": "p", "completions": [str(i) for i in range(10)]}, "at most 9"),
     ):
         with pytest.raises(UserError, match=f"jsonl:1: .*{words}"):

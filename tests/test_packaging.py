@@ -49,8 +49,9 @@ def test_it_is_imported_where_a_folder_of_that_name_lies(tmp_path: Path) -> None
 
 def test_mypy_finds_the_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Type checkers look along the path and run no import hook; py.typed says that they may."""
-    finder = pytest.importorskip("mypy.modulefinder", reason="of the extra dev, which CI installs")
-    options = pytest.importorskip("mypy.options").Options()
+    from mypy import modulefinder as finder
+    from mypy.options import Options
+
     monkeypatch.chdir(tmp_path)
     found = subprocess.run(
         [sys.executable, "-c", "import sys; print(*sys.path[1:], sep=chr(10))"],
@@ -58,7 +59,7 @@ def test_mypy_finds_the_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         text=True,
     )
     places = finder.SearchPaths((), (), tuple(found.stdout.split("\n")), ())
-    cache = finder.FindModuleCache(places, None, options)
+    cache = finder.FindModuleCache(places, None, Options())
     for name in ("textrl", "textrl.agents.ppo", "textrl.envs.text_rlhf"):
         assert Path(str(cache.find_module(name))).is_file(), cache.find_module(name)
 

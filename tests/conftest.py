@@ -3,6 +3,7 @@
 import os
 import statistics
 from collections.abc import Callable, Iterator
+from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -73,7 +74,7 @@ def reported_learning(reports: list[pytest.TestReport]) -> Iterator[str]:
                 yield f"{report.nodeid}: {line}"
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter: Any) -> None:  # pytest 8.0 does not export its class
     """Print every learning test's value and bar, whether it passed or failed."""
     stats = terminalreporter.stats
     lines = sorted(reported_learning([*stats.get("passed", []), *stats.get("failed", [])]))

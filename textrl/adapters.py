@@ -27,7 +27,8 @@ def save_adapter(model: PreTrainedModel, folder: Path) -> None:
     if not is_adapted(model):
         return
     adapted: Any = copy.deepcopy(model)
-    adapted.save_pretrained(str(folder / ADAPTER_FOLDER))
+    # the base beside it holds the embedding; peft would ask the hub whether it was resized
+    adapted.save_pretrained(str(folder / ADAPTER_FOLDER), save_embedding_layers=False)
     adapted.unload().save_pretrained(str(folder / ADAPTER_FOLDER / "base"))
 
 

@@ -188,7 +188,7 @@ def ranked_pairs(setup: ReviewSetup) -> list[dict[str, str]]:
         order = sorted(range(start, start + PAIR_SAMPLES), key=lambda i: samples.scores[i])
         for worse, better in zip(order[: PAIR_SAMPLES // 2], order[::-1], strict=False):
             chosen, rejected = samples.completions[better], samples.completions[worse]
-            if chosen.strip() and rejected.strip():
+            if chosen.strip() and rejected.strip() and chosen != rejected:
                 prompt = samples.prompts[start]
                 rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
     return rows

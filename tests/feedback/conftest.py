@@ -4,6 +4,7 @@ import getpass
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,8 +29,9 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("postgres")
     user = "postgres" if os.geteuid() == 0 else None  # it refuses to run as root
     if user:
-        for path in (folder, *list(folder.parents)[:2]):
-            path.chmod(0o755)
+        for path in (folder, *list(folder.parents)[:3]):  # one more level under pytest-xdist
+            if path != Path(tempfile.gettempdir()):
+                path.chmod(0o755)
         shutil.chown(folder, user)
     port = free_port()
     data, bin_folder = folder / "data", Path(initdb).resolve().parent

@@ -334,7 +334,10 @@ def reward_model(task: str) -> RewardModel:
         for prompt, chosen, rejected, certainty in labelled(
             cell, REWARD_MODEL_RATERS, 0.0, count=4000
         )
-        if texts[chosen] and texts[rejected] and chosen != rejected and certainty > 0.5
+        if texts[chosen]
+        and texts[rejected]
+        and texts[chosen] != texts[rejected]
+        and certainty > 0.5
     ]
     config = RewardConfig(learning_rate=2e-3, minibatch_size=100)
     RewardTrainer(model, tokenizer(), rows, config, shown=False).train()

@@ -26,7 +26,10 @@ from textrl.feedback.tables import Answer, Audit, Task
 
 def write_tasks(folder: Path, count: int, outputs: int = 4) -> None:
     rows = [
-        {"prompt": f"prompt {i}", "completions": [f"output {i} {k}" for k in range(outputs)]}
+        {
+            "prompt": f"prompt {i}",
+            "completions": [f"output {i} {'abcdefghi'[k]}" for k in range(outputs)],
+        }
         for i in range(count)
     ]
     (folder / "tasks.jsonl").write_text("\n".join(json.dumps(row) for row in rows))

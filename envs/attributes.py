@@ -27,8 +27,8 @@ class TaskAttributes:
     def shaping(self) -> Shaping:
         """What a token earns beside the score.
 
-        "exact" is the reference's half of the KL, for agents that pay their own half; "centred" and
-        "none" are for agents that pay none (`CandidateActions`).
+        "exact" is the reference's half of the KL, for agents that pay their own half; "potential"
+        and "none" are for agents that pay none (`CandidateActions`).
         """
         return self.core.shaping
 

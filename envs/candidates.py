@@ -11,9 +11,10 @@ sb3-contrib's QR-DQN train unmodified.
 What a token earns beside the score is chosen here (`shaping`), since such agents pay no half of the
 KL of their own, and TextRLHF-v0's half alone would pay them for stopping (docs/adr/0007):
 
-    "none"      nothing: the reward is the score, at the last token
-    "centred"   kl_coef (log pi_ref(a|s) - E[log pi_ref]), the mean over the reference's own choice
-                among the k: for a policy that is the reference, 0 at every state on average
+    "potential" how much it raises the score of the text so far: an episode earns its score in all,
+                token by token (potential-based shaping: Ng, Harada, Russell 1999; the potential
+                of an empty completion is 0). The scorer is asked at every step.
+    "none"      nothing: the reward is the score, at the last token, where the scorer is asked
     "exact"     kl_coef log pi_ref(a|s), TextRLHF-v0's half: for an agent that pays the other half,
                 - kl_coef log pi(a|s) (for SB3's on-policy agents `SubtractPolicyKL`)
 """
@@ -36,7 +37,7 @@ from textrl.envs.vector import Infos, TextRLHFVectorEnv
 from textrl.errors import UserError
 
 CANDIDATES = 8
-SHAPING: Shaping = "none"
+SHAPING: Shaping = "potential"
 """Measured: docs/adr/0007."""
 STATE_BOUND = 1e6
 """Far beyond a normalised state; Gymnasium's checker wants a bound."""
@@ -167,19 +168,12 @@ class VectorCandidateActions(VectorWrapper):
 def look(core: TextCore, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the reference's state after each row's text and its k likeliest sensible tokens.
 
-    For "centred" shaping, tell the core the log-prob that the reference itself is to expect of its
-    next token, drawn among these. Shapes: float32 [B H], int64 [B k], the likeliest first.
+    Shapes: float32 [B H], int64 [B k], the likeliest first.
     """
     states = core.current_states(core.lengths > 0)
     sensible = torch.as_tensor(core.action_masks(), device=states.device).bool()
     logits = core.lm.head(states).float()
     tokens = logits.masked_fill(~sensible, -torch.inf).topk(k).indices
-    if core.shaping == "centred":
-        places = torch.as_tensor(core.lengths - core.prompt_lengths, device=logits.device)
-        allowed = core.allowed.restrict(logits, places) / core.config.temperature
-        logprobs = allowed.log_softmax(-1).gather(-1, tokens)
-        expected = (logprobs.softmax(-1) * logprobs).sum(-1)
-        core.expected_logprobs = expected.double().cpu().numpy()
     return states.float().cpu().numpy(), tokens.cpu().numpy()
 
 

@@ -37,7 +37,7 @@ class TextCore:
         self.num_rows, self.config = num_rows, config
         self.kl_coef = config.kl_coef
         self.shaping: Shaping = "exact"
-        self.expected_logprobs = np.zeros(num_rows)  # what "centred" shaping subtracts
+        self.potentials = np.zeros(num_rows)  # what "potential" shaping has paid of each text
         device = pick_device(config.device)
         self.reference, self.tokenizer = load_reference(config, device)
         check_vocabulary(self.reference, self.tokenizer)
@@ -95,6 +95,7 @@ class TextCore:
         self._prompts[row] = found
         self.prompt_indices[row] = prompt if isinstance(prompt, int) else None
         self.running[row] = self._stale[row] = True
+        self.potentials[row] = 0.0
 
     def step(self, actions: np.ndarray, active: np.ndarray) -> StepResult:
         """Append one token to each active row; pay the reference's half of the KL and the score."""
@@ -235,15 +236,21 @@ class TextCore:
         terminated = ended & ~truncated
         finish_reason = np.full(self.num_rows, None, dtype=object)
         finish_reason[at_eos], finish_reason[at_length] = "eos", "length"
+        by_potential = self.shaping == "potential"
+        scored = active if by_potential else terminated
         completion = np.full(self.num_rows, None, dtype=object)
-        for row in ended.nonzero()[0]:
+        for row in (ended | scored).nonzero()[0]:
             completion[row] = self.completion_text(int(row))
         score = np.full(self.num_rows, np.nan)
-        score[terminated] = self._score(terminated.nonzero()[0], completion)
-        rewards = self._shaped(ref_logprobs, active)
-        bonus = np.where(terminated, score, 0.0) - config.missing_eos_penalty * (
-            at_length & terminated
-        )
+        score[scored] = self._score(scored.nonzero()[0], completion)
+        bonus = np.where(scored, score, 0.0)
+        if by_potential:
+            bonus = np.where(scored, score - self.potentials, 0.0)
+            self.potentials[scored] = score[scored]
+            completion[~ended], score[~terminated] = None, np.nan
+        bonus -= config.missing_eos_penalty * (at_length & terminated)
+        exact = self.shaping == "exact"
+        rewards = self.kl_coef * ref_logprobs if exact else np.zeros_like(ref_logprobs)
         rewards[np.arange(self.num_rows), last] += bonus
         self.running &= ~ended
         return StepResult(
@@ -255,14 +262,6 @@ class TextCore:
             finish_reason=finish_reason,
             completion=completion,
         )
-
-    def _shaped(self, ref_logprobs: np.ndarray, active: np.ndarray) -> np.ndarray:
-        """Return what each token earns beside the score, [B T]."""
-        if self.shaping == "none":
-            return np.zeros_like(ref_logprobs)
-        above = ref_logprobs - (self.expected_logprobs * active)[:, None]
-        shaped: np.ndarray = self.kl_coef * above
-        return shaped
 
     def _score(self, rows: np.ndarray, completion: np.ndarray) -> np.ndarray:
         indices = [self.prompt_indices[row] for row in rows]

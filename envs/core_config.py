@@ -13,7 +13,7 @@ from textrl.envs.prompts import PromptSource
 from textrl.errors import UserError
 from textrl.rewards import Reward
 
-Shaping = Literal["exact", "centred", "none"]
+Shaping = Literal["exact", "none", "potential"]
 """What a token earns beside the score; see `candidates.py`."""
 
 

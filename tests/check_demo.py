@@ -14,11 +14,13 @@ PEAK_MEMORY_MB = {"tiny": 3000, "smollm2": 8000}
 """Seconds are printed and not judged: they say more about the machine than about the code."""
 MEASURED = ("seconds", "peak_memory_mb", "stage_seconds")
 ACCURACY = 0.77
-ONE_SEED = {"tiny": {"ppo": 1.0, "dpo": 0.7}, "smollm2": {"ppo": 0.3, "dpo": 0.1}}
+ONE_SEED = {"tiny": {"ppo": 1.0, "dpo": 0.5}, "smollm2": {"ppo": 0.3, "dpo": 0.1}}
 """Least gain in standard deviations of the SFT policy's score."""
 MEDIANS = {"tiny": {"ppo": 1.3, "dpo": 0.8}, "smollm2": {"ppo": 0.3, "dpo": 0.1}}
 """The same for the median of three seeds."""
-LARGEST_KL = {"tiny": 10.0, "smollm2": 10.0}
+LARGEST_KL = {"ppo": 10.0, "dpo": 13.0}
+"""Of one seed, which leaves a quarter over what processors and seeds were seen to give: PPO 6.9 to
+8.0, DPO, which nothing holds to a KL but its beta, 8.2 to 10.0."""
 LARGEST_MEDIAN_KL_OF_PPO = 8.0
 
 
@@ -41,7 +43,8 @@ def check(preset: str, folder: Path) -> dict[str, Any]:
     )
     assert summary["peak_memory_mb"] < PEAK_MEMORY_MB[preset]
     assert accuracy >= ACCURACY
-    assert max(ppo["kl"], dpo["kl"]) <= LARGEST_KL[preset]
+    for name, bar in LARGEST_KL.items():
+        assert summary[name]["kl"] <= bar, (name, summary[name]["kl"], bar)
     if preset == "tiny":
         assert positive >= 0.20
     page = (folder / "report.html").read_text()

@@ -291,9 +291,15 @@ TRAINING = [
     ),
     *of(
         "envs/core.py",
+        "tests/envs/test_candidates.py -k potential",
+        ("what a text scored before is paid again", "score - self.potentials, 0.0)", "score, 0.0)"),
+        ("an episode begins with the last one's potential", "self.potentials[row] = 0.0", "pass"),
+    ),
+    *of(
+        "envs/core.py",
         "tests/envs/test_text_rlhf.py",
-        ("sign of the reference's half of the KL", "= self.kl_coef * above", "= -self.kl_coef * above"),
-        ("a missing end is a bonus", "score, 0.0) - config.missing_eos_penalty", "score, 0.0) + config.missing_eos_penalty"),
+        ("sign of the reference's half of the KL", "rewards = self.kl_coef * ref_logprobs", "rewards = -self.kl_coef * ref_logprobs"),
+        ("a missing end is a bonus", "bonus -= config.missing_eos_penalty", "bonus += config.missing_eos_penalty"),
         ("a truncated episode is scored", "terminated = ended & ~truncated", "terminated = ended"),
     ),
     *of(

@@ -56,6 +56,7 @@ def numbers(folder: Path) -> dict[str, object]:
     return summary
 
 
+@pytest.mark.slow
 def test_demo_leaves_everything_behind_and_repeats_itself(small, tmp_path, capsys) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     demo.run(DemoConfig(output_dir=str(first), threads=1))

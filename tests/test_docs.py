@@ -106,8 +106,14 @@ def test_the_tutorials_agents_have_these_names() -> None:
     assert sorted(re.findall(r"`(\w+)`", first)) == ours
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", ["NextStep", "SameStep", "Disabled"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        pytest.param("NextStep", marks=pytest.mark.slow),
+        pytest.param("SameStep", marks=pytest.mark.proof),
+        pytest.param("Disabled", marks=pytest.mark.proof),
+    ],
+)
 def test_the_single_file_ppo_learns_in_every_autoreset_mode(mode: str) -> None:
     command = [sys.executable, "examples/cleanrl_ppo.py", "--autoreset_mode", mode]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 
 REWARD = "def letters(prompts, completions):\n    return [float(len(c)) for c in completions]\n"
 COMMANDS = {
-    "sft": ["--data=texts.jsonl", "--num_epochs=60", "--minibatch_size=4", "--save_every=5"],
-    "dpo": ["--data=pairs.jsonl", "--num_epochs=60", "--minibatch_size=4", "--save_every=5"],
-    "ppo": ["--prompts=prompts.jsonl", "--reward=my_reward:letters", "--total_timesteps=6000"]
+    "sft": ["--data=texts.jsonl", "--num_epochs=30", "--minibatch_size=4", "--save_every=5"],
+    "dpo": ["--data=pairs.jsonl", "--num_epochs=30", "--minibatch_size=4", "--save_every=5"],
+    "ppo": ["--prompts=prompts.jsonl", "--reward=my_reward:letters", "--total_timesteps=3000"]
     + ["--num_envs=16", "--episodes_per_iteration=16", "--max_completion_tokens=8"]
     + ["--save_every=2"],
 }

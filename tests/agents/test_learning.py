@@ -70,8 +70,11 @@ def test_the_reference_has_regret_1() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"kl_loss": "exact"}, {"critic": "separate"}],
-    ids=["sampled", "exact", "separate critic"],
+    [
+        pytest.param({}, id="sampled"),
+        pytest.param({"kl_loss": "exact"}, id="exact", marks=pytest.mark.slow),
+        pytest.param({"critic": "separate"}, id="separate critic", marks=pytest.mark.slow),
+    ],
 )
 def test_ppo_reaches_the_optimum(options, learning) -> None:
     learning(lambda seed: trained_by_ppo(seed, **options), below=BAR)

@@ -53,7 +53,7 @@ def test_candidates_are_for_agents_of_others(name: str) -> None:
 def test_who_resets_an_environment_decides_what_its_tokens_earn() -> None:
     """A candidate wrapper and an agent of ours on one environment, each in its turn."""
     venv = make_venv()
-    wrapped = VectorCandidateActions(venv, k=4)
+    wrapped = VectorCandidateActions(venv, k=4, shaping="none")
     agent = agent_of("ppo", tiny_model(), venv)
     for _ in range(2):
         wrapped.reset(seed=0)

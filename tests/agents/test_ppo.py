@@ -70,6 +70,7 @@ def test_logprobs_that_the_update_disputes_are_computed_anew(monkeypatch) -> Non
     assert agent.iterate()["train/first_ratio_error"] < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_bfloat16_learns_what_float32_learns(precision: str, learning) -> None:
     settings = dict(precision=precision, learning_rate=1e-2, minibatch_size=32)

@@ -72,7 +72,7 @@ def test_candidates_are_the_likeliest_sensible_tokens_and_the_state_is_the_last_
 
 
 @pytest.mark.parametrize("on_length", ["score", "truncate"])
-@pytest.mark.parametrize("shaping", ["none", "centred", "exact"])
+@pytest.mark.parametrize("shaping", ["none", "potential", "exact"])
 def test_one_trajectory_in_all_three_interfaces(on_length: str, shaping: Shaping) -> None:
     """Row i with seed s is the single environment with seed s + i; so is SB3's row."""
     singles = [single(on_length=on_length, shaping=shaping) for _ in range(3)]
@@ -109,8 +109,8 @@ def test_one_trajectory_in_all_three_interfaces(on_length: str, shaping: Shaping
 @pytest.mark.parametrize("mode", ["NextStep", "Disabled"])
 def test_other_autoreset_modes_pay_the_same(mode: str) -> None:
     batch, other = (
-        vector(4, 6, "centred", autoreset_mode="SameStep"),
-        vector(4, 6, "centred", autoreset_mode=mode),
+        vector(4, 6, "potential", autoreset_mode="SameStep"),
+        vector(4, 6, "potential", autoreset_mode=mode),
     )
     batch.reset(seed=3)
     state, _ = other.reset(seed=3)
@@ -224,7 +224,7 @@ def test_mistakes_are_explained() -> None:
 
 def test_the_registered_id_is_all_that_a_script_needs() -> None:
     env = gym.make("textrl:TextRLHFCandidates-v0", **OPTIONS)
-    same = single(k=8)
+    same = single(k=8, shaping="potential")
     assert env.observation_space == same.observation_space
     assert env.action_space == same.action_space
     assert env.unwrapped.max_completion_tokens == 5
@@ -238,7 +238,7 @@ def test_the_registered_id_is_all_that_a_script_needs() -> None:
         assert reward == paid
     rows = gym.make_vec("TextRLHFCandidates-v0", num_envs=3, autoreset_mode="SameStep", k=4)
     assert rows.action_space.shape == (3,)
-    assert TextVecEnv(rows).get_attr("shaping") == ["none"] * 3
+    assert TextVecEnv(rows).get_attr("shaping") == ["potential"] * 3
 
 
 @pytest.mark.parametrize("check", [gymnasium_check_env, sb3_check_env])
@@ -258,22 +258,66 @@ def test_without_shaping_the_reward_is_the_score_and_comes_at_the_end() -> None:
         assert reward == (info["score"] if done else 0.0)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_centred_shaping_pays_the_reference_nothing_on_average(temperature: float) -> None:
-    """Sum of pi_ref(a|s) r(s, a) over the candidates is 0: long texts earn what short ones do."""
-    options = dict(kl_coef=0.5, temperature=temperature, shaping="centred")
-    options |= {"max_completion_tokens": 3, "banned_token_ids": [2]}
-    venv = gym.make_vec("TextRLHFCandidates-v0", num_envs=6, k=6, **options)
-    for before in ([], [4], [1, 3]):
-        venv.reset(seed=2, options={"prompt": "c"})
-        for action in before[:2]:
-            venv.step(np.full(6, action))
-        _, rewards, terminated, _, infos = venv.step(np.arange(6))  # each row another action
-        rewards = rewards - np.where(terminated, np.nan_to_num(infos.get("score", 0.0)), 0.0)
-        weights = np.exp(infos["ref_logprob"])
-        assert (weights * rewards).sum() / weights.sum() == pytest.approx(0, abs=1e-6)
-        assert np.ptp(rewards) == pytest.approx(0.5 * np.ptp(infos["ref_logprob"]), rel=1e-5)
-        assert np.ptp(rewards) > 0.01
+@pytest.mark.parametrize("on_length", ["score", "truncate"])
+def test_by_potential_a_token_earns_what_it_adds_to_the_score(on_length: str) -> None:
+    """Sums of an episode's rewards are its score, whatever kl_coef, less the missing EOS."""
+    asked: list[str] = []
+
+    def letters(prompts: list[str], completions: list[str]) -> list[float]:
+        asked.extend(completions)
+        return [ord(prompts[0]) - 100 + len(c) - 3.0 * c.count("e") for c in completions]
+
+    options = dict(reward=letters, kl_coef=0.7, missing_eos_penalty=0.5, on_length=on_length)
+    env = single(shaping="potential", **options)
+    for seed in range(8):
+        _, info = env.reset(seed=seed)
+        prompt, paid, done = info["prompt"], [], False
+        asked.clear()
+        while not done:
+            _, reward, terminated, truncated, info = env.step(np.int64(seed % 6))
+            paid.append(reward)
+            done = terminated or truncated
+        worth = letters([prompt], list(asked))
+        penalty = 0.5 * (info["finish_reason"] == "length" and terminated)
+        assert np.allclose(
+            paid, np.diff([0.0, *worth]) - penalty * (np.arange(len(paid)) == len(paid) - 1)
+        )
+        if terminated:
+            assert sum(paid) == pytest.approx(info["score"] - penalty)
+            assert asked[-1] == info["completion"]
+        else:
+            assert "score" not in info
+
+
+def test_by_potential_nothing_is_paid_for_stopping_or_going_on() -> None:
+    """Where all texts score the same, only the first token earns anything, also at gamma < 1."""
+    env = single(shaping="potential", reward=lambda prompts, completions: [2.0] * len(prompts))
+    env.reset(seed=1)
+    done, paid = False, []
+    while not done:
+        _, reward, terminated, truncated, _ = env.step(np.int64(2))
+        paid.append(reward)
+        done = terminated or truncated
+    assert paid == [2.0] + [0.0] * (len(paid) - 1)
+    assert len(paid) > 1
+
+
+def test_a_reward_that_fails_by_potential_is_paid_when_it_works_again() -> None:
+    broken = [False]
+
+    def letters(prompts: list[str], completions: list[str]) -> list[float]:
+        if broken[0]:
+            raise ValueError("out of order")
+        return [float(len(c)) for c in completions]
+
+    env = single(shaping="potential", reward=letters, min_completion_tokens=5)
+    env.reset(seed=1)
+    assert env.step(np.int64(1))[1] == 1.0
+    broken[0] = True
+    with pytest.raises(UserError, match="out of order"):
+        env.step(np.int64(1))
+    broken[0] = False
+    assert env.step(np.int64(1))[1] == 1.0
 
 
 def test_exact_shaping_is_that_of_the_text_environment() -> None:
@@ -291,8 +335,8 @@ def test_the_other_half_of_the_kl_is_refused_where_the_first_is_not_paid() -> No
     PPO("MlpPolicy", sb3(2, shaping="exact"), gamma=1.0, n_steps=4, batch_size=4).learn(
         8, callback=SubtractPolicyKL()
     )
-    with pytest.raises(UserError, match="PolicyKL .* shaping 'centred'"):
-        PolicyKL(gym.make("TextRLHFCandidates-v0", shaping="centred"), lambda *_: 0.0)
+    with pytest.raises(UserError, match="PolicyKL .* shaping 'potential'"):
+        PolicyKL(gym.make("TextRLHFCandidates-v0"), lambda *_: 0.0)
     with pytest.raises(UserError, match="step_sequence needs"):
         sb3(2).base.step_sequence(np.zeros((2, 1), dtype=int), np.ones((2, 1), dtype=bool))
     with pytest.raises(UserError, match="shaping is 'both'; expected one of"):

@@ -174,7 +174,7 @@ LEAST_GAIN = 0.12
     "agent",
     [
         PPO,
-        A2C,
+        pytest.param(A2C, marks=pytest.mark.slow),
         pytest.param(MaskablePPO, marks=pytest.mark.slow),
         pytest.param(TRPO, marks=pytest.mark.slow),
     ],

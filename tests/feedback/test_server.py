@@ -230,7 +230,6 @@ def test_a_prompt_file_with_a_password_in_the_url_leaves_none_behind(
 
 
 LABELERS = 16
-RANKINGS = 2000
 
 
 class Worker(threading.Thread):
@@ -274,14 +273,17 @@ class Worker(threading.Thread):
             self.faults.append(response.text)
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "rankings",
+    [pytest.param(400, marks=pytest.mark.slow), pytest.param(2000, marks=pytest.mark.proof)],
+)
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_kill_9_loses_no_acknowledged_answer(
-    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+    kind: str, rankings: int, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """16 labelers, 2,000 rankings over HTTP, SIGKILL of the server in the middle, restart."""
+    """16 labelers rank over HTTP, SIGKILL of the server in the middle, twice, and a restart."""
     url = "sqlite:///labels.db" if kind == "sqlite" else request.getfixturevalue("postgres_url")
-    write_tasks(tmp_path, RANKINGS // 2)
+    write_tasks(tmp_path, rankings // 2)
     names = [f"p{index}" for index in range(LABELERS)]
     arguments = [f"--database={url}", "--prompts=tasks.jsonl", "--overlap=2"]
     served = Served(tmp_path, *arguments, f"--labelers={','.join(names)}")
@@ -294,7 +296,7 @@ def test_kill_9_loses_no_acknowledged_answer(
         return sum(len(worker.acknowledged) for worker in workers)
 
     for share in (0.3, 0.6):
-        while acknowledged() < share * RANKINGS:
+        while acknowledged() < share * rankings:
             time.sleep(0.01)
             assert time.monotonic() - began < 300
         served.kill()
@@ -313,7 +315,7 @@ def test_kill_9_loses_no_acknowledged_answer(
     with Session(store.engine) as session:
         stored = list(session.scalars(select(Answer)))
         audited = session.scalars(select(Audit.task_id).where(Audit.action == "answer")).all()
-    assert len(stored) == acknowledged() == RANKINGS == len(audited)
+    assert len(stored) == acknowledged() == rankings == len(audited)
     shown: dict[int, dict[int, list[int]]] = {}
     for answer in stored:
         ranks = [answer.ranks[index] for index in answer.shown_order]

@@ -295,14 +295,14 @@ def encoded(prompt: str, index: int) -> Sequence:
 
 
 def labelled(
-    cell: Cell, raters: int, flipped: float, count: int = PAIRS
+    cell: Cell, raters: int, flipped: float, count: int | None = None
 ) -> list[tuple[str, int, int, float]]:
     """Return (prompt, index of the chosen completion, of the rejected one, share of raters for it).
 
-    Both are samples of the reference; each rater's label is a Bradley-Terry draw from their scores,
-    and a share of the labels is then turned round.
+    `count` pairs, PAIRS unless given. Both are samples of the reference; each rater's label is a
+    Bradley-Terry draw from their scores, and a share of the labels is then turned round.
     """
-    rng = np.random.default_rng([cell.seed, 1])
+    rng, count = np.random.default_rng([cell.seed, 1]), count or PAIRS
     enumerated, rows = enumeration(cell.task), []
     for index, prompt in enumerate(PROMPTS):
         p = enumerated.ref_logprobs[index].exp().numpy()

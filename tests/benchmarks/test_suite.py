@@ -22,7 +22,7 @@ BAR = 0.10
 @pytest.fixture
 def small_budget(monkeypatch) -> None:
     monkeypatch.setattr(Cell, "token_budget", 30_000)
-    monkeypatch.setattr(cells, "PAIRS", 8_000)
+    monkeypatch.setattr(cells, "PAIRS", 12_000)
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import CategoricalDistribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor, nn
@@ -37,6 +38,14 @@ from textrl.models import load_causal_lm, split_lm
 
 Observations = Tensor | dict[str, Tensor]
 Masks = np.ndarray | Tensor | None
+
+
+class NoFeatures(BaseFeaturesExtractor):
+    """Stands where SB3 makes numbers of observations; here the language model reads tokens."""
+
+    def __init__(self, observation_space: spaces.Space[Any]) -> None:
+        """Name the least size that SB3 allows; nothing is read."""
+        super().__init__(observation_space, features_dim=1)
 
 
 class TokenPolicy(BasePolicy):
@@ -85,11 +94,13 @@ class TokenPolicy(BasePolicy):
         loaded = load_causal_lm(model) if isinstance(model, str | Path) else copy.deepcopy(model)
         object.__setattr__(self, "_model", loaded)  # torch takes modules only after __init__
         self.temperature = temperature
+        self.pays_kl = False  # set by SubtractPolicyKL while it trains
         super().__init__(
             observation_space,
             action_space,
             lr_schedule,  # of the actor-critic class that stands behind this one
             ortho_init=False,
+            features_extractor_class=NoFeatures,
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs or {"weight_decay": 0.0},
         )
@@ -134,7 +145,16 @@ class TokenPolicy(BasePolicy):
     def forward(
         self, obs: Observations, deterministic: bool = False, action_masks: Masks = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return actions [B], values [B 1] and log-probs [B] while collecting."""
+        """Return actions [B], values [B 1] and log-probs [B] while collecting.
+
+        Raises:
+            UserError: `SubtractPolicyKL` is not among the agent's callbacks.
+        """
+        if not self.pays_kl:
+            raise UserError(
+                f"{type(self).__name__} is trained with learn(..., callback=SubtractPolicyKL()), "
+                f"which checks gamma and the environment and pays the policy's half of the KL"
+            )
         states = self._states(obs)
         distribution = self._distribution(states, action_masks)
         actions = distribution.get_actions(deterministic=deterministic)
@@ -250,6 +270,12 @@ class SubtractPolicyKL(BaseCallback):
                 f"{policy.temperature}; "
                 f'give policy_kwargs={{"temperature": {temperature}, ...}}'
             )
+        if isinstance(policy, TokenPolicy):
+            policy.pays_kl = True
+
+    def _on_training_end(self) -> None:
+        if isinstance(self.model.policy, TokenPolicy):
+            self.model.policy.pays_kl = False
 
     def _on_step(self) -> bool:
         kl_coef = float(self.training_env.get_attr("kl_coef")[0])

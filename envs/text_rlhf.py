@@ -19,6 +19,7 @@ from textrl.envs.attributes import TaskAttributes
 from textrl.envs.core import TextCore
 from textrl.envs.core_config import CoreConfig
 from textrl.envs.prompts import PromptSource, PromptStream
+from textrl.envs.token_space import TokenIds
 from textrl.errors import UserError, did_you_mean
 from textrl.rewards import Reward
 
@@ -205,7 +206,7 @@ def observation_space(core: TextCore) -> spaces.Dict:
     size = (core.max_length,)
     return spaces.Dict(
         {
-            "input_ids": spaces.Box(0, core.lm.vocab_size - 1, size, np.int32),
+            "input_ids": TokenIds(0, core.lm.vocab_size - 1, size, np.int32),
             "attention_mask": spaces.Box(0, 1, size, np.int8),
             "prompt_length": spaces.Box(0, core.config.max_prompt_tokens, (1,), np.int32),
         }

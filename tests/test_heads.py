@@ -23,7 +23,7 @@ from textrl.agents import PPO, PPOConfig
 from textrl.decoding import Decoder
 from textrl.envs import VectorCandidateActions, tiny_model, tiny_score, tiny_tokenizer
 from textrl.envs.sb3 import TextVecEnv
-from textrl.envs.sb3_policy import CausalLMPolicy
+from textrl.envs.sb3_policy import CausalLMPolicy, SubtractPolicyKL
 from textrl.errors import UserError
 from textrl.evaluation import sample_completions
 from textrl.models import split_lm
@@ -94,9 +94,8 @@ def test_critics_learn_on_such_states(kind: str, critic: str) -> None:
 
 @pytest.mark.parametrize("kind", ["gemma2", "opt"])
 def test_stock_policies_and_candidates_see_the_states(kind: str) -> None:
-    A2C(
-        CausalLMPolicy, TextVecEnv(task(kind)), n_steps=2, policy_kwargs={"model": make(kind)}
-    ).learn(8)
+    options = dict(n_steps=2, gamma=1.0, policy_kwargs={"model": make(kind)})
+    A2C(CausalLMPolicy, TextVecEnv(task(kind)), **options).learn(8, callback=SubtractPolicyKL())
     candidates = VectorCandidateActions(task(kind), k=3)
     observation, _ = candidates.reset(seed=0)
     assert candidates.observation_space.contains(observation)

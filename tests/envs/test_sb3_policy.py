@@ -238,7 +238,8 @@ def test_a_policy_alone_is_saved_and_loaded_with_its_model_and_temperature(agent
     loaded = type(policy).load(tmp_path / "policy.pt", device="cpu")
     observation = policy.obs_to_tensor(env.reset())[0]
     with torch.no_grad():
-        one, other = (p.forward(observation, deterministic=True) for p in (policy, loaded))
+        actions = policy.get_distribution(observation).mode()
+        one, other = (p.evaluate_actions(observation, actions) for p in (policy, loaded))
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     assert loaded.optimizer.defaults["weight_decay"] == 0.1
 
@@ -260,11 +261,18 @@ def test_mistakes_are_explained() -> None:
     options = dict(n_steps=4, batch_size=8, policy_kwargs={"model": tiny_model()})
     with pytest.raises(UserError, match="gamma is 0.99"):
         PPO(CausalLMPolicy, make_env(), **options).learn(1, callback=SubtractPolicyKL())
+    with pytest.raises(UserError, match=r"callback=SubtractPolicyKL\(\)\), which checks gamma"):
+        PPO(CausalLMPolicy, make_env(), **options).learn(1)
     for options in ({"norm_obs_keys": ["prompt_length"]}, {"norm_obs": False}):
         with pytest.raises(UserError, match="leave VecNormalize out"):
             make_agent(env=VecNormalize(make_env(), **options)).learn(
                 1, callback=SubtractPolicyKL()
             )
+    for env in (make_env(), gym.make("TextRLHF-v0")):
+        with pytest.raises(UserError, match="names, not numbers .* TextRLHFCandidates-v0"):
+            PPO("MultiInputPolicy", env, n_steps=4, batch_size=4)
+    with pytest.raises(UserError, match="names, not numbers"):
+        gym.wrappers.FlattenObservation(gym.make("TextRLHF-v0"))
     with pytest.raises(UserError, match='no model; .* policy_kwargs={"model"'):
         PPO(CausalLMPolicy, make_env())
     with pytest.raises(UserError, match="no action values; DQN takes"):

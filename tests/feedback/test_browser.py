@@ -47,6 +47,7 @@ class Visit:
     def __init__(self, browser: Any, **context: Any) -> None:
         self.context = browser.new_context(viewport=WIDE, **context)
         self.page = self.context.new_page()
+        self.page.set_default_timeout(90_000)  # ms; a loaded machine is slow, not wrong
         self.hosts: set[str] = set()
         self.errors: list[str] = []
         self.page.on("request", lambda request: self.hosts.add(request.url.split("/")[2]))

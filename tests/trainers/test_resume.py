@@ -2,6 +2,7 @@
 
 import json
 import signal
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -17,6 +18,14 @@ from textrl.resuming import uninterrupted
 from textrl.trainers import DPOTrainer, SFTTrainer
 
 TEXTS = [{"text": "abcdefghij"[: 2 + i % 8]} for i in range(16)]
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_is_heard() -> Iterator[None]:
+    """A process started in the background may have been told to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def weights(model: nn.Module) -> torch.Tensor:

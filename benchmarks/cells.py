@@ -147,8 +147,14 @@ CLIPPED = {"minibatch_size": ROWS // 4, "num_epochs": 2}
 """Of the agents that reuse their episodes."""
 
 
-def ppo(cell: Cell, curve: list[list[float]], *, critic: str = "value_head") -> PreTrainedModel:
-    """PPO with one of its three critics."""
+def ppo(
+    cell: Cell,
+    curve: list[list[float]],
+    *,
+    critic: str = "value_head",
+    kl_loss: str = "sampled",
+) -> PreTrainedModel:
+    """PPO with one of its three critics and one of its two ways to the KL."""
     config = PPOConfig(
         **settings(cell),
         **CLIPPED,
@@ -157,6 +163,7 @@ def ppo(cell: Cell, curve: list[list[float]], *, critic: str = "value_head") -> 
         vf_coef=0.5,
         clip_range_vf=None,
         critic=critic,
+        kl_loss=kl_loss,
     )
     model = reward_model(cell.task) if critic == "reward_model" else None
     venv = make_venv(cell.task, kl_coef=cell.kl_coef, num_envs=ROWS, reward_model=model)

@@ -118,7 +118,7 @@ def test_best_of_by_hand() -> None:
     assert exact < best_of_kl(2) == pytest.approx(np.log(2) - 0.5)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_smollm2_and_minilm_in_a_short_form(monkeypatch, tmp_path) -> None:
     """The real models and ratings through every stage; the long form is in make proof."""
     preset = PRESETS["smollm2"]

@@ -30,8 +30,14 @@ def weights(folder: Path) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("command", list(COMMANDS))
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param("sft", marks=pytest.mark.slow),
+        pytest.param("dpo", marks=pytest.mark.proof),
+        pytest.param("ppo", marks=pytest.mark.slow),
+    ],
+)
 def test_kill_9_and_resume(command: str, checkpoint: str, tmp_path: Path) -> None:
     texts = [{"text": "abcdefghijklm"[: 2 + i]} for i in range(11)]
     pairs = [{"prompt": p, "chosen": "bcd", "rejected": "zz"} for p in "abcdefgh"]

@@ -72,8 +72,8 @@ def test_the_reference_has_regret_1() -> None:
     "options",
     [
         pytest.param({}, id="sampled"),
-        pytest.param({"kl_loss": "exact"}, id="exact", marks=pytest.mark.slow),
-        pytest.param({"critic": "separate"}, id="separate critic", marks=pytest.mark.slow),
+        pytest.param({"kl_loss": "exact"}, id="exact", marks=pytest.mark.proof),
+        pytest.param({"critic": "separate"}, id="separate critic", marks=pytest.mark.proof),
     ],
 )
 def test_ppo_reaches_the_optimum(options, learning) -> None:

@@ -183,10 +183,14 @@ def of_the_reference() -> tuple[float, float]:
     return float(rollout.scores.mean()), float(rollout.mask.sum(1).double().mean())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("agent", "learning_rate", "tokens"),
-    [(PPO, 2e-3, 8_000), (A2C, 2e-3, 10_000), (DQN, 1e-3, 4_000), (QRDQN, 1e-3, 4_000)],
+    [
+        pytest.param(PPO, 2e-3, 8_000, marks=pytest.mark.slow),
+        pytest.param(A2C, 2e-3, 10_000, marks=pytest.mark.slow),
+        pytest.param(DQN, 1e-3, 4_000, marks=pytest.mark.slow),
+        pytest.param(QRDQN, 1e-3, 4_000, marks=pytest.mark.proof),
+    ],
 )
 def test_stock_agents_beat_the_reference_and_do_not_learn_to_stop(
     agent, learning_rate: float, tokens: int, learning

@@ -175,8 +175,8 @@ LEAST_GAIN = 0.12
     [
         PPO,
         pytest.param(A2C, marks=pytest.mark.slow),
-        pytest.param(MaskablePPO, marks=pytest.mark.slow),
-        pytest.param(TRPO, marks=pytest.mark.slow),
+        pytest.param(MaskablePPO, marks=pytest.mark.proof),
+        pytest.param(TRPO, marks=pytest.mark.proof),
     ],
 )
 def test_it_learns(agent, learning) -> None:

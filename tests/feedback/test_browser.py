@@ -60,7 +60,12 @@ class Visit:
         return self.page
 
     def done(self, count: int) -> None:
-        self.page.get_by_text(f": {count} done").wait_for()
+        try:
+            self.page.get_by_text(f": {count} done").wait_for()
+        except Exception as error:
+            said = self.page.locator("#fault, #banner, #refused-text, #progress, #hint")
+            focused = self.page.evaluate("document.activeElement.outerHTML.slice(0, 200)")
+            raise AssertionError(f"{said.all_inner_texts()}, focus on {focused}") from error
 
     def at(self, task: int) -> None:
         self.page.locator(f"#task[data-task='{task}']:not([hidden])").wait_for()
@@ -379,8 +384,7 @@ def test_fifty_hostile_outputs_stay_text(browser: Any, serve: Serve) -> None:
     assert kept == set(payloads)  # and none was changed on its way
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", ["wide", "phone"])
+@pytest.mark.parametrize(("size", "scheme"), [("wide", "light"), ("phone", "dark")])
 def test_accessible_in_every_dress(browser: Any, serve: Serve, scheme: str, size: str) -> None:
     """The rules of axe; no sideways scrolling at 320 pixels, which is 640 at 200% zoom."""
     tasks = [*ranking_tasks(2), {"prompt": [{"role": "user", "content": "Write a haiku."}]}]

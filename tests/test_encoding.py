@@ -307,3 +307,30 @@ def test_a_plain_completions_end_is_no_text_for_the_reward_model(family) -> None
     name = tokenizer.convert_ids_to_tokens(end)
     for completion in (" yes", f" yes{name}", f" yes{name}\n", f" yes{tokenizer.eos_token}"):
         assert reward_text(tokenizer, "hello", completion, {}, "here") == "hello yes"
+
+
+def test_a_turn_after_the_assistants_own_begins_anew(family) -> None:
+    """Two replies in a row are two turns: each ends once, and no header is learnt."""
+    tokenizer, end = family
+    chat = [*USER, *REPLY, {"role": "assistant", "content": "world"}]
+    try:
+        whole = whole_ids(tokenizer, chat)
+    except Exception as error:  # templates whose roles must alternate
+        assert "alternate" in str(error)
+        return
+    sequence = sft_sequence(tokenizer, {"messages": chat}, "row", 200)
+    assert sequence.ids == whole[: len(sequence.ids)]
+    assert counted(sequence).count(end) == 2
+    assert "".join(decode(tokenizer, counted(sequence)).split()) == "yesworld"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [([{"type": "text", "text": "yes"}], "list of parts"), (float("nan"), "expected text")],
+)
+def test_contents_that_a_template_would_write_as_python_are_refused(content, message) -> None:
+    row = {"messages": [{"role": "user", "content": content}, *REPLY]}
+    tokenizer = qwen()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    with pytest.raises(UserError, match=f"row: the content of message 0 is .*{message}"):
+        sft_sequence(tokenizer, row, "row", 200)

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -107,22 +108,27 @@ def _with_shared_prompt(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def render(
-    tokenizer: PreTrainedTokenizerBase, chat: Chat, place: str, *, for_reply: bool = False
+    tokenizer: PreTrainedTokenizerBase,
+    chat: Chat,
+    place: str,
+    *,
+    for_reply: bool = False,
+    new_turn: bool = False,
 ) -> RenderedText:
     """Return the chat template's text of a chat.
 
     With for_reply it ends where the assistant goes on: after the header of a new turn, or, if the
-    last message is the assistant's, right after its content.
+    last message is the assistant's and new_turn is not set, right after its content.
 
     Raises:
-        UserError: there is no template, or it refuses the messages.
+        UserError: there is no template, or it refuses the messages or writes them as no text.
     """
     if not tokenizer.chat_template:
         raise UserError(
             f"{place}: holds chat messages but the tokenizer has no chat template; set "
             f"tokenizer.chat_template or give plain text"
         )
-    continued = for_reply and chat.awaits_more
+    continued = for_reply and chat.awaits_more and not new_turn
     try:
         text = tokenizer.apply_chat_template(
             chat.messages,
@@ -135,7 +141,21 @@ def render(
     except Exception as error:  # a template is code of its own and raises what it likes
         reason = str(error).split("\n", maxsplit=1)[0]
         raise UserError(f"{place}: the chat template refuses these messages: {reason}") from error
+    _check_contents(chat, text, place)
     return RenderedText(text)
+
+
+def _check_contents(chat: Chat, text: str, place: str) -> None:
+    """Raise UserError for contents that a template writes as Python shows them."""
+    for turn, message in enumerate(chat.messages):
+        content = message.get("content")
+        if isinstance(content, Real):
+            raise UserError(f"{place}: the content of message {turn} is {content!r}; expected text")
+        if isinstance(content, list) and content and str(content) in text:
+            raise UserError(
+                f"{place}: the content of message {turn} is a list of parts and the chat template "
+                f"takes texts; join the texts of its parts"
+            )
 
 
 def render_reply(
@@ -214,7 +234,7 @@ def assistant_spans(
         spans.append(turns.span(first - 1, prompt))
     for turn, message in enumerate(chat.messages):
         if turn >= first and message["role"] == "assistant":
-            spans.append(turns.span(turn, chat.having(chat.messages[:turn])))
+            spans.append(turns.span(turn, chat.having(chat.messages[:turn]), new_turn=True))
     return turns.whole, spans
 
 
@@ -230,22 +250,23 @@ class _Turns:
         self.whole = render(tokenizer, chat, place)
         self.ends = "|".join(re.escape(name) for name in _names(tokenizer, ends)) or r"(?!)"
 
-    def span(self, turn: int, before: Chat) -> tuple[int, int]:
+    def span(self, turn: int, before: Chat, *, new_turn: bool = False) -> tuple[int, int]:
         """Return where a turn begins and ends, given what the assistant saw before it."""
-        start = self._start(turn, before)
+        start = self._start(turn, before, new_turn)
         return start, self._stop(turn, start)
 
-    def _start(self, turn: int, before: Chat) -> int:
+    def _start(self, turn: int, before: Chat, new: bool) -> int:
         """Return where the model goes on: after what it is prompted with, or with the content."""
         header = ""
         if before.messages:
-            prompted = render(self.tokenizer, before, self.place, for_reply=True)
+            prompted = render(self.tokenizer, before, self.place, for_reply=True, new_turn=new)
             if self.whole.startswith(prompted):
                 return len(prompted)
             header = render(self.tokenizer, before, self.place)
         # The generation prompt writes what the turn does not, such as an opened <think>.
         around = self._around(turn)
-        if around is None or before.awaits_more or not self.whole.startswith(header):
+        continued = before.awaits_more and not new
+        if around is None or continued or not self.whole.startswith(header):
             raise self._rewritten(turn)
         return around[0]
 

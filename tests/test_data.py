@@ -1,5 +1,7 @@
+import csv
 import json
 
+import numpy as np
 import pytest
 
 from textrl.chat import with_shared_prompts
@@ -221,3 +223,71 @@ def test_a_pair_of_whole_chats_shares_its_prompt() -> None:
     assert found == [split] * 4 + other + [alone]
     same = with_shared_prompts(load_records([{"chosen": [ask, good], "rejected": [ask, good]}]))
     assert same.rows == [{"prompt": [ask], "chosen": [good], "rejected": [good]}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.csv", b"prompt,prompt\na,b\n", "x.csv:1: two columns are called 'prompt'"),
+        ("x.csv", "prompt\ncaf\u00e9\n".encode("utf-16-le"), "not UTF-8"),
+        ("x.csv", "prompt\na\n".encode("utf-32"), "not UTF-8"),
+        ("x.jsonl", b'{"a": 1}\n' + b"[" * 100_000, "x.jsonl:2: cannot be read"),
+        ("x.jsonl", b'{"a": ' + b"1" * 5000 + b"}", "x.jsonl:1: cannot be read"),
+    ],
+)
+def test_files_that_would_be_read_wrongly(tmp_path, name: str, content: bytes, message) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_records(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (5, "the data are 5; expected a file"),
+        (None, "the data are None"),
+        ("https://example.org/x.jsonl", "is an address; download it"),
+        ("~nobody-of-this-name/x.jsonl", "home folder is not known"),
+    ],
+)
+def test_sources_that_are_none(source, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_records(source)
+
+
+def test_columns_whose_names_are_no_texts() -> None:
+    with pytest.raises(UserError, match="column 'prompt' is missing.*'promt'"):
+        load_records([{1: "a", "promt": "b"}]).require("prompt")
+
+
+def test_messages_in_a_csv_cell_are_messages(tmp_path) -> None:
+    """They stand there as JSON, like lists and tools; as texts the braces would be trained on."""
+    messages = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "cd"}]
+    table = tmp_path / "x.csv"
+    with table.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["messages", "note"])
+        writer.writerow([json.dumps(messages), "[1] see below"])
+    (row,) = load_records(table).rows
+    assert row == {"messages": messages, "note": "[1] see below"}
+
+
+def test_columns_of_other_rows_are_none_where_rows_differ() -> None:
+    """`datasets.Dataset` gives every row the columns of all rows."""
+    tokenizer = chat()
+    none = {"messages": None, "prompt": None, "completion": None}
+    found = sft_sequence(tokenizer, none | {"text": "abc"}, "row", 9)
+    assert found.ids == sft_sequence(tokenizer, {"text": "abc"}, "row", 9).ids
+    ranking = {"completions": ("a", "b"), "ranks": np.array([1, 0])}
+    assert ranked_texts({"chosen": None, "rejected": None} | ranking, "row") == (
+        ["a", "b"],
+        [1, 0],
+        None,
+    )
+
+
+def test_a_rankings_margin_and_lists_that_are_none() -> None:
+    with pytest.raises(UserError, match="row: a margin is of chosen and rejected"):
+        ranked_texts({"completions": ["a", "b"], "ranks": [0, 1], "margin": 2}, "row")
+    with pytest.raises(UserError, match="ranks are .*; expected two lists"):
+        ranked_texts({"completions": '["a", "b"]', "ranks": "0,1"}, "row")

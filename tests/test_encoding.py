@@ -13,6 +13,7 @@ from families_of_tokenizers import (
     qwen,
     r1,
 )
+from jinja2 import TemplateError
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from textrl.chat import Chat, end_ids, render
@@ -315,8 +316,7 @@ def test_a_turn_after_the_assistants_own_begins_anew(family) -> None:
     chat = [*USER, *REPLY, {"role": "assistant", "content": "world"}]
     try:
         whole = whole_ids(tokenizer, chat)
-    except Exception as error:  # templates whose roles must alternate
-        assert "alternate" in str(error)
+    except TemplateError:  # roles must alternate
         return
     sequence = sft_sequence(tokenizer, {"messages": chat}, "row", 200)
     assert sequence.ids == whole[: len(sequence.ids)]

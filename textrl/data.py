@@ -59,10 +59,8 @@ class Records:
         for row, place in zip(self.rows, self.places, strict=True):
             for column in columns:
                 if row.get(column) is None:
-                    hint = did_you_mean(column, row)
-                    raise UserError(
-                        f"{place}: column {column!r} is missing{hint}; found: {sorted(row)}"
-                    )
+                    hint, found = did_you_mean(column, row), sorted(map(str, row))
+                    raise UserError(f"{place}: column {column!r} is missing{hint}; found: {found}")
 
 
 def load_records(source: Source, kind: Kind = "prompts") -> Records:
@@ -92,6 +90,8 @@ def load_records(source: Source, kind: Kind = "prompts") -> Records:
 
 def _read_file(source: str | Path) -> Records:
     """Return the rows of a file, by its ending, or of a data set of the hub."""
+    if re.match(r"(https?|ftp|s3|gs|file)://", str(source)):
+        raise UserError(f"{source} is an address; download it and give the file")
     path = expanded(source)
     ending = path.name.lower().removesuffix(".gz").rpartition(".")[2]
     if ending in ("jsonl", "ndjson", "json"):
@@ -127,6 +127,8 @@ def _number_rows(rows: Iterable[Any], name: str) -> Records:
             f"the data are a {type(rows).__name__}; give rows: one split of a DatasetDict, "
             f"frame.to_dict('records') of a data frame"
         )
+    if not isinstance(rows, Iterable):
+        raise UserError(f"the data are {rows!r}; expected a file, a hub name, or a list of dicts")
     listed = list(rows)
     for index, row in enumerate(listed):
         if not isinstance(row, dict):
@@ -140,7 +142,10 @@ def _open(path: Path) -> str:
         if path.name.lower().endswith(".gz"):
             content = gzip.decompress(content)
         wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # Excel, PowerShell
-        return content.decode("utf-16" if wide else "utf-8-sig")
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+        if "\0" in text[:1000]:  # UTF-16 without its mark, UTF-32
+            raise UserError(f"{path}: not UTF-8 (it holds zero bytes); save it as UTF-8")
+        return text
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not {error.encoding.upper()} at byte {error.start}") from error
     except (OSError, EOFError, zlib.error) as error:
@@ -152,7 +157,9 @@ def _read_json(path: Path) -> Records:
     """Return the rows of JSON lines, or of one JSON array."""
     text = _open(path)
     if text.lstrip().startswith("["):
-        with contextlib.suppress(json.JSONDecodeError):  # else the line's own error is the better
+        with contextlib.suppress(
+            ValueError, RecursionError
+        ):  # else the line's own error is the better
             array = json.loads(text)
             if "\n" in text.strip() or all(isinstance(row, dict) for row in array):
                 return _number_rows(array, f"{path}: row")
@@ -166,6 +173,8 @@ def _read_json(path: Path) -> Records:
             raise UserError(
                 f"{path}:{number}: not JSON ({error.msg}, column {error.colno})"
             ) from error
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, deep lists
+            raise UserError(f"{path}:{number}: cannot be read ({error})") from error
         if not isinstance(row, dict):
             raise UserError(f"{path}:{number}: expected an object, got {type(row).__name__}")
         rows.append(row)
@@ -179,17 +188,29 @@ def _read_csv(path: Path, delimiter: str) -> Records:
     reader = csv.DictReader(text, strict=True, delimiter=delimiter)
     rows, places = [], []
     try:
+        header = list(reader.fieldnames or [])
+        if twice := [name for name in header if header.count(name) > 1]:
+            raise UserError(f"{path}:1: two columns are called {twice[0]!r}; rename one")
         for row in reader:
             place = f"{path}:{reader.line_num}"
             if None in row or None in row.values():
                 raise UserError(
                     f"{place}: expected {len(reader.fieldnames or [])} fields as in the header"
                 )
-            rows.append(dict(row))
+            rows.append({name: _chat_cell(value) for name, value in row.items()})
             places.append(place)
     except csv.Error as error:
         raise UserError(f"{path}:{reader.line_num}: not CSV ({error})") from error
     return Records(rows=rows, places=places)
+
+
+def _chat_cell(value: Any) -> Any:
+    """Return the messages that a CSV cell holds as JSON, any other cell as it is."""
+    if value.lstrip().startswith("["):
+        with contextlib.suppress(ValueError, RecursionError):
+            found = json.loads(value)
+            return found if is_conversation(found) else value
+    return value
 
 
 def _read_with_datasets(name: str) -> Iterable[Row]:

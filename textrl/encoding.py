@@ -7,9 +7,11 @@ meet without a space lost, and how ids become text, in `seams.py`.
 
 import json
 import math
+import reprlib
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from textrl.chat import (
@@ -120,7 +122,7 @@ def sft_sequence(
         UserError: none of these columns, an empty text, a prompt that leaves no room.
     """
     ends = end_ids(tokenizer) if ends is None else tuple(ends)
-    if "messages" in row:
+    if row.get("messages") is not None:
         messages = row["messages"]
         if not is_conversation(messages) or messages[-1]["role"] != "assistant":
             raise UserError(
@@ -129,7 +131,8 @@ def sft_sequence(
         return _chat_sequence(
             tokenizer, chat_of(messages, row, place), None, place, max_length, ends
         )
-    if "prompt" in row and "completion" in row:
+    pair = {"prompt", "completion"} <= set(row)
+    if pair and not (row["prompt"] is row["completion"] is None and "text" in row):
         prompt = prompt_of(row, place)
         return continuation(tokenizer, prompt, row["completion"], place, max_length, ends)
     if "text" not in row:
@@ -240,11 +243,17 @@ def ranked_texts(row: Row, place: str) -> tuple[list[str | Messages], list[int],
     Raises:
         UserError: columns missing, lengths that differ, fewer than two completions.
     """
-    if "chosen" in row and "rejected" in row:
+    pair = {"chosen", "rejected"} <= set(row)
+    if pair and not (row["chosen"] is row["rejected"] is None and "completions" in row):
         margin = row.get("margin")
         return [row["chosen"], row["rejected"]], [0, 1], _number(margin, "margin", place)
     completions, ranks = _as_list(row.get("completions")), _as_list(row.get("ranks"))
     if completions is None or ranks is None:
+        if {"completions", "ranks"} <= set(row):
+            raise UserError(
+                f"{place}: completions and ranks are {reprlib.repr(row['completions'])} and "
+                f"{reprlib.repr(row['ranks'])}; expected two lists"
+            )
         raise UserError(
             f"{place}: no 'chosen' and 'rejected', no 'completions' and 'ranks'; found "
             f"{sorted(row)}"
@@ -254,6 +263,8 @@ def ranked_texts(row: Row, place: str) -> tuple[list[str | Messages], list[int],
             f"{place}: {len(completions)} completions and {len(ranks)} ranks; expected as many "
             f"ranks as completions, at least 2"
         )
+    if _number(row.get("margin"), "margin", place) is not None:
+        raise UserError(f"{place}: a margin is of chosen and rejected; a ranking takes none")
     try:
         order = sorted({float(rank) for rank in ranks})
         if not all(map(math.isfinite, order)):
@@ -308,7 +319,9 @@ def _number(value: Any, column: str, place: str) -> float | None:
 
 
 def _as_list(value: Any) -> list[Any] | None:
-    """Return a list column; a CSV cell holds it as JSON."""
+    """Return a list column, which may be a tuple or an array; a CSV cell holds it as JSON."""
+    if isinstance(value, tuple | np.ndarray):
+        return list(value)
     if isinstance(value, str):
         try:
             value = json.loads(value)

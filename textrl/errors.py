@@ -13,7 +13,7 @@ class UserError(ValueError):
     """A mistake in the user's input: the message names the place, the value and the remedy."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[object]) -> str:
     """Return " (did you mean 'x'?)" for the known word nearest to `word`, or "".
 
     >>> did_you_mean("learning_rat", ["learning_rate", "seed"])
@@ -21,7 +21,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     >>> did_you_mean("lr", ["learning_rate", "seed"])  # initials
     " (did you mean 'learning_rate'?)"
     """
-    names = list(known)
+    names = [str(name) for name in known]
     short = [name for name in names if "_" in name and _initials(name) == word]
     near = short or difflib.get_close_matches(word, names, n=1)
     return f" (did you mean '{near[0]}'?)" if near else ""

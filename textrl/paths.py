@@ -9,8 +9,15 @@ from textrl.errors import UserError, did_you_mean
 
 
 def expanded(path: str | Path) -> Path:
-    """Return the path with a leading `~` replaced by the home folder."""
-    return Path(path).expanduser()
+    """Return the path with a leading `~` replaced by the home folder.
+
+    Raises:
+        UserError: it begins with `~name` and there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: the home folder is not known ({error})") from error
 
 
 def local_or_hub(name: str | Path) -> str:

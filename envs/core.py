@@ -21,7 +21,7 @@ from textrl.envs.reference import check_positions, load_reference
 from textrl.envs.step_result import StepResult
 from textrl.errors import UserError
 from textrl.logprobs import chunked_token_logprobs, counted_from_0, token_logprobs
-from textrl.models import eos_id, pick_device, split_lm
+from textrl.models import eos_id, pick_device, pick_dtype, split_lm
 from textrl.rewards import RewardModel, make_scorer
 from textrl.trunks import check_vocabulary
 
@@ -39,6 +39,7 @@ class TextCore:
         self.shaping: Shaping = "exact"
         self.potentials = np.zeros(num_rows)  # what "potential" shaping has paid of each text
         device = pick_device(config.device)
+        pick_dtype(config.dtype, device)  # a live model is left in its own, a wrong name is not
         self.reference, self.tokenizer = load_reference(config, device)
         check_vocabulary(self.reference, self.tokenizer)
         self.lm = split_lm(self.reference)
@@ -99,6 +100,8 @@ class TextCore:
 
     def step(self, actions: np.ndarray, active: np.ndarray) -> StepResult:
         """Append one token to each active row; pay the reference's half of the KL and the score."""
+        if actions.shape != (self.num_rows,):
+            raise UserError(f"actions are {actions}; expected {self.num_rows} tokens, one a row")
         places = self.lengths - self.prompt_lengths
         self._check_actions(actions[active], places[active])
         self._require_running(active)

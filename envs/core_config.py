@@ -1,7 +1,8 @@
 """The checked arguments of the environment, shared by the single and the vector one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Literal
 
@@ -40,6 +41,7 @@ class CoreConfig:
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range, naming field, value and what was expected."""
         check_common(self)
+        self._check_banned()
         if not 0 <= self.min_completion_tokens <= self.max_completion_tokens:
             raise UserError(
                 f"min_completion_tokens must be 0 to max_completion_tokens "
@@ -55,6 +57,18 @@ class CoreConfig:
                     )
             if isinstance(self.reference, torch.nn.Module) and self.tokenizer is None:
                 raise UserError("tokenizer is missing: a live reference needs tokenizer=")
+        elif self.tokenizer is not None:
+            raise UserError("tokenizer is given without reference=, the model that reads its ids")
+
+    def _check_banned(self) -> None:
+        """Keep the banned ids as a tuple of whole numbers."""
+        given = self.banned_token_ids
+        ids = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+        if isinstance(given, Integral | str | None) or not all(
+            isinstance(token, Integral) and not isinstance(token, bool) for token in ids
+        ):
+            raise UserError(f"banned_token_ids is {given!r}; expected a list of token ids")
+        object.__setattr__(self, "banned_token_ids", tuple(int(token) for token in ids))
 
 
 def require_exact_shaping(name: str, shaping: Shaping) -> None:

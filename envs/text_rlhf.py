@@ -5,6 +5,7 @@ The arithmetic is in `core.py`; many rows at once are in `vector.py`.
 
 import inspect
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
             missing_eos_penalty=missing_eos_penalty,
             on_length=on_length,
             min_completion_tokens=min_completion_tokens,
-            banned_token_ids=tuple(banned_token_ids),
+            banned_token_ids=banned_token_ids,
             group_size=group_size,
             device=device,
             dtype=dtype,
@@ -162,7 +163,7 @@ class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
     def step(self, action: np.int64) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Append one token; returns the usual five."""
         before = self.core.completion_text(0) if self.render_mode == "human" else ""
-        result = self.core.step(np.asarray(action).reshape(1), np.array([True]))
+        result = self.core.step(np.atleast_1d(np.squeeze(action)), np.array([True]))
         if self.render_mode == "human":
             print(self.core.completion_text(0)[len(before) :], end="", flush=True)
         info: dict[str, Any] = {"ref_logprob": float(result.ref_logprobs[0, 0])}
@@ -235,7 +236,11 @@ def chosen_prompt(options: dict[str, Any], row: int) -> Any:
         raise UserError(f"reset options are 'prompt' or 'index', got {sorted(options)}")
     if "index" in options:
         index = options["index"]
-        return int(index if np.ndim(index) == 0 else index[row])
+        if isinstance(index, list | tuple | np.ndarray) and np.ndim(index) and row < len(index):
+            index = index[row]
+        if not isinstance(index, Integral) or isinstance(index, bool):
+            raise UserError(f"options['index'] is {index!r} for row {row}; expected a whole number")
+        return int(index)
     prompt = options["prompt"]
     if isinstance(prompt, str) or is_conversation(prompt):
         return prompt

@@ -1,6 +1,7 @@
 """`gym.make_vec("TextRLHF-v0")`: many rows on one batched core, in all three autoreset modes."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from textrl.data import is_conversation
 from textrl.envs.attributes import TaskAttributes
 from textrl.envs.core import TextCore
 from textrl.envs.core_config import CoreConfig
@@ -25,7 +27,7 @@ from textrl.envs.text_rlhf import (
     refuse_unknown,
     render_row,
 )
-from textrl.errors import UserError
+from textrl.errors import UserError, did_you_mean
 from textrl.rewards import Reward
 
 Infos = dict[str, Any]
@@ -76,11 +78,6 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
             UserError: as there, or num_envs is no multiple of group_size.
         """
         refuse_unknown(unknown, type(self))
-        if num_envs % group_size:
-            raise UserError(
-                f"num_envs {num_envs} must be a multiple of group_size {group_size}: rows of one "
-                f"group share a prompt"
-            )
         config = CoreConfig(
             reference=reference,
             reward=reward,
@@ -93,11 +90,12 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
             missing_eos_penalty=missing_eos_penalty,
             on_length=on_length,
             min_completion_tokens=min_completion_tokens,
-            banned_token_ids=tuple(banned_token_ids),
+            banned_token_ids=banned_token_ids,
             group_size=group_size,
             device=device,
             dtype=dtype,
         )
+        _check_rows(num_envs, group_size, render_mode, autoreset_mode)
         self.core = TextCore(num_envs, config)
         self.num_envs, self.render_mode = num_envs, render_mode
         self.autoreset_mode = AutoresetMode(autoreset_mode)
@@ -123,8 +121,15 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
         """
         self.core.shaping = "exact"  # a wrapper that pays otherwise says so after its reset
         choice = dict(options or {})
-        mask = choice.pop("reset_mask", np.ones(self.num_envs, dtype=bool))
-        rows = np.asarray(mask, dtype=bool)
+        rows = np.asarray(choice.pop("reset_mask", np.ones(self.num_envs, dtype=bool)))
+        if rows.shape != (self.num_envs,) or rows.dtype != bool:
+            raise UserError(f"options['reset_mask'] is {rows}; expected {self.num_envs} flags")
+        for name, value in choice.items():
+            many = isinstance(value, list | tuple | np.ndarray) and not is_conversation(value)
+            if many and len(value) != self.num_envs:
+                raise UserError(
+                    f"options[{name!r}] has {len(value)} entries for {self.num_envs} rows"
+                )
         if not self._streams:
             self._seed_streams(None, np.ones(self.num_envs, dtype=bool))
         if seed is not None:
@@ -256,6 +261,23 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
         indices = np.array(self.core.prompt_indices, dtype=object)
         texts[~rows] = indices[~rows] = None
         return {"prompt": texts, "_prompt": rows, "prompt_index": indices, "_prompt_index": rows}
+
+
+def _check_rows(num_envs: Any, group_size: int, render_mode: Any, autoreset_mode: Any) -> None:
+    """Raise UserError for arguments of the vector environment alone that are out of range."""
+    if not isinstance(num_envs, Integral) or isinstance(num_envs, bool) or num_envs < 1:
+        raise UserError(f"num_envs is {num_envs!r}; expected a positive number of rows")
+    if num_envs % group_size:
+        raise UserError(
+            f"num_envs {num_envs} must be a multiple of group_size {group_size}: rows of one group "
+            f"share a prompt"
+        )
+    if render_mode not in (None, "ansi"):
+        raise UserError(f"render_mode is {render_mode!r}; a vector environment has 'ansi' or None")
+    modes = [mode.value for mode in AutoresetMode]
+    if autoreset_mode not in [*AutoresetMode, *modes]:
+        hint = did_you_mean(str(autoreset_mode), modes)
+        raise UserError(f"autoreset_mode is {autoreset_mode!r}; expected one of {modes}{hint}")
 
 
 def _step_infos(result: StepResult, stepped: np.ndarray) -> Infos:

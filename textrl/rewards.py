@@ -8,9 +8,11 @@ None, NaN, a wrong length or an exception is an error that names the sample, nev
 """
 
 import inspect
+import math
 import reprlib
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -194,7 +196,7 @@ def make_scorer(
         raise UserError("the list of rewards is empty; give at least one")
     functions, names, weights = [], [], []
     for entry in entries:
-        source, weight = entry if isinstance(entry, tuple | list) else (entry, 1.0)
+        source, weight = _with_weight(entry)
         if isinstance(source, str | Path):
             functions.append(RewardModel.from_pretrained(source, dtype=dtype, device=device))
             names.append(str(source))
@@ -208,8 +210,18 @@ def make_scorer(
             names.append(str(getattr(source, "__name__", type(source).__name__)))
         else:
             raise UserError(f"a reward must be a model's name or a callable, got {source!r}")
-        weights.append(float(weight))
+        weights.append(weight)
     return Scorer(functions=tuple(functions), names=tuple(names), weights=tuple(weights))
+
+
+def _with_weight(entry: Any) -> tuple[Any, float]:
+    """Return a reward and its weight, 1 where none is given."""
+    if not isinstance(entry, tuple | list):
+        return entry, 1.0
+    numbers = [isinstance(part, Real) and math.isfinite(part) for part in entry]
+    if numbers != [False, True]:
+        raise UserError(f"a reward with its weight is (reward, finite number), got {entry!r}")
+    return entry[0], float(entry[1])
 
 
 def conversational(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -251,10 +263,12 @@ def _checked_call(
             f"{hint if chats else ''}"
         ) from error
     one_each = isinstance(values, list | tuple) or np.ndim(values) == 1
-    texts = isinstance(values, str | bytes)  # numpy reads their elements or the whole as one number
+    texts = isinstance(
+        values, str | bytes | bytearray
+    )  # numpy reads their elements or the whole as one number
     if texts or not one_each or isinstance(values, Mapping | Set):
         raise UserError(
-            f"reward function {name!r} returned {reprlib.repr(values)}, "
+            f"reward function {name!r} returned {' '.join(reprlib.repr(values).split())}, "
             f"a {type(values).__name__}; expected a list of floats, one a completion"
         )
     if len(values) != len(prompts):
@@ -268,7 +282,7 @@ def _checked_call(
             finite = False
         if not finite:
             raise UserError(
-                f"reward function {name!r} returned {value!r} for sample {row}, "
+                f"reward function {name!r} returned {reprlib.repr(value)} for sample {row}, "
                 f"{_shorten(prompts[row], completions[row])}; expected a finite number"
             )
     return np.array([float(value) for value in values])

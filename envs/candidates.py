@@ -19,6 +19,7 @@ KL of their own, and TextRLHF-v0's half alone would pay them for stopping (docs/
                 - kl_coef log pi(a|s) (for SB3's on-policy agents `SubtractPolicyKL`)
 """
 
+from numbers import Integral
 from typing import Any, get_args
 
 import gymnasium as gym
@@ -34,7 +35,7 @@ from textrl.envs.core import TextCore
 from textrl.envs.core_config import Shaping
 from textrl.envs.text_rlhf import Observation, TextRLHFEnv
 from textrl.envs.vector import Infos, TextRLHFVectorEnv
-from textrl.errors import UserError
+from textrl.errors import UserError, did_you_mean
 
 CANDIDATES = 8
 SHAPING: Shaping = "potential"
@@ -75,14 +76,17 @@ class CandidateActions(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin an episode."""
-        _, info = self.env.reset(seed=seed, options=options)
-        self._core.shaping = self._shaping  # the reset of the bare environment is for other agents
+        try:
+            _, info = self.env.reset(seed=seed, options=options)
+        finally:  # the reset of the bare environment, failed or not, is for other agents
+            self._core.shaping = self._shaping
         return self._look(), info
 
     def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Append the candidate of this rank."""
-        _check_ranks(np.asarray(action).reshape(1), self._k)
-        token = self.candidates[int(action)]
+        rank = np.atleast_1d(np.squeeze(action))
+        _check_ranks(rank, self._k, rows=1)
+        token = self.candidates[rank[0]]
         _, reward, terminated, truncated, info = self.env.step(token)
         return self._look(), float(reward), terminated, truncated, info | {"token": int(token)}
 
@@ -133,8 +137,10 @@ class VectorCandidateActions(VectorWrapper):
         options: dict[str, Any] | None = None,
     ) -> tuple[np.ndarray, Infos]:
         """Begin an episode in every row, or in those of options["reset_mask"]."""
-        _, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]  # lists too
-        self._core.shaping = self._shaping  # the reset of the bare environment is for other agents
+        try:
+            _, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]  # lists too
+        finally:  # the reset of the bare environment, failed or not, is for other agents
+            self._core.shaping = self._shaping
         return self._look(), infos
 
     def step(
@@ -142,7 +148,7 @@ class VectorCandidateActions(VectorWrapper):
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Infos]:
         """Append to every row its candidate of this rank."""
         actions = np.asarray(actions)
-        _check_ranks(actions, self._k)
+        _check_ranks(actions, self._k, rows=self.num_envs)
         tokens = self.candidates[np.arange(self.num_envs), actions]
         _, rewards, terminated, truncated, infos = self.env.step(tokens)
         taken = {"token": tokens, "_token": infos["_ref_logprob"]}
@@ -194,16 +200,25 @@ def state_space(core: TextCore) -> spaces.Box:
 def _prepare(core: TextCore, k: int, shaping: Shaping) -> None:
     """Check both settings and tell the core what a token earns."""
     sensible = int(core.action_masks()[0].sum())
-    if not 2 <= k <= sensible:
-        raise UserError(f"k is {k}; expected 2 to {sensible}, the tokens that may come first")
+    if not isinstance(k, Integral) or not 2 <= k <= sensible:
+        raise UserError(f"k is {k!r}; expected 2 to {sensible}, the tokens that may come first")
     if shaping not in (known := get_args(Shaping)):
         raise UserError(f"shaping is {shaping!r}; expected one of {list(known)}")
     core.shaping = shaping
 
 
-def _check_ranks(actions: np.ndarray, k: int) -> None:
+def _check_ranks(actions: np.ndarray, k: int, rows: int) -> None:
+    if actions.shape != (rows,):
+        raise UserError(f"actions are {actions}; expected {rows} ranks, one a row")
     if not np.issubdtype(actions.dtype, np.integer) or actions.min() < 0 or actions.max() >= k:
         raise UserError(f"an action is the rank of a candidate, an integer in [0, {k}): {actions}")
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    """Raise UserError for `shaping` misspelt; other names the environment itself checks."""
+    for name in settings:
+        if hint := did_you_mean(name, ["shaping"]):
+            raise UserError(f"there is no argument {name!r}{hint}")
 
 
 class TextCandidatesEnv(TaskAttributes, gym.Env[np.ndarray, np.int64]):
@@ -233,6 +248,7 @@ class TextCandidatesEnv(TaskAttributes, gym.Env[np.ndarray, np.int64]):
         Raises:
             UserError: as there, and as `CandidateActions`.
         """
+        _check_settings(settings)
         self._inner = CandidateActions(
             TextRLHFEnv(render_mode=render_mode, **settings), k=k, shaping=shaping
         )
@@ -265,5 +281,6 @@ def vector_candidates(
     num_envs: int = 1, k: int = CANDIDATES, shaping: Shaping = SHAPING, **settings: Any
 ) -> VectorCandidateActions:
     """Return `gym.make_vec("TextRLHFCandidates-v0")`; settings are `TextRLHFVectorEnv`'s."""
+    _check_settings(settings)
     venv = TextRLHFVectorEnv(num_envs=num_envs, **settings)
     return VectorCandidateActions(venv, k=k, shaping=shaping)

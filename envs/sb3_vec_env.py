@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from textrl.envs.candidates import VectorCandidateActions
 from textrl.envs.text_rlhf import Observation
 from textrl.envs.vector import TextRLHFVectorEnv
-from textrl.errors import UserError
+from textrl.errors import UserError, did_you_mean
 
 Indices = int | Iterable[int] | None
 Batch = Observation | np.ndarray
@@ -64,8 +64,10 @@ class TextVecEnv(VecEnv):
         seeds = self._seeds if any(seed is not None for seed in self._seeds) else None
         options: dict[str, Any] = {}
         if any(self._options):
-            names = {name for row in self._options for name in row}
-            options = {name: [row.get(name) for row in self._options] for name in names}
+            first = self._options[0]
+            if any(row.keys() != first.keys() for row in self._options):
+                raise UserError("reset options are for all rows or for none: give each row one")
+            options = {name: [row[name] for row in self._options] for name in first}
         observation, infos = self.venv.reset(seed=seeds, options=options)
         self.reset_infos = self._rows(infos)
         self._returns[:] = self._steps[:] = 0
@@ -112,7 +114,14 @@ class TextVecEnv(VecEnv):
         """Set an attribute of the vector environment; all rows share it."""
         if len(list(self._get_indices(indices))) != self.num_envs:
             raise UserError(f"all rows share {attr_name!r}: set it for all of them (indices=None)")
-        setattr(self._owner(attr_name), attr_name, value)
+        owner = self._owner(attr_name)
+        if not hasattr(owner, attr_name):
+            hint = did_you_mean(attr_name, (name for name in dir(owner) if name[0] != "_"))
+            raise UserError(f"the environment has no attribute {attr_name!r} to set{hint}")
+        try:
+            setattr(owner, attr_name, value)
+        except AttributeError as error:  # a property without a setter
+            raise UserError(f"{attr_name!r} is set where the environment is made") from error
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: Indices = None, **method_kwargs: Any

@@ -343,3 +343,47 @@ def test_the_other_half_of_the_kl_is_refused_where_the_first_is_not_paid() -> No
         sb3(2).base.step_sequence(np.zeros((2, 1), dtype=int), np.ones((2, 1), dtype=bool))
     with pytest.raises(UserError, match="shaping is 'both'; expected one of"):
         single(shaping="both")
+
+
+@pytest.mark.parametrize("make", [gym.make, gym.make_vec])
+def test_arguments_of_the_candidates(make) -> None:
+    with pytest.raises(UserError, match="did you mean 'shaping'"):
+        make("TextRLHFCandidates-v0", shapping="none")
+    with pytest.raises(UserError, match="k is 2.5"):
+        make("TextRLHFCandidates-v0", k=2.5)
+
+
+@pytest.mark.parametrize("make", [gym.make, gym.make_vec])
+def test_a_failed_reset_leaves_the_shaping(make) -> None:
+    """The episodes that go on would be paid the exact half from then on."""
+    env = make("TextRLHFCandidates-v0")
+    env.reset(seed=0)
+    with pytest.raises(UserError, match="prompt is empty"):
+        env.reset(options={"prompt": ""})
+    assert env.unwrapped.shaping == "potential"
+
+
+def test_as_many_ranks_as_rows() -> None:
+    rows, env = vector(3), single()
+    rows.reset(seed=0)
+    env.reset(seed=0)
+    for actions in ([1], 1, [1, 1, 1, 1]):
+        with pytest.raises(UserError, match="expected 3 ranks"):
+            rows.step(np.array(actions))
+    with pytest.raises(UserError, match="expected 1 ranks"):
+        env.step(np.array([1, 1]))
+    expected = int(env.candidates[1])
+    assert env.step(np.array([1]))[4]["token"] == expected
+
+
+def test_sb3_sets_what_is_there() -> None:
+    venv = sb3(2, shaping="potential")
+    venv.set_attr("kl_coef", 0.3)
+    assert venv.get_attr("kl_coef") == [0.3, 0.3]
+    with pytest.raises(UserError, match="'kl_coeff' to set .did you mean 'kl_coef'"):
+        venv.set_attr("kl_coeff", 0.3)
+    with pytest.raises(UserError, match="'shaping' is set where the environment is made"):
+        venv.set_attr("shaping", "none")
+    venv.set_options([{"prompt": "ab"}, {}])
+    with pytest.raises(UserError, match="give each row one"):
+        venv.reset()

@@ -214,8 +214,16 @@ def _check_ranks(actions: np.ndarray, k: int, rows: int) -> None:
         raise UserError(f"an action is the rank of a candidate, an integer in [0, {k}): {actions}")
 
 
-def _check_settings(settings: dict[str, Any]) -> None:
-    """Raise UserError for `shaping` misspelt; other names the environment itself checks."""
+def _check_settings(settings: dict[str, Any], shaping: Shaping) -> None:
+    """Raise UserError for a kl_coef that the shaping would leave without effect, or a misspelling.
+
+    Other names are checked by the environment that takes them.
+    """
+    if settings.get("kl_coef") and shaping != "exact":
+        raise UserError(
+            f"kl_coef is {settings['kl_coef']!r}, which shaping {shaping!r} does not pay: leave it "
+            f'out, or write shaping="exact" for an agent that pays - kl_coef log pi(a|s) itself'
+        )
     for name in settings:
         if hint := did_you_mean(name, ["shaping"]):
             raise UserError(f"there is no argument {name!r}{hint}")
@@ -243,12 +251,12 @@ class TextCandidatesEnv(TaskAttributes, gym.Env[np.ndarray, np.int64]):
             k: among how many tokens an action chooses.
             shaping: see `CandidateActions`.
             render_mode: "ansi" or None.
-            settings: the arguments of `TextRLHFEnv`.
+            settings: the arguments of `TextRLHFEnv`; kl_coef with shaping "exact" alone.
 
         Raises:
             UserError: as there, and as `CandidateActions`.
         """
-        _check_settings(settings)
+        _check_settings(settings, shaping)
         self._inner = CandidateActions(
             TextRLHFEnv(render_mode=render_mode, **settings), k=k, shaping=shaping
         )
@@ -281,6 +289,6 @@ def vector_candidates(
     num_envs: int = 1, k: int = CANDIDATES, shaping: Shaping = SHAPING, **settings: Any
 ) -> VectorCandidateActions:
     """Return `gym.make_vec("TextRLHFCandidates-v0")`; settings are `TextRLHFVectorEnv`'s."""
-    _check_settings(settings)
+    _check_settings(settings, shaping)
     venv = TextRLHFVectorEnv(num_envs=num_envs, **settings)
     return VectorCandidateActions(venv, k=k, shaping=shaping)

@@ -225,7 +225,7 @@ def test_mistakes_are_explained() -> None:
 
 
 def test_the_registered_id_is_all_that_a_script_needs() -> None:
-    env = gym.make("textrl:TextRLHFCandidates-v0", **OPTIONS)
+    env = gym.make("textrl:TextRLHFCandidates-v0", **BUDGET)
     same = single(k=8, shaping="potential")
     assert env.observation_space == same.observation_space
     assert env.action_space == same.action_space
@@ -346,11 +346,15 @@ def test_the_other_half_of_the_kl_is_refused_where_the_first_is_not_paid() -> No
 
 
 @pytest.mark.parametrize("make", [gym.make, gym.make_vec])
-def test_arguments_of_the_candidates(make) -> None:
+def test_what_the_shaping_would_ignore_is_refused(make) -> None:
+    with pytest.raises(UserError, match="kl_coef is 0.5, which shaping 'potential' does not pay"):
+        make("TextRLHFCandidates-v0", kl_coef=0.5)
     with pytest.raises(UserError, match="did you mean 'shaping'"):
         make("TextRLHFCandidates-v0", shapping="none")
     with pytest.raises(UserError, match="k is 2.5"):
         make("TextRLHFCandidates-v0", k=2.5)
+    make("TextRLHFCandidates-v0", kl_coef=0.5, shaping="exact")
+    make("TextRLHFCandidates-v0", kl_coef=0.0)
 
 
 @pytest.mark.parametrize("make", [gym.make, gym.make_vec])

@@ -3,24 +3,23 @@
 Its KL to the policy is at most log n - (n - 1) / n nats a sequence (2401.01879).
 """
 
-import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from textrl.agents.base import AnyVectorEnv, Observation, State
+from textrl.agents.base import AnyVectorEnv, Observation, State, checked_config
 from textrl.agents.collect import prompts_of
 from textrl.agents.text_env import TextEnv, check_live
-from textrl.checkpoint import save_model, write_json
+from textrl.checkpoint import read_agent, save_model, write_json
 from textrl.config import BestOfNConfig
-from textrl.errors import UserError
 from textrl.generation import sample
 from textrl.models import load_causal_lm, split_lm
+from textrl.paths import expanded
 
 
 class BestOfN:
@@ -41,10 +40,11 @@ class BestOfN:
     ) -> None:
         """Take a policy as it is; it may be the environment's reference itself."""
         check_live(policy)
-        self.config = config or BestOfNConfig()
+        self.config = checked_config(self, config, BestOfNConfig)
         self.env, self.policy, self.lm = TextEnv(venv), policy, split_lm(policy)
         self._generator = torch.Generator().manual_seed(self.config.seed)
         self._plans: dict[int, list[int]] = {}
+        self._greedy = False  # how the plans were made
 
     def learn(self, total_timesteps: int, progress_bar: bool = False) -> Self:
         """Return the agent as it is: there is nothing to train."""
@@ -66,7 +66,15 @@ class BestOfN:
             observation = {name: array[None] for name, array in observation.items()}
         lengths = np.asarray(observation["attention_mask"]).sum(1)
         seen = [ids[:n].tolist() for ids, n in zip(observation["input_ids"], lengths, strict=True)]
-        new = [row for row, ids in enumerate(seen) if self._plans.get(row, [])[: len(ids)] != ids]
+        begins = lengths == np.asarray(observation["prompt_length"])[:, 0]
+        if deterministic is not self._greedy:
+            self._plans.clear()
+        self._greedy = deterministic
+        new = [
+            row
+            for row, ids in enumerate(seen)
+            if begins[row] or self._plans.get(row, [])[: len(ids)] != ids
+        ]
         if new:
             part = {name: np.asarray(array)[new] for name, array in observation.items()}
             self._plan(new, [seen[row] for row in new], part, deterministic)
@@ -82,9 +90,10 @@ class BestOfN:
 
     def save(self, path: str | Path) -> None:
         """Write the policy as a plain transformers checkpoint, the configuration beside it."""
-        save_model(self.policy, self.env.tokenizer, path)
+        folder = expanded(path)
+        save_model(self.policy, self.env.tokenizer, folder)
         content = {"agent": "best_of_n", "config": asdict(self.config)}
-        write_json(Path(path) / "agent.json", content)
+        write_json(folder / "agent.json", content)
 
     @classmethod
     def load(cls, path: str | Path, venv: AnyVectorEnv) -> "BestOfN":
@@ -93,14 +102,9 @@ class BestOfN:
         Raises:
             UserError: the folder holds no best-of-n agent.
         """
-        file = Path(path) / "agent.json"
-        saved: dict[str, Any] = {"agent": "no"}
-        if file.exists():
-            saved = json.loads(file.read_text())
-        if saved["agent"] != "best_of_n":
-            raise UserError(f"{path} holds {saved['agent']} agent, not best_of_n")
+        _, config = read_agent(path, "best_of_n", BestOfNConfig)
         policy = load_causal_lm(path, dtype="float32", device=TextEnv(venv).reference.device)
-        return cls(policy, venv, BestOfNConfig(**saved["config"]))
+        return cls(policy, venv, config)
 
     def _plan(
         self, rows: list[int], seen: list[list[int]], part: Observation, greedy: bool

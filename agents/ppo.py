@@ -21,16 +21,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_model as load_safetensors
 from safetensors.torch import save_model as save_safetensors
 from stable_baselines3.common.logger import Logger
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from textrl.advantages import gae
 from textrl.agents.actor_critic import ActorCritic, ReferenceStates, make_critic
-from textrl.agents.base import AnyVectorEnv
+from textrl.agents.base import AnyVectorEnv, checked_config
 from textrl.agents.collect import collect
 from textrl.agents.diagnostics import explained_variance, ratio_report, update_report
 from textrl.agents.kl_control import adapted_kl_coef
@@ -45,6 +46,7 @@ from textrl.errors import UserError
 from textrl.losses import ppo_policy_loss, ppo_value_loss, sft_loss
 from textrl.masking import masked_mean, standardize, whitening_divisor
 from textrl.models import split_lm
+from textrl.paths import expanded
 from textrl.types import Rollout, Targets, stack_sequences
 
 STATES_PER_PASS = 64
@@ -89,7 +91,7 @@ class PPO(TextAgent):
         Raises:
             UserError: sizes that do not fit the environment, or a policy that is the reference.
         """
-        config = config or PPOConfig()
+        config = checked_config(self, config, PPOConfig)
         env = TextEnv(venv)
         env.check(policy, config.episodes_per_iteration)
         critic = make_critic(
@@ -114,7 +116,7 @@ class PPO(TextAgent):
         """
         check_finite(self.actor_critic.critic, "cannot be saved")
         super().save(path)
-        save_safetensors(self.actor_critic.critic, str(Path(path) / "critic.safetensors"))
+        save_safetensors(self.actor_critic.critic, str(expanded(path) / "critic.safetensors"))
 
     @classmethod
     def load(
@@ -133,7 +135,7 @@ class PPO(TextAgent):
         policy, config = cls.read(path, venv)
         assert isinstance(config, PPOConfig)
         agent = cls(policy, venv, config, demonstrations=demonstrations, logger=logger)
-        load_safetensors(agent.actor_critic.critic, str(Path(path) / "critic.safetensors"))
+        load_critic(agent.actor_critic.critic, expanded(path) / "critic.safetensors")
         state = agent.restore(path)
         if state and config.kl_target is not None:  # a fixed one is the environment's own
             agent.env.kl_coef = state["kl_coef"]
@@ -281,6 +283,8 @@ class PPO(TextAgent):
             if self.config.ptx_coef:
                 raise UserError("ptx_coef is set but there are no demonstrations; give some")
             return []
+        if not self.config.ptx_coef:
+            raise UserError("demonstrations are given but ptx_coef is 0; set it, or leave them out")
         limit = self.env.max_completion_tokens + self.env.max_prompt_tokens
         records, ends = load_records(demonstrations), self.env.end_token_ids
         return sft_sequences(self.env.tokenizer, records, limit, ends)
@@ -301,3 +305,16 @@ def with_last_states(rollout: Rollout) -> Rollout:
         completion_ids=pad(rollout.completion_ids, (0, 1)),
         mask=mask,
     )
+
+
+def load_critic(critic: nn.Module, file: Path) -> None:
+    """Read a saved critic's weights.
+
+    Raises:
+        UserError: the file is missing, damaged, or of another critic.
+    """
+    try:
+        load_safetensors(critic, str(file))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{file} cannot be read ({reason}); put back a copy") from error

@@ -19,20 +19,26 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from textrl.adapters import load_policy, save_adapter
-from textrl.agents.base import AnyVectorEnv, Observation, State
+from textrl.agents.base import (
+    AnyVectorEnv,
+    Observation,
+    State,
+    check_timesteps,
+    checked_config,
+)
 from textrl.agents.collect import check_groups, collect, concatenate
 from textrl.agents.diagnostics import rollout_report
 from textrl.agents.minibatches import Minibatches, MinibatchLoss, Numbers
 from textrl.agents.predict import next_tokens
 from textrl.agents.text_env import TextEnv
-from textrl.checkpoint import load_state, save_model, save_state, write_json
+from textrl.checkpoint import load_state, read_agent, save_model, save_state, write_json
 from textrl.config import AgentConfig
-from textrl.errors import UserError
 from textrl.logprobs import chunked_token_logprobs
 from textrl.loop import Updater, make_accelerator, one_process
 from textrl.masking import masked_mean
 from textrl.metrics import StageProgress, log
 from textrl.models import split_lm
+from textrl.paths import expanded
 from textrl.precision import autocast, pick_precision
 from textrl.types import Rollout
 
@@ -80,12 +86,7 @@ class TextAgent(ABC):
             UserError: sizes that do not fit the environment, a policy that is the reference, or
                 another agent's configuration.
         """
-        self.config = config or self.config_class()
-        if not isinstance(self.config, self.config_class):
-            raise UserError(
-                f"{type(self).__name__} takes {self.config_class.__name__}, got "
-                f"{type(self.config).__name__}"
-            )
+        self.config = checked_config(self, config, self.config_class)
         self.env = TextEnv(venv)
         self.env.check(policy, self.config.episodes_per_iteration)
         if self.compares_samples:
@@ -124,10 +125,11 @@ class TextAgent(ABC):
         """Train for at least this many tokens more; one logger row an iteration.
 
         Args:
-            total_timesteps: tokens.
+            total_timesteps: tokens; 0 trains nothing.
             progress_bar: show the tokens of the whole run; collecting and updating both move it.
             after_iteration: called after each iteration, to save now and then.
         """
+        check_timesteps(total_timesteps)
         begin, end = self.env_steps, self.env_steps + total_timesteps
         with StageProgress(self.name, end, begin=begin, shown=progress_bar) as progress:
             while self.env_steps < end:
@@ -270,7 +272,7 @@ class TextAgent(ABC):
         `agent.json` holds the configuration, `trainer_state/` what `load` needs to go on as if
         nothing had happened, `adapter/` what was merged.
         """
-        folder = Path(path)
+        folder = expanded(path)
         save_model(self.policy, self.env.tokenizer, folder)
         save_adapter(self.policy, folder)
         frozen = [name for name, p in self.policy.named_parameters() if not p.requires_grad]
@@ -307,18 +309,13 @@ class TextAgent(ABC):
         Raises:
             UserError: the folder holds no agent of this kind.
         """
-        folder = Path(path)
-        if not (folder / "agent.json").exists():
-            raise UserError(f"{folder} holds no saved agent (agent.json is missing)")
-        saved = json.loads((folder / "agent.json").read_text())
-        if saved["agent"] != cls.name:
-            raise UserError(f"{folder} holds a {saved['agent']} agent, not {cls.name}")
-        policy = load_policy(folder, TextEnv(venv).reference.device, saved.get("frozen", []))
-        return policy, cls.config_class(**saved["config"])
+        saved, config = read_agent(path, cls.name, cls.config_class)
+        device = TextEnv(venv).reference.device
+        return load_policy(expanded(path), device, saved.get("frozen", [])), config
 
     def restore(self, path: str | Path) -> dict[str, Any]:
         """Go on from the state that `save` wrote; return it, empty where there is none."""
-        state = load_state(Path(path))
+        state = load_state(expanded(path))
         if state is None:
             return {}
         self.iteration, self.env_steps = state["counters"]

@@ -29,8 +29,9 @@ class TextEnv:
             UserError: it is no vector environment of text, or pays the agent's half of the KL.
         """
         if not isinstance(venv, VectorEnv):
+            shown = " ".join(str(venv).split())[:80]
             raise UserError(
-                f"an agent acts in a vector environment, got {venv}; make it with "
+                f"an agent acts in a vector environment, got {shown}; make it with "
                 f'gym.make_vec("TextRLHF-v0", num_envs=64, ...)'
             )
         self.venv = venv

@@ -10,6 +10,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import yaml
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from textrl.errors import UserError
+from textrl.errors import UserError, did_you_mean
 from textrl.paths import expanded
 
 STATE_FOLDER = "trainer_state"
@@ -183,6 +184,35 @@ def load_state(folder: Path) -> dict[str, Any] | None:
 def clear_state(folder: Path) -> None:
     """Remove the resumable state of a run that is complete."""
     shutil.rmtree(folder / STATE_FOLDER, ignore_errors=True)
+
+
+def read_agent(path: str | Path, name: str, config_class: type[Any]) -> tuple[dict[str, Any], Any]:
+    """Return what agent.json of a folder holds, and the configuration in it.
+
+    Args:
+        path: where an agent was saved.
+        name: of the agent.
+        config_class: of its configuration.
+
+    Raises:
+        UserError: there is none, it is damaged, or of another agent.
+    """
+    file = expanded(path) / "agent.json"
+    if not file.exists():
+        raise UserError(f"{file.parent} holds no saved agent ({file.name} is missing)")
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        settings, found = dict(saved["config"]), saved["agent"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{file} is damaged ({error}); put back a copy") from error
+    if found != name:
+        raise UserError(f"{file.parent} holds a {found} agent, not {name}")
+    known = [field.name for field in fields(config_class)]
+    for option in settings:
+        if option not in known:
+            hint = did_you_mean(option, known)
+            raise UserError(f"{file}: {config_class.__name__} has no option {option!r}{hint}")
+    return saved, config_class(**settings)
 
 
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -93,7 +94,7 @@ def load_causal_lm(
         found: Any = AutoModelForCausalLM.from_pretrained(
             name, dtype=pick_dtype(dtype, device), output_loading_info=True
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _no_model(name, "language model", error) from error
     model, report = found
     if report["missing_keys"]:
@@ -138,7 +139,7 @@ def _classifier(name: str | Path, **options: Any) -> tuple[PreTrainedModel, set[
         model, report = AutoModelForSequenceClassification.from_pretrained(
             name, output_loading_info=True, **options
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _no_model(name, "sequence classifier", error) from error
     assert isinstance(model, PreTrainedModel)
     return model, set(report["missing_keys"])
@@ -166,8 +167,7 @@ def in_eval(model: PreTrainedModel) -> PreTrainedModel:
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:
     """Return the model in eval mode with no parameter that takes a gradient."""
-    model.requires_grad_(False)
-    return in_eval(model)
+    return in_eval(model.requires_grad_(False))
 
 
 def eos_id(tokenizer: PreTrainedTokenizerBase) -> int:

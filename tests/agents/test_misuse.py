@@ -148,3 +148,69 @@ def test_micro_batches_of_demonstrations_never_change_the_result() -> None:
     assert passes[0] > passes[1] == 1
     assert torch.allclose(found[0], found[1], atol=1e-6)
     assert found[0].abs().max() > 1e-2
+
+
+def test_best_of_n_plans_every_episode_anew() -> None:
+    """A row that meets the same prompt again would act as before, greedily or not."""
+    venv = gym.make_vec("TextRLHF-v0", num_envs=8, prompts=["ab"], max_completion_tokens=4)
+    agent = BestOfN(tiny_model(), venv, BestOfNConfig(n=1))
+    observation, _ = venv.reset(seed=0)
+    first, again = agent.predict(observation)[0], agent.predict(observation)[0]
+    assert (first != again).any()
+    greedy = agent.predict(observation, deterministic=True)[0]
+    assert len(set(greedy.tolist())) == 1
+    after, *_ = venv.step(greedy)
+    agent.predict(after)
+    assert len({tuple(plan) for plan in agent._plans.values()}) > 1  # no longer the greedy plan
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_configuration_of_another_class(name: str) -> None:
+    for config in ({"learning_rate": 1e-3}, object()):
+        with pytest.raises(UserError, match="takes .*Config, got (dict|object)"):
+            type(agent_of(name, tiny_model(), make_venv()))(tiny_model(), make_venv(), config)
+
+
+@pytest.mark.parametrize("tokens", [-5, float("nan"), "100", None, float("inf")])
+def test_tokens_to_train_for(tokens: object) -> None:
+    with pytest.raises(UserError, match="total_timesteps is .*; expected a number of tokens"):
+        make("reinforce", tiny_model(), make_venv()).learn(tokens)
+
+
+def test_demonstrations_that_no_loss_would_use() -> None:
+    with pytest.raises(UserError, match="demonstrations are given but ptx_coef is 0"):
+        PPO(
+            tiny_model(),
+            make_venv(),
+            PPOConfig(episodes_per_iteration=32),
+            demonstrations=[{"text": "abc"}],
+        )
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("agent.json", "", "agent.json is damaged"),
+        ("agent.json", "[]", "agent.json is damaged"),
+        ("agent.json", '{"agent": "ppo"}', "agent.json is damaged"),
+        ("agent.json", '{"agent": "ppo", "config": {"seeed": 1}}', "no option 'seeed'.*'seed'"),
+        ("critic.safetensors", "x", "critic.safetensors cannot be read"),
+        ("model.safetensors", "x", "no language model at"),
+    ],
+)
+def test_a_damaged_folder_of_an_agent(tmp_path, file: str, content: str, message: str) -> None:
+    agent_of("ppo", tiny_model(), make_venv()).save(tmp_path)
+    (tmp_path / file).write_text(content)
+    with pytest.raises(UserError, match=message):
+        PPO.load(tmp_path, make_venv())
+
+
+@pytest.mark.parametrize("name", ["ppo", "best_of_n"])
+def test_an_agent_is_saved_to_the_home_folder(name: str, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    agent = agent_of(name, tiny_model(), make_venv())
+    agent.save("~/agent")
+    assert (tmp_path / "agent" / "agent.json").exists()
+    assert not (tmp_path / "~").exists()
+    type(agent).load("~/agent", make_venv())

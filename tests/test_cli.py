@@ -360,3 +360,8 @@ def test_resolve() -> None:
     for name in (":f", "math:", ".math:sqrt"):
         with pytest.raises(UserError, match="is no package.module:name"):
             resolve(name)
+
+
+def test_a_configuration_in_another_encoding_is_one_line(tmp_path: Path, capsys) -> None:
+    (tmp_path / "x.yaml").write_bytes("model: caf\u00e9\n".encode("latin1"))
+    assert "is not UTF-8" in fails(["sft", "--config", str(tmp_path / "x.yaml")], capsys)

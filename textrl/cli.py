@@ -130,6 +130,8 @@ def parse(arguments: list[str]) -> tuple[str, list[Any]]:
         chosen = parser.parse_args(given)
     except ArgumentError as error:
         raise UserError(in_plain_words(str(error), known.get(first, list(COMMANDS)))) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"the file given with --config is not UTF-8 ({error})") from error
     values = chosen[chosen.subcommand]
     return chosen.subcommand, [_build(kind, values) for kind in COMMANDS[chosen.subcommand][1]]
 

@@ -100,5 +100,5 @@ def checked_config(agent: object, config: Any, config_class: type[Any]) -> Any:
 
 def check_timesteps(total_timesteps: object) -> None:
     """Raise UserError unless it is a number of tokens; 0 is one."""
-    if not isinstance(total_timesteps, Real) or not 0 <= total_timesteps < math.inf:
+    if not isinstance(total_timesteps, Real) or not 0 <= float(total_timesteps) < math.inf:
         raise UserError(f"total_timesteps is {total_timesteps!r}; expected a number of tokens")

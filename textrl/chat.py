@@ -130,7 +130,7 @@ def render(
         )
     continued = for_reply and chat.awaits_more and not new_turn
     try:
-        text = tokenizer.apply_chat_template(
+        text: str = tokenizer.apply_chat_template(  # type: ignore[assignment]  # tokenize=False
             chat.messages,
             tools=chat.tools,
             add_generation_prompt=for_reply and not continued,

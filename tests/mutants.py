@@ -8,7 +8,11 @@ tests named with a group of rows must fail on each of them: `make mutants` tries
 # fmt: off
 # ruff: noqa: E501
 
+import shlex
 from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +25,23 @@ class Mutant:
     new: str
     test: str
     """pytest's arguments, as in a shell."""
+
+    def apply(self, tree: Path) -> None:
+        """Write the variant into a copy of the checkout."""
+        path = tree / self.file
+        path.write_text(path.read_text(encoding="utf-8").replace(self.old, self.new), "utf-8")
+
+
+def wrong_rows(mutants: list[Mutant]) -> list[str]:
+    """Return what is wrong with the table, a line each: texts that do not occur exactly once."""
+    found = []
+    for mutant in mutants:
+        count = (ROOT / mutant.file).read_text(encoding="utf-8").count(mutant.old)
+        if count != 1 or mutant.old == mutant.new:
+            found.append(f"{mutant.file}: {mutant.breaks}: {mutant.old!r} occurs {count} times")
+        if not (ROOT / shlex.split(mutant.test)[0].split("::")[0]).exists():
+            found.append(f"{mutant.file}: {mutant.breaks}: there is no {mutant.test}")
+    return found
 
 
 def of(file: str, test: str, *rows: tuple[str, str, str]) -> list[Mutant]:

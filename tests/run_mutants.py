@@ -13,32 +13,52 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 
-from mutants import MUTANTS, Mutant
+# before torch comes: each fork runs on one thread; pytest's plugins of other packages stay out
+os.environ |= {"OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 
-ROOT = Path(__file__).parent.parent
-PYTEST = ("-m", "pytest", "-x", "-q", "-m", "not slow and not proof", "-p", "no:cacheprovider")
+import gymnasium  # noqa: F401
+import pytest
+import sb3_contrib  # noqa: F401
+import stable_baselines3  # noqa: F401
+import torch  # noqa: F401
+import transformers.trainer  # noqa: F401
+from mutants import MUTANTS, ROOT, Mutant, wrong_rows
+
+sys.dont_write_bytecode = True  # a variant of the same size and second would run as the old one
+PYTEST = ("-x", "-q", "-m", "not slow and not proof", "-p", "no:cacheprovider")
+OUTPUT = "output.txt"
 LIMIT = 300
 """Seconds; a variant that hangs is killed by it."""
 
 
-def wrong_rows(mutants: list[Mutant]) -> list[str]:
-    """Return what is wrong with the table, a line each: texts that do not occur exactly once."""
-    found = []
-    for mutant in mutants:
-        count = (ROOT / mutant.file).read_text(encoding="utf-8").count(mutant.old)
-        if count != 1 or mutant.old == mutant.new:
-            found.append(f"{mutant.file}: {mutant.breaks}: {mutant.old!r} occurs {count} times")
-        if not (ROOT / shlex.split(mutant.test)[0].split("::")[0]).exists():
-            found.append(f"{mutant.file}: {mutant.breaks}: there is no {mutant.test}")
-    return found
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Tests to run on the right code, or on a wrong variant of it."""
+
+    test: str
+    mutant: Mutant | None = None
+
+    def verdict(self, code: int | None, output: str, seconds: float) -> tuple[bool, str]:
+        """Return whether pytest ended as it should, and a line that says so."""
+        if self.mutant is None:
+            if code == 0:
+                return True, f"right code: {self.test} passes in {seconds:.0f} s"
+            return False, f"right code: {self.test} FAILS (exit code {code})\n{output[-2000:]}"
+        what = f"{self.mutant.file}: {self.mutant.breaks}:"
+        if code is None:
+            return True, f"{what} killed by the time limit of {LIMIT} s"
+        killer = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.M)
+        if code == 1 and killer:
+            return True, f"{what} killed by {killer[1]} in {seconds:.0f} s"
+        return False, f"{what} SURVIVED {self.test} (exit code {code}, {seconds:.0f} s)"
 
 
 def copy_tree(target: Path) -> None:
@@ -51,69 +71,60 @@ def copy_tree(target: Path) -> None:
             shutil.copy(ROOT / name, target / name, follow_symlinks=False)
 
 
-def run(tree: Path, test: str) -> tuple[int | None, str, float]:
-    """Return pytest's exit code (None: out of time), its output and the seconds it took."""
-    began = time.monotonic()
-    one_thread = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(tree)}
+def begin(tree: Path, test: str) -> int:
+    """Run tests in a fork, which has torch and the other libraries already; return its number."""
+    number = os.fork()
+    if number:
+        return number
     try:
-        done = subprocess.run(
-            (sys.executable, *PYTEST, *shlex.split(test)),
-            cwd=tree,
-            env=os.environ | one_thread,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=LIMIT,
-        )
-    except subprocess.TimeoutExpired:
-        return None, "", time.monotonic() - began
-    return done.returncode, done.stdout, time.monotonic() - began
+        os.setsid()
+        os.chdir(tree)
+        output = os.open(tree / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        here = str(Path(__file__).parent)
+        sys.path[:] = [str(tree), *(path for path in sys.path if path != here)]
+        os.environ["PYTHONPATH"] = str(tree)
+        code = int(pytest.main([*PYTEST, *shlex.split(test)]))
+        sys.stdout.flush()
+        os._exit(code)
+    finally:  # whatever happened: never go on as a second runner
+        os._exit(70)
 
 
-def verdict(tree: Path, mutant: Mutant) -> tuple[bool, str]:
-    """Return whether a test failed on this variant, and a line that says so."""
-    path = tree / mutant.file
-    right = path.read_text(encoding="utf-8")
-    path.write_text(right.replace(mutant.old, mutant.new), encoding="utf-8")
-    try:
-        code, output, seconds = run(tree, mutant.test)
-    finally:
-        path.write_text(right, encoding="utf-8")
-    what = f"{mutant.file}: {mutant.breaks}:"
-    if code is None:
-        return True, f"{what} killed by the time limit of {LIMIT} s"
-    killer = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.M)
-    if code == 1 and killer:
-        return True, f"{what} killed by {killer[1]} in {seconds:.0f} s"
-    return False, f"{what} SURVIVED {mutant.test} (pytest's exit code {code}, {seconds:.0f} s)"
+def ended(running: dict[int, tuple[Job, Path, float]]) -> tuple[int, int | None]:
+    """Wait for a fork; return its number and pytest's exit code, None where time ran out."""
+    while True:
+        for number, (_, _, began) in running.items():
+            if time.monotonic() - began > LIMIT:
+                os.killpg(number, signal.SIGKILL)
+                os.waitpid(number, 0)
+                return number, None
+            done, status = os.waitpid(number, os.WNOHANG)
+            if done:
+                return number, os.waitstatus_to_exitcode(status)
+        time.sleep(0.05)
 
 
-def baseline(tree: Path, test: str) -> tuple[bool, str]:
-    """Return whether the tests pass on the right code, and a line that says so."""
-    code, output, seconds = run(tree, test)
-    if code == 0:
-        return True, f"right code: {test} passes in {seconds:.0f} s"
-    return False, f"right code: {test} FAILS (pytest's exit code {code})\n{output[-2000:]}"
-
-
-def tried(work: list, jobs: int, trees: list[Path]) -> list[bool]:
-    """Run each (function, what) in a tree of its own, print its line, return the results."""
-    free: SimpleQueue[Path] = SimpleQueue()
-    for tree in trees:
-        free.put(tree)
-
-    def one(item: tuple) -> bool:
-        function, what = item
-        tree = free.get()
-        try:
-            good, line = function(tree, what)
-        finally:
-            free.put(tree)
+def tried(work: list[Job], trees: list[Path]) -> int:
+    """Run each job in a tree of its own, print a line for each, return how many went well."""
+    left, free, good = list(work), list(trees), 0
+    running: dict[int, tuple[Job, Path, float]] = {}
+    while left or running:
+        while left and free:
+            job, tree = left.pop(0), free.pop()
+            if job.mutant:
+                job.mutant.apply(tree)
+            running[begin(tree, job.test)] = (job, tree, time.monotonic())
+        number, code = ended(running)
+        job, tree, began = running.pop(number)
+        if job.mutant:
+            shutil.copy(ROOT / job.mutant.file, tree / job.mutant.file)
+        well, line = job.verdict(code, (tree / OUTPUT).read_text(), time.monotonic() - began)
         print(line, flush=True)
-        return good
-
-    with ThreadPoolExecutor(jobs) as pool:
-        return list(pool.map(one, work))
+        good += well
+        free.append(tree)
+    return good
 
 
 def main() -> int:
@@ -136,9 +147,9 @@ def main() -> int:
         for tree in trees:
             copy_tree(tree)
         tests = sorted({mutant.test for mutant in chosen})
-        if not all(tried([(baseline, test) for test in tests], given.jobs, trees)):
+        if tried([Job(test=test) for test in tests], trees) < len(tests):
             return 1
-        killed = sum(tried([(verdict, mutant) for mutant in chosen], given.jobs, trees))
+        killed = tried([Job(test=mutant.test, mutant=mutant) for mutant in chosen], trees)
     print(f"{len(chosen)} mutants, {killed} killed")
     return int(killed < len(chosen))
 

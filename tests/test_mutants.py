@@ -1,7 +1,6 @@
 """Every wrong variant can still be made; `make mutants` tries whether a test fails on each."""
 
-from mutants import MUTANTS
-from run_mutants import wrong_rows
+from mutants import MUTANTS, wrong_rows
 
 
 def test_every_mutant_can_be_made() -> None:

@@ -57,8 +57,6 @@ class CoreConfig:
                     )
             if isinstance(self.reference, torch.nn.Module) and self.tokenizer is None:
                 raise UserError("tokenizer is missing: a live reference needs tokenizer=")
-        elif self.tokenizer is not None:
-            raise UserError("tokenizer is given without reference=, the model that reads its ids")
 
     def _check_banned(self) -> None:
         """Keep the banned ids as a tuple of whole numbers."""

@@ -37,8 +37,10 @@ def load_reference(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the frozen reference and its tokenizer: named, live, or the tiny task's."""
     if config.reference is None:
-        return freeze(moved(tasks.tiny_model(), device)), tasks.tiny_tokenizer()
-    if isinstance(config.reference, torch.nn.Module):  # PEFT's are no PreTrainedModel
+        model = moved(tasks.tiny_model(), device)
+        if config.tokenizer is None:
+            return freeze(model), tasks.tiny_tokenizer()
+    elif isinstance(config.reference, torch.nn.Module):  # PEFT's are no PreTrainedModel
         model = moved(config.reference, device)
     else:
         model = load_causal_lm(config.reference, dtype=config.dtype, device=device)

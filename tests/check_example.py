@@ -11,7 +11,7 @@ import sys
 def main(least_gain: float, script: str, arguments: list[str]) -> None:
     """Run the script with this interpreter."""
     command = [sys.executable, script, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     found = re.search(r"score (\S+) before, (\S+) after", done.stdout)
     if done.returncode or found is None:
         sys.exit(f"{script} failed\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")

@@ -275,7 +275,7 @@ AGENTS = [
 TRAINING = [
     *of(
         "textrl/trainers/sft.py",
-        f"{TRAINERS} -k 'sft_learns or micro_batches_never'",
+        "tests/trainers/test_sft_gradient.py",
         ("sign of the loss", "loss=-self._lm.token_logprobs", "loss=self._lm.token_logprobs"),
         ("examples count alike, not their tokens", "float(s.num_counted) for s", "1.0 for s"),
     ),
@@ -289,11 +289,11 @@ TRAINING = [
         ("the rejected one wins", "(scores[:, 0], scores[:, 1], margin)", "(scores[:, 1], scores[:, 0], margin)"),
         ("the margin is dropped", "if any(m is not None for m in margins)", "if False"),
         ("padding takes part in a ranking", "losses = ranking_loss(scores, ranks, mask)", "losses = ranking_loss(scores, ranks)"),
+        ("accuracy of the wrong order", "right = (scores.unsqueeze(2) > scores", "right = (scores.unsqueeze(2) < scores"),
     ),
     *of(
         "textrl/trainers/reward.py",
         f"{TRAINERS} -k 'learns_rankings or normalised'",
-        ("accuracy of the wrong order", "right = (scores.unsqueeze(2) > scores", "right = (scores.unsqueeze(2) < scores"),
         ("the scores' mean is not taken off", "score_std = mean, std", "score_std = 0.0, std"),
     ),
     *of(
@@ -327,6 +327,10 @@ TRAINING = [
         "envs/core.py",
         "tests/agents/test_ppo.py -k step_sequence_give",
         ("a sequence's score on its first token", "rewards[np.arange(self.num_rows), last] += bonus", "rewards[np.arange(self.num_rows), 0] += bonus"),
+    ),
+    *of(
+        "envs/core.py",
+        "tests/envs/test_vector.py -k counts_its_places",
         ("the least length counts from the step", "positions=begun.unsqueeze(1) + counted", "positions=begun.unsqueeze(1) - counted"),
     ),
     *of(

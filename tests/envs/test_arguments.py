@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import textrl  # noqa: F401  # registers TextRLHF-v0
-from textrl.envs import tiny_score, tiny_tokenizer
+from textrl.envs import tiny_score
 from textrl.errors import UserError
 
 
@@ -25,7 +25,6 @@ from textrl.errors import UserError
         ("render_mode", "asni", "render_mode is 'asni'"),
         ("device", "gpu", "device is 'gpu'"),
         ("dtype", "float17", "dtype 'float17' is unknown"),
-        ("tokenizer", tiny_tokenizer(), "tokenizer is given without reference="),
         ("reward", [(tiny_score, float("nan"))], "finite number"),
         ("reward", [(tiny_score, "x")], "finite number"),
         ("reward", [(tiny_score,)], "finite number"),

@@ -234,3 +234,17 @@ def test_live_objects_are_taken_and_the_global_generator_left_alone() -> None:
     venv.step(np.full(ROWS, 5))
     assert torch.equal(torch.get_rng_state(), before)
     assert not any(p.requires_grad for p in venv.reference.parameters())
+
+
+def test_a_sequence_counts_its_places_from_the_beginning_of_the_episode() -> None:
+    """EOS may come after four tokens: two by steps, then three more at once."""
+    options = dict(num_envs=2, min_completion_tokens=4, max_completion_tokens=8)
+    stepped, given = (gym.make_vec("TextRLHF-v0", **options) for _ in range(2))
+    actions = np.tile(np.arange(5, 10), (2, 1))
+    for venv in (stepped, given):
+        venv.reset(seed=0)
+        for place in range(2):
+            venv.step(actions[:, place])
+    single = [stepped.step(actions[:, place])[4]["ref_logprob"] for place in range(2, 5)]
+    found = given.unwrapped.core.step_sequence(actions[:, 2:], np.ones((2, 3), dtype=bool))
+    assert np.allclose(found.ref_logprobs, np.stack(single, axis=1), atol=1e-5)

@@ -1,7 +1,6 @@
 """What the single and the vector environment say of their task, for agents and wrappers."""
 
-import math
-from numbers import Real
+from dataclasses import replace
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -9,7 +8,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from textrl.allowed import AllowedTokens
 from textrl.envs.core import TextCore
 from textrl.envs.core_config import Shaping
-from textrl.errors import UserError
 from textrl.rewards import RewardModel
 
 
@@ -25,9 +23,7 @@ class TaskAttributes:
 
     @kl_coef.setter
     def kl_coef(self, value: float) -> None:
-        if not isinstance(value, Real) or not 0 <= value < math.inf:
-            raise UserError(f"kl_coef is {value!r}; expected 0 or a positive number")
-        self.core.kl_coef = float(value)
+        self.core.kl_coef = float(replace(self.core.config, kl_coef=value).kl_coef)  # checks it
 
     @property
     def shaping(self) -> Shaping:

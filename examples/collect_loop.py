@@ -22,7 +22,7 @@ from pathlib import Path
 from textrl.reviews import load_reviews
 from textrl.rewards import RewardModel
 
-PROMPTS = 256
+PROMPTS = 128
 OVERLAP = 2
 NOISE = 0.5
 """Of a labeler, in standard deviations of the score (logistic, so Bradley-Terry between two)."""
@@ -122,7 +122,7 @@ def main() -> None:
         *("reward", f"--model={sft}", f"--data={first}", f"--output_dir={folder}/reward", *reward)
     )
     ppo = ["--learning_rate=3e-4", "--episodes_per_iteration=256", "--num_epochs=2"]
-    ppo += ["--kl_coef=0.1", "--max_completion_tokens=24", "--total_timesteps=80000"]
+    ppo += ["--kl_coef=0.1", "--max_completion_tokens=24", "--total_timesteps=40000"]
     command(
         *("ppo", f"--model={sft}", f"--reward={folder}/reward", f"--prompts={prompts}"),
         *(f"--output_dir={folder}/ppo", *ppo),

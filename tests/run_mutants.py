@@ -21,9 +21,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-# before torch comes: each fork runs on one thread; pytest's plugins of other packages stay out
+# Before torch comes: each fork runs on one thread; pytest's plugins of other packages stay out.
 os.environ |= {"OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 
+# Those that are not used here are imported for the forks, which then need not.
 import gymnasium  # noqa: F401
 import pytest
 import sb3_contrib  # noqa: F401
@@ -106,8 +107,11 @@ def ended(running: dict[int, tuple[Job, Path, float]]) -> tuple[int, int | None]
         time.sleep(0.05)
 
 
-def tried(work: list[Job], trees: list[Path]) -> int:
-    """Run each job in a tree of its own, print a line for each, return how many went well."""
+def tried(work: list[Job], trees: list[Path], right: Path) -> int:
+    """Run each job in a tree of its own, print a line for each, return how many went well.
+
+    `right` is a copy that no variant is written to: the checkout may be worked on meanwhile.
+    """
     left, free, good = list(work), list(trees), 0
     running: dict[int, tuple[Job, Path, float]] = {}
     while left or running:
@@ -119,7 +123,7 @@ def tried(work: list[Job], trees: list[Path]) -> int:
         number, code = ended(running)
         job, tree, began = running.pop(number)
         if job.mutant:
-            shutil.copy(ROOT / job.mutant.file, tree / job.mutant.file)
+            shutil.copy(right / job.mutant.file, tree / job.mutant.file)
         well, line = job.verdict(code, (tree / OUTPUT).read_text(), time.monotonic() - began)
         print(line, flush=True)
         good += well
@@ -144,12 +148,14 @@ def main() -> int:
         return bool(wrong)
     with tempfile.TemporaryDirectory() as folder:
         trees = [Path(folder) / str(number) for number in range(given.jobs)]
-        for tree in trees:
+        right = Path(folder) / "right"
+        for tree in (right, *trees):
             copy_tree(tree)
         tests = sorted({mutant.test for mutant in chosen})
-        if tried([Job(test=test) for test in tests], trees) < len(tests):
+        if tried([Job(test=test) for test in tests], trees, right) < len(tests):
             return 1
-        killed = tried([Job(test=mutant.test, mutant=mutant) for mutant in chosen], trees)
+        jobs = [Job(test=mutant.test, mutant=mutant) for mutant in chosen]
+        killed = tried(jobs, trees, right)
     print(f"{len(chosen)} mutants, {killed} killed")
     return int(killed < len(chosen))
 

@@ -157,9 +157,8 @@ def _read_json(path: Path) -> Records:
     """Return the rows of JSON lines, or of one JSON array."""
     text = _open(path)
     if text.lstrip().startswith("["):
-        with contextlib.suppress(
-            ValueError, RecursionError
-        ):  # else the line's own error is the better
+        # where it is no array, the line's own error is the better one
+        with contextlib.suppress(ValueError, RecursionError):
             array = json.loads(text)
             if "\n" in text.strip() or all(isinstance(row, dict) for row in array):
                 return _number_rows(array, f"{path}: row")

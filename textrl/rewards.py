@@ -263,9 +263,8 @@ def _checked_call(
             f"{hint if chats else ''}"
         ) from error
     one_each = isinstance(values, list | tuple) or np.ndim(values) == 1
-    texts = isinstance(
-        values, str | bytes | bytearray
-    )  # numpy reads their elements or the whole as one number
+    # numpy reads the elements of these, or the whole, as one number
+    texts = isinstance(values, str | bytes | bytearray)
     if texts or not one_each or isinstance(values, Mapping | Set):
         raise UserError(
             f"reward function {name!r} returned {' '.join(reprlib.repr(values).split())}, "

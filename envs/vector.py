@@ -220,11 +220,16 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
 
     def _seed_streams(self, seed: int | Sequence[int | None] | None, rows: np.ndarray) -> None:
         """Seed the prompt streams of some rows; a None among seeds leaves that row's alone."""
-        if seed is None or isinstance(seed, int | np.integer):
-            first = seeding.np_random(None)[0].integers(2**31) if seed is None else seed
-            seeds: list[int | None] = [int(first) + row for row in range(self.num_envs)]
-        else:
-            seeds = [None if value is None else int(value) for value in seed]
+        if seed is None:
+            seed = int(seeding.np_random(None)[0].integers(2**31))
+        of_each = isinstance(seed, list | tuple | np.ndarray)
+        seeds: list[Any] = list(seed) if of_each else [seed]  # type: ignore[arg-type]
+        for value in seeds:
+            fits = isinstance(value, int | np.integer) and not isinstance(value, bool)
+            if value is not None and not (fits and value >= 0):
+                raise UserError(f"seed is {value!r}; expected a whole number, 0 or more")
+        if not of_each:
+            seeds = [seeds[0] + row for row in range(self.num_envs)]
         if len(seeds) != self.num_envs:
             raise UserError(f"{len(seeds)} seeds for {self.num_envs} rows")
         streams = self._streams or [PromptStream(np.random.default_rng(), 1)] * self.num_envs
@@ -232,7 +237,7 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
         for row in rows.nonzero()[0].tolist():
             leader = seeds[row - row % self.group_size]
             if leader is not None:
-                rng = seeding.np_random(leader)[0]
+                rng = seeding.np_random(int(leader))[0]
                 self._streams[row] = PromptStream(rng, len(self.core.prompts))
 
     def _align_groups(self, rows: np.ndarray) -> None:

@@ -16,6 +16,7 @@ LAYERS = [
         "data",
         "labels",
         "chat",
+        "shared_prompts",
         "seams",
         "encoding",
         "packing",

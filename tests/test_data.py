@@ -4,7 +4,6 @@ import json
 import numpy as np
 import pytest
 
-from textrl.chat import with_shared_prompts
 from textrl.data import load_records, split_by_prompt
 from textrl.encoding import (
     continuation,
@@ -14,6 +13,7 @@ from textrl.encoding import (
 )
 from textrl.envs import tiny_tokenizer
 from textrl.errors import UserError
+from textrl.shared_prompts import with_shared_prompts
 
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'][0] }}{{ m['content'] }}"

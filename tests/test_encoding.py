@@ -14,12 +14,13 @@ from families_of_tokenizers import (
     r1,
 )
 from jinja2 import TemplateError
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-from textrl.chat import Chat, end_ids, render
+from textrl.chat import Chat, chat_of, end_ids, render
 from textrl.classifiers import encode_for_scoring
 from textrl.encoding import continuation, encode_prompt, encode_text, reward_text, sft_sequence
 from textrl.errors import UserError
+from textrl.rewards import RewardModel
 from textrl.seams import decode, decode_completion
 
 USER = [{"role": "user", "content": "hello"}]
@@ -195,6 +196,25 @@ def test_tools_and_variables_reach_the_template() -> None:
     ]:
         with pytest.raises(UserError, match=f"f:1: .*{message}"):
             sft_sequence(tokenizer, {"messages": USER + REPLY} | columns, "f:1", 200)
+
+
+@pytest.mark.parametrize(
+    "columns", [{"tools": [{"name": "add"}]}, {"chat_template_kwargs": {"enable_thinking": True}}]
+)
+def test_what_a_template_does_not_read_is_refused_and_a_reward_model_leaves_it_out(columns) -> None:
+    name = "tools" if "tools" in columns else "enable_thinking"
+    row = {"messages": USER + REPLY} | columns
+    with pytest.raises(UserError, match=f"f:1: the chat template does not read '{name}'; leave"):
+        sft_sequence(phi3(), row, "f:1", 200)
+    chat = chat_of(USER, columns, "f:1")
+    with pytest.raises(UserError, match=f"f:1: the chat template does not read '{name}'"):
+        encode_prompt(phi3(), chat, "f:1")
+    body = tiny(phi3()).config
+    body.num_labels, body.pad_token_id = 1, 0
+    scorer = RewardModel(LlamaForSequenceClassification(body), phi3())
+    plain = scorer.text_of("", "yes", Chat(messages=USER), "f:1")
+    assert scorer.text_of("", "yes", chat, "f:1") == plain
+    assert "hello" in plain
 
 
 def test_earlier_turns_that_the_template_shortens_count_as_it_shows_them() -> None:

@@ -4,8 +4,10 @@ import dataclasses
 import gzip
 import json
 import math
+import re
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ from textrl.encoding import ranked_texts
 from textrl.envs import tiny_model, tiny_tokenizer
 from textrl.envs.core_config import CoreConfig
 from textrl.errors import UserError
+from textrl.evaluation import best_of, sample_and_score
 from textrl.logprobs import token_kl
 from textrl.models import load_causal_lm
 from textrl.rewards import make_scorer
@@ -188,3 +191,52 @@ def test_home_folder_and_paths_with_nothing_there(tmp_path: Path, monkeypatch) -
 def test_columns_are_those_of_all_rows() -> None:
     records = load_records([{"prompt": "a"}, {"prompt": "b", "answer": "x"}])
     assert records.columns_but("prompt") == {"answer": [None, "x"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data: a\nseed: 1\ndata: b\n", "'data' in line 1 and in line 3; keep one"),
+        ('{"data": "a",\n "data": "b"}', "'data' in line 1 and in line 2; keep one"),
+        ("", "is no list of options; write `option: value`"),
+        ("- data\n", "is no list of options; write `option: value`"),
+        ("sft:\n  data: a\n", "'data' is in a section of the file; write it with no indentation"),
+    ],
+)
+def test_a_configuration_file_says_each_thing_once(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError, match=re.escape(message)):
+        cli.parse(["sft", "--config", str(tmp_path / "c.yaml"), "--model=m", "--output_dir=o"])
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "a", True, [0, -1], [0, 1.5], [0, "1"]])
+def test_seeds_of_rows_are_whole_numbers(seed: object) -> None:
+    venv = gym.make_vec("TextRLHF-v0", num_envs=2)
+    with pytest.raises(UserError, match=r"seed is .*; expected a whole number, 0 or more"):
+        venv.reset(seed=seed)
+    first = venv.reset(seed=[3, None])[0]["input_ids"][0]
+    assert (venv.reset(seed=(np.int64(3), 4))[0]["input_ids"][0] == first).all()
+
+
+@pytest.mark.parametrize("scores", [[math.nan, 0.0], [0.0], {"a": 0.0, "b": 1.0}, "12", None])
+def test_an_evaluation_takes_one_finite_number_a_text(scores: object) -> None:
+    policy = tiny_model()
+    with pytest.raises(UserError, match="returned"):
+        sample_and_score(
+            *(policy, policy, tiny_tokenizer(), ["a", "b"], lambda prompts, texts: scores),
+            max_new_tokens=2,
+            seed=0,
+        )
+
+
+def test_best_of_takes_whole_groups() -> None:
+    policy = tiny_model()
+    found = sample_and_score(
+        *(policy, policy, tiny_tokenizer(), ["a"] * 4, lambda prompts, texts: [0, 2, 3, 1]),
+        max_new_tokens=2,
+        seed=0,
+    )
+    assert best_of(found, 2).scores == [2, 3]
+    for n in (3, 0, -2):
+        with pytest.raises(UserError, match=f"best of {n} of 4 samples; draw n for each prompt"):
+            best_of(found, n)

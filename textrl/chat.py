@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from textrl.data import Records, is_conversation
+from textrl.data import is_conversation
 from textrl.errors import UserError
 
 Messages = list[dict[str, Any]]
@@ -53,6 +53,18 @@ class Chat:
         joined = {**last, **first, "content": content}
         return self.having([*self.messages[:-1], joined, *reply[1:]])
 
+    def unread_by(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+        """Return which of `tools` and the variables a tokenizer's template does not name."""
+        template = tokenizer.get_chat_template(tools=self.tools)
+        given = [*(["tools"] if self.tools else []), *self.variables]
+        return [name for name in given if not re.search(rf"\b{re.escape(name)}\b", template)]
+
+    def read_by(self, tokenizer: PreTrainedTokenizerBase) -> "Chat":
+        """Return the chat without what a tokenizer's template does not name."""
+        unread = self.unread_by(tokenizer)
+        kept = {name: value for name, value in self.variables.items() if name not in unread}
+        return replace(self, tools=None if "tools" in unread else self.tools, variables=kept)
+
 
 def chat_of(messages: Messages, row: Mapping[str, Any], place: str) -> Chat:
     """Return messages with the columns `tools` and `chat_template_kwargs` of their row.
@@ -83,30 +95,6 @@ def prompt_of(row: Mapping[str, Any], place: str) -> Any:
     return prompt
 
 
-def with_shared_prompts(records: Records) -> Records:
-    """Return pairs of whole chats as what they share, the prompt, and what follows in each.
-
-    So with no column `prompt`, or one that is the text of the last shared message; any other row is
-    as it was.
-    """
-    rows = [_with_shared_prompt(row) for row in records.rows]
-    return Records(rows=rows, places=records.places)
-
-
-def _with_shared_prompt(row: dict[str, Any]) -> dict[str, Any]:
-    prompt, chosen, rejected = (row.get(name) for name in ("prompt", "chosen", "rejected"))
-    if not (isinstance(chosen, list) and isinstance(rejected, list)):
-        return row
-    if not (is_conversation(chosen) and is_conversation(rejected)):
-        return row
-    same, most = 0, min(len(chosen), len(rejected)) - 1  # a reply is left to each
-    while same < most and chosen[same] == rejected[same]:
-        same += 1
-    if not same or (prompt and prompt != chosen[same - 1].get("content")):
-        return row
-    return row | {"prompt": chosen[:same], "chosen": chosen[same:], "rejected": rejected[same:]}
-
-
 def render(
     tokenizer: PreTrainedTokenizerBase,
     chat: Chat,
@@ -121,7 +109,8 @@ def render(
     last message is the assistant's and new_turn is not set, right after its content.
 
     Raises:
-        UserError: there is no template, or it refuses the messages or writes them as no text.
+        UserError: there is no template, or it refuses the messages, writes them as no text, or
+            would ignore tools or a variable.
     """
     if not tokenizer.chat_template:
         raise UserError(
@@ -130,6 +119,7 @@ def render(
         )
     continued = for_reply and chat.awaits_more and not new_turn
     try:
+        unread = chat.unread_by(tokenizer)
         text: str = tokenizer.apply_chat_template(  # type: ignore[assignment]  # tokenize=False
             chat.messages,
             tools=chat.tools,
@@ -141,6 +131,11 @@ def render(
     except Exception as error:  # a template is code of its own and raises what it likes
         reason = str(error).split("\n", maxsplit=1)[0]
         raise UserError(f"{place}: the chat template refuses these messages: {reason}") from error
+    if unread:
+        raise UserError(
+            f"{place}: the chat template does not read {unread[0]!r}; leave that out, or set a "
+            f"tokenizer.chat_template that does"
+        )
     _check_contents(chat, text, place)
     return RenderedText(text)
 

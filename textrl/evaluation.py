@@ -12,9 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from textrl.adapters import check_apart
 from textrl.chat import Chat, Messages, end_ids
 from textrl.encoding import encode_prompt
+from textrl.errors import UserError
 from textrl.generation import Samples, sample
 from textrl.models import SplitLM, eos_id, split_lm
-from textrl.rewards import RewardModel
+from textrl.rewards import make_scorer
 from textrl.seams import decode, decode_completion
 from textrl.trunks import check_lengths, check_vocabulary
 from textrl.types import Sequence as TokenSequence
@@ -66,6 +67,9 @@ def sample_and_score(
     """Return one completion a prompt with its log-probs under policy and reference, and score.
 
     A reward model with a chat template reads the messages of chat prompts by its own template.
+
+    Raises:
+        UserError: a text is too long for a model, or `score` gives no finite number a text.
     """
     check_vocabulary(policy, tokenizer)
     if policy is not reference:
@@ -99,17 +103,14 @@ def sample_and_score(
         prompt if isinstance(prompt, str) else decode(tokenizer, ids)
         for prompt, ids in zip(prompts, encoded, strict=True)
     ]
-    if isinstance(score, RewardModel):
-        scores = score(texts, completions, chats=[_chat(prompt) for prompt in prompts])
-    else:
-        scores = list(score(texts, completions))
+    scores = make_scorer(score)(texts, completions, {}, [_chat(prompt) for prompt in prompts])
     return Sampled(
         prompts=texts,
         completions=completions,
         token_ids=token_ids,
         logprobs=logprobs,
         ref_logprobs=ref_logprobs,
-        scores=[float(s) for s in scores],
+        scores=scores.tolist(),
     )
 
 
@@ -128,7 +129,7 @@ def sample_completions(
         policy,
         tokenizer,
         prompts,
-        lambda texts, completions: [0.0] * len(texts),
+        lambda prompts, completions: [0.0] * len(prompts),
         max_new_tokens=max_new_tokens,
         seed=seed,
         temperature=temperature,
@@ -142,7 +143,13 @@ def _chat(prompt: str | Messages | Chat) -> Chat | None:
 
 
 def best_of(samples: Sampled, n: int) -> Sampled:
-    """Return the best-scored of each n consecutive samples (of one prompt)."""
+    """Return the best-scored of each n consecutive samples (of one prompt).
+
+    Raises:
+        UserError: the number of samples is no multiple of n.
+    """
+    if n < 1 or len(samples.scores) % n:
+        raise UserError(f"best of {n!r} of {len(samples.scores)} samples; draw n for each prompt")
     scores = np.array(samples.scores).reshape(-1, n)
     rows = scores.argmax(1) + np.arange(len(scores)) * n
 

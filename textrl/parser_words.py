@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader, set_loader
 
-from textrl.errors import did_you_mean
+from textrl.errors import UserError, did_you_mean
 
 TYPES = {
     "int": "a whole number",
@@ -53,12 +53,31 @@ LOAD_YAML = get_loader("yaml")
 
 
 def read_plain_integers() -> None:
-    """Let the parser read 1e6 in a YAML file as 1000000, which is as good where 1.5 may stand."""
+    """Let the parser read 1e6 in a YAML file as 1000000, which is as good where 1.5 may stand.
+
+    A key that stands twice is an error, as the parser would take the last and say nothing.
+    """
 
     def read(text: str) -> Any:
+        _refuse_twice(yaml.compose(text, Loader=yaml.SafeLoader))
         return _whole(LOAD_YAML(text))
 
     set_loader("yaml", read, (yaml.YAMLError,))
+
+
+def _refuse_twice(node: yaml.Node | None) -> None:
+    """Raise UserError if the mapping of a configuration file has a key twice."""
+    if not isinstance(node, yaml.MappingNode):
+        return
+    lines: dict[Any, int] = {}
+    for key, _ in node.value:
+        line = key.start_mark.line + 1
+        if key.value in lines:
+            raise UserError(
+                f"the file given with --config has {key.value!r} in line {lines[key.value]} and "
+                f"in line {line}; keep one of them"
+            )
+        lines[key.value] = line
 
 
 def _whole(value: Any) -> Any:
@@ -77,10 +96,14 @@ def _plain(value: str) -> str:
 def in_plain_words(message: str, known: list[str]) -> str:
     """Return the parser's complaint in one line, with the nearest known name."""
     line = " ".join(message.split())
+    if line.startswith("Unexpected config"):
+        return "the file given with --config is no list of options; write `option: value` in a line"
     quoted = r"(?:Key|[Oo]ption|invalid choice:) ['\"]([\w.-]+)"
     unknown = re.search(quoted, line) or re.search(r"[Uu]nrecognized arguments: -*([\w.-]+)", line)
     if unknown is not None:
         word = unknown.group(1).split(".")[-1]
+        if word in known:
+            return f"option {word!r} is in a section of the file; write it with no indentation"
         hint = did_you_mean(word.replace("-", "_"), known)
         return f"unknown option {word!r}{hint}; see `textrl COMMAND --help`"
     key = re.search(r'Parser key "([\w.]+)"', line)

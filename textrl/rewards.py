@@ -113,10 +113,13 @@ class RewardModel:
         return [(score - mean) / std for score in self.raw_scores(texts)]
 
     def text_of(self, prompt: str, completion: str, chat: Chat | None, place: str) -> str:
-        """Return the text that is scored: a chat as this model's own template writes it."""
+        """Return the text that is scored: a chat as this model's own template writes it.
+
+        Tools and template variables are the policy's: those that this template lacks are left out.
+        """
         if chat is None or not self.tokenizer.chat_template:
             return prompt + completion
-        return render_reply(self.tokenizer, chat, completion, place)
+        return render_reply(self.tokenizer, chat.read_by(self.tokenizer), completion, place)
 
     @torch.no_grad()
     def raw_scores(self, texts: list[str]) -> list[float]:
@@ -254,6 +257,8 @@ def _checked_call(
 ) -> np.ndarray:
     try:
         values = _call(function, prompts, completions, columns)
+    except UserError:  # says all that is needed
+        raise
     except Exception as error:
         chats = "messages" in columns and isinstance(error, TypeError | AttributeError)
         hint = "; prompts and completions are texts, see textrl.rewards.conversational"

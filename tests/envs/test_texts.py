@@ -192,6 +192,7 @@ def test_a_chat_reward_model_reads_its_own_template_everywhere(monkeypatch) -> N
 
 def test_reward_training_reads_what_the_environment_has_scored() -> None:
     policy, tokenizer = gemma(), qwen(QWEN3)
+    policy.chat_template += "{% if tools %}{% endif %}"  # reads them, else they were refused
     tool = {"name": "add"}
     row = {
         "prompt": USER,

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.batching import filled_batches
-from textrl.chat import end_ids, prompt_of, with_shared_prompts
+from textrl.chat import end_ids, prompt_of
 from textrl.checkpoint import clear_state, save_model
 from textrl.config import DPOConfig, loss_weights, needs_reference
 from textrl.data import Records, Source, load_records, split_by_prompt
@@ -28,6 +28,7 @@ from textrl.models import SplitLM, eos_id, split_lm
 from textrl.paths import expanded
 from textrl.precision import autocast, pick_precision
 from textrl.resuming import check_resume
+from textrl.shared_prompts import with_shared_prompts
 from textrl.trunks import check_lengths, check_vocabulary
 from textrl.types import Sequence, stack_sequences
 

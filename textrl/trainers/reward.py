@@ -14,7 +14,7 @@ from stable_baselines3.common.logger import Logger
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from textrl.chat import prompt_of, with_shared_prompts
+from textrl.chat import prompt_of
 from textrl.checkpoint import clear_state, save_model
 from textrl.classifiers import encode_for_scoring, max_text_length, split_classifier
 from textrl.config import RewardConfig
@@ -28,6 +28,7 @@ from textrl.models import ensure_pad, untrained_classifier
 from textrl.paths import expanded
 from textrl.resuming import check_resume
 from textrl.rewards import RewardModel
+from textrl.shared_prompts import with_shared_prompts
 from textrl.trunks import check_vocabulary
 
 

@@ -10,13 +10,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PEAK_MEMORY_MB = {"tiny": 3000, "smollm2": 8000}
+PEAK_MEMORY_MB = {"quick": 3000, "tiny": 3000, "smollm2": 8000}
 """Seconds are printed and not judged: they say more about the machine than about the code."""
 MEASURED = ("seconds", "peak_memory_mb", "stage_seconds")
-ACCURACY = 0.77
-ONE_SEED = {"tiny": {"ppo": 1.0, "dpo": 0.5}, "smollm2": {"ppo": 0.3, "dpo": 0.1}}
+ACCURACY = {"quick": 0.75, "tiny": 0.77, "smollm2": 0.77}
+POSITIVE = {"quick": 0.1, "tiny": 0.2}
+"""Least gain in the share of texts that an independent judge calls positive, where it is judged."""
+ONE_SEED = {
+    "quick": {"ppo": 1.0, "dpo": 0.5},
+    "tiny": {"ppo": 1.0, "dpo": 0.5},
+    "smollm2": {"ppo": 0.3, "dpo": 0.1},
+}
 """Least gain in standard deviations of the SFT policy's score."""
-MEDIANS = {"tiny": {"ppo": 1.3, "dpo": 0.8}, "smollm2": {"ppo": 0.3, "dpo": 0.1}}
+MEDIANS = {
+    "quick": {"ppo": 1.2, "dpo": 0.8},
+    "tiny": {"ppo": 1.3, "dpo": 0.8},
+    "smollm2": {"ppo": 0.3, "dpo": 0.1},
+}
 """The same for the median of three seeds."""
 LARGEST_KL = {"ppo": 10.0, "dpo": 13.0}
 """Of one seed, which leaves a quarter over what processors and seeds were seen to give: PPO 6.9 to
@@ -42,11 +52,10 @@ def check(preset: str, folder: Path) -> dict[str, Any]:
         f"{summary['seconds']:.0f} s, {summary['peak_memory_mb']:.0f} MB"
     )
     assert summary["peak_memory_mb"] < PEAK_MEMORY_MB[preset]
-    assert accuracy >= ACCURACY
+    assert accuracy >= ACCURACY[preset]
+    assert positive >= POSITIVE.get(preset, -1.0)
     for name, bar in LARGEST_KL.items():
         assert summary[name]["kl"] <= bar, (name, summary[name]["kl"], bar)
-    if preset == "tiny":
-        assert positive >= 0.20
     page = (folder / "report.html").read_text()
     assert "src=" not in page
     assert "<script" not in page

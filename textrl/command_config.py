@@ -294,8 +294,8 @@ class DemoConfig:
 
     output_dir: str = "runs/demo"
     """Folder of everything; must be new or empty."""
-    preset: Literal["tiny", "smollm2"] = "tiny"
-    """tiny: a 4M-parameter Llama from nothing; smollm2: SmolLM2-135M-Instruct and MiniLM."""
+    preset: Literal["quick", "tiny", "smollm2"] = "tiny"
+    """quick and tiny: a 4M-parameter Llama from nothing; smollm2: SmolLM2-135M-Instruct, MiniLM."""
     seed: int = 0
     """Seed of everything."""
     threads: int = 2

@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 FLOOR := .venv-floor
+EXAMPLES := .venv-examples
 PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 FAST := -m "not slow and not proof"
 # The tests in which other libraries' versions matter; the rest knows our own code alone.
@@ -16,7 +17,12 @@ RUN ?= runs/demo-$(PRESET)
 # `make TORCH=torch ...` takes the newest build; elsewhere name the CPU build you can get.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test test-slow test-floor test-proof mutants check format examples proof clean
+# Another environment begins as a copy of the first, of links to its files: pip replaces a file and
+# never writes into it, so that only what differs is installed anew.
+COPY := $(PYTHON) -c "import os, shutil, sys; a, b = sys.argv[1:]; shutil.rmtree(b, True); \
+	shutil.copytree(a, b, symlinks=True, copy_function=os.link)"
+
+.PHONY: demo test test-slow test-floor test-proof mutants check environments format examples proof clean
 
 demo: $(VENV)/.stamp-demo
 	$(BIN)/textrl demo --preset $(PRESET) --output_dir $(RUN) --overwrite
@@ -24,8 +30,7 @@ demo: $(VENV)/.stamp-demo
 test: $(VENV)/.stamp-test
 	$(BIN)/python -m pytest $(FAST) $(PARALLEL)
 
-test-floor:
-	$(MAKE) $(FLOOR)/.stamp-floor VENV=$(FLOOR)
+test-floor: $(FLOOR)/.stamp-floor
 	$(FLOOR)/bin/python -m pytest $(FAST) $(PARALLEL) $(MEETS_LIBRARIES)
 
 test-slow: $(VENV)/.stamp-slow
@@ -42,23 +47,28 @@ mutants: $(VENV)/.stamp-test
 proof: $(VENV)/.stamp-slow
 	$(BIN)/python benchmarks/proof.py $(STEPS)
 
-examples: $(VENV)/.stamp-examples
-	$(BIN)/python tests/check_example.py 0.1 examples/own_reward.py
-	$(BIN)/python tests/check_example.py 0.05 examples/torchrl_rollout.py
-	$(BIN)/python tests/check_example.py 0.3 examples/reasoning_gym_task.py
-	$(BIN)/python tests/check_example.py 0.05 examples/rllib_ppo.py
+examples: example-own_reward example-torchrl_rollout example-reasoning_gym_task example-rllib_ppo
+
+GAIN_own_reward := 0.1
+GAIN_torchrl_rollout := 0.05
+GAIN_reasoning_gym_task := 0.3
+GAIN_rllib_ppo := 0.05
+example-%: $(EXAMPLES)/.stamp-examples
+	$(EXAMPLES)/bin/python tests/check_example.py $(GAIN_$*) examples/$*.py
 
 check: $(VENV)/.stamp-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+environments: $(FLOOR)/.stamp-floor $(EXAMPLES)/.stamp-examples
+
 format: $(VENV)/.stamp-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(FLOOR) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(FLOOR) $(EXAMPLES) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/.stamp-torch:
 	$(PYTHON) -m venv $(VENV)
@@ -72,19 +82,21 @@ $(VENV)/.stamp-demo: setup.cfg $(VENV)/.stamp-torch
 
 $(VENV)/.stamp-test: setup.cfg $(VENV)/.stamp-torch
 	$(BIN)/python -m pip install --quiet -e ".[test]"
-	touch $@
+	touch $@ $(VENV)/.stamp-demo
 
-$(VENV)/.stamp-floor: setup.cfg constraints-floor.txt $(VENV)/.stamp-torch
-	grep -v '^torch==' constraints-floor.txt > $(VENV)/constraints.txt
-	$(BIN)/python -m pip install --quiet -c $(VENV)/constraints.txt -e ".[test]"
+$(FLOOR)/.stamp-floor: constraints-floor.txt $(VENV)/.stamp-test
+	$(COPY) $(VENV) $(FLOOR)
+	grep -v '^torch==' constraints-floor.txt > $(FLOOR)/constraints.txt
+	$(FLOOR)/bin/python -m pip install --quiet -c $(FLOOR)/constraints.txt -e ".[test]"
 	touch $@
 
 $(VENV)/.stamp-slow: setup.cfg $(VENV)/.stamp-torch
 	$(BIN)/python -m pip install --quiet -e ".[browser,dev]"
-	touch $@
+	touch $@ $(VENV)/.stamp-test $(VENV)/.stamp-demo $(VENV)/.stamp-dev
 
-$(VENV)/.stamp-examples: setup.cfg $(VENV)/.stamp-torch
-	$(BIN)/python -m pip install --quiet -e ".[rllib,torchrl,reasoning]"
+$(EXAMPLES)/.stamp-examples: $(VENV)/.stamp-test
+	$(COPY) $(VENV) $(EXAMPLES)
+	$(EXAMPLES)/bin/python -m pip install --quiet -e ".[rllib,torchrl,reasoning]"
 	touch $@
 
 $(VENV)/.stamp-dev: setup.cfg $(VENV)/.stamp-torch

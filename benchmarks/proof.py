@@ -68,6 +68,15 @@ STEPS = {
         ),
         lines=12,
     ),
+    "rl4lms": Step(
+        commands=(
+            (
+                *(PYTHON, "tests/check_example.py", "0.05", "benchmarks/rl4lms_imdb.py"),
+                *("--base", "runs/proof-tiny-0", "--output", "runs/proof-rl4lms.json"),
+            ),
+        ),
+        lines=1,
+    ),
     "peers": Step(commands=((PYTHON, "benchmarks/throughput.py", "--peer", "trl"),), lines=8),
 }
 

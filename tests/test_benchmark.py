@@ -184,7 +184,7 @@ def test_cells_of_other_settings_do_not_count() -> None:
 def test_failures_are_reported_and_finished_cells_kept(tmp_path: Path, monkeypatch, capfd) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outside.py").write_text(OUTSIDE)
-    names = "mlp:A2C,outside:broken,outside:killed,outside:Ending,reference"
+    names = "mlp:A2C,outside:broken,outside:killed,outside:Ending"
     command = ["benchmark", "--agents", names, "--output_dir", "run", "--num_envs=16"]
     command += ["--episodes_per_iteration=32", "--max_completion_tokens=5", "--seeds=1"]
     command += ["--total_timesteps=400", "--evaluations=2", "--eval_episodes=32", "--threads=1"]
@@ -199,13 +199,12 @@ def test_failures_are_reported_and_finished_cells_kept(tmp_path: Path, monkeypat
     assert rows["outside:Ending"]["kl"] is None
     assert len(rows["mlp:A2C"]["curve"]) == 3
     assert 100 < rows["mlp:A2C"]["peak_memory_mb"] < 2000
-    assert rows["reference"]["tokens_per_second"] is None
     assert rows["mlp:A2C"]["tokens_per_second"] > 10
     assert Path("run/curves.png").stat().st_size > 10_000
     first = Path("run/cells.jsonl").read_text().splitlines()
     with Path("run/cells.jsonl").open("a") as file:
         file.write('{"agent": "cut o')
-    command[2] += ",random"
+    command[2] += ",reference"
     with pytest.raises(SystemExit, match="1"):
         main([*command, "--resume"])
     capfd.readouterr()
@@ -213,8 +212,9 @@ def test_failures_are_reported_and_finished_cells_kept(tmp_path: Path, monkeypat
     assert [json.loads(line)["agent"] for line in second[len(first) + 1 :]] == [
         "outside:broken",
         "outside:killed",
-        "random",
+        "reference",
     ]
+    assert json.loads(second[-1])["tokens_per_second"] is None
 
 
 @pytest.mark.parametrize(

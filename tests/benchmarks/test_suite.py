@@ -17,8 +17,8 @@ from small_tasks import TASKS, enumeration, new_policy, reference
 ROOT = Path(__file__).parent.parent.parent
 ONLINE = ["ppo", "ppo_separate", "ppo_reward_model", "rloo", "grpo", "dr_grpo", "reinforce"]
 BAR = 0.10
-LONG = ("ppo_reward_model", "dr_grpo")
-"""Another trunk for PPO's critic, and GRPO without its division: CI has both agents already."""
+LONG = ("ppo_reward_model", "grpo", "dr_grpo", "reinforce")
+"""Another trunk for PPO's critic, and other baselines than RLOO's: CI has the like already."""
 MARKED = [
     pytest.param(agent, marks=pytest.mark.proof if agent in LONG else pytest.mark.slow)
     for agent in [*ONLINE, "dpo"]

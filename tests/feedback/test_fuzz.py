@@ -47,7 +47,7 @@ def test_no_request_breaks_the_server(
     for result in schema.get_all_operations():
         operation = result.ok()
 
-        @hypothesis.settings(max_examples=60, deadline=None, database=None)
+        @hypothesis.settings(max_examples=40, deadline=None, database=None)
         @hypothesis.seed(0)
         @hypothesis.given(case=operation.as_strategy())
         def send(case: "schemathesis.Case") -> None:

@@ -275,7 +275,7 @@ class Worker(threading.Thread):
 
 @pytest.mark.parametrize(
     "rankings",
-    [pytest.param(400, marks=pytest.mark.slow), pytest.param(2000, marks=pytest.mark.proof)],
+    [pytest.param(200, marks=pytest.mark.slow), pytest.param(2000, marks=pytest.mark.proof)],
 )
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_kill_9_loses_no_acknowledged_answer(

@@ -19,8 +19,8 @@ TORCH ?= torch==2.13.0
 
 # Another environment begins as a copy of the first, of links to its files: pip replaces a file and
 # never writes into it, so that only what differs is installed anew.
-COPY := $(PYTHON) -c "import os, shutil, sys; a, b = sys.argv[1:]; shutil.rmtree(b, True); \
-	shutil.copytree(a, b, symlinks=True, copy_function=os.link)"
+COPY := $(PYTHON) -c "import os, shutil, sys; a, b = sys.argv[1:]; assert a != b; \
+	shutil.rmtree(b, True); shutil.copytree(a, b, symlinks=True, copy_function=os.link)"
 
 .PHONY: demo test test-slow test-floor test-proof mutants check environments format examples proof clean
 
@@ -84,8 +84,9 @@ $(VENV)/.stamp-test: setup.cfg $(VENV)/.stamp-torch
 	$(BIN)/python -m pip install --quiet -e ".[test]"
 	touch $@ $(VENV)/.stamp-demo
 
-$(FLOOR)/.stamp-floor: constraints-floor.txt $(VENV)/.stamp-test
+$(FLOOR)/.stamp-floor: constraints-floor.txt $(VENV)/.stamp-test | $(VENV)/.stamp-dev
 	$(COPY) $(VENV) $(FLOOR)
+	$(FLOOR)/bin/python -m pip uninstall --quiet --yes schemathesis hypothesis
 	grep -v '^torch==' constraints-floor.txt > $(FLOOR)/constraints.txt
 	$(FLOOR)/bin/python -m pip install --quiet -c $(FLOOR)/constraints.txt -e ".[test]"
 	touch $@
@@ -94,11 +95,11 @@ $(VENV)/.stamp-slow: setup.cfg $(VENV)/.stamp-torch
 	$(BIN)/python -m pip install --quiet -e ".[browser,dev]"
 	touch $@ $(VENV)/.stamp-test $(VENV)/.stamp-demo $(VENV)/.stamp-dev
 
-$(EXAMPLES)/.stamp-examples: $(VENV)/.stamp-test
+$(EXAMPLES)/.stamp-examples: $(VENV)/.stamp-test | $(VENV)/.stamp-dev
 	$(COPY) $(VENV) $(EXAMPLES)
 	$(EXAMPLES)/bin/python -m pip install --quiet -e ".[rllib,torchrl,reasoning]"
 	touch $@
 
-$(VENV)/.stamp-dev: setup.cfg $(VENV)/.stamp-torch
+$(VENV)/.stamp-dev: setup.cfg $(VENV)/.stamp-torch | $(VENV)/.stamp-test
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	touch $@

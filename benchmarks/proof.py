@@ -1,7 +1,8 @@
 """Everything that takes hours, with its results in docs/proof.md: `make proof [STEPS=...]`.
 
-CI holds a short form of each in half an hour; here stands the whole: the demo with three seeds, the
-demo on SmolLM2, the slow suite of measured times, the exact-optimum suite, the mutants, the peers.
+CI holds short forms of what can be short in half an hour; here stands the whole: the demo with
+three seeds, the demo on SmolLM2, the long tests, the exact-optimum suite, the mutants, the stock
+agents, RL4LMs' protocol, the peers.
 Each step runs in a process of its own, its time limit a guard against hanging. A step that fails is
 recorded as failed, and the command exits with 1. Steps that are not asked for keep their old row.
 """

@@ -222,14 +222,14 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
         """Seed the prompt streams of some rows; a None among seeds leaves that row's alone."""
         if seed is None:
             seed = int(seeding.np_random(None)[0].integers(2**31))
-        of_each = isinstance(seed, list | tuple | np.ndarray)
+        of_each = isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str)
         seeds: list[Any] = list(seed) if of_each else [seed]  # type: ignore[arg-type]
         for value in seeds:
             fits = isinstance(value, int | np.integer) and not isinstance(value, bool)
             if value is not None and not (fits and value >= 0):
                 raise UserError(f"seed is {value!r}; expected a whole number, 0 or more")
         if not of_each:
-            seeds = [seeds[0] + row for row in range(self.num_envs)]
+            seeds = [int(seeds[0]) + row for row in range(self.num_envs)]
         if len(seeds) != self.num_envs:
             raise UserError(f"{len(seeds)} seeds for {self.num_envs} rows")
         streams = self._streams or [PromptStream(np.random.default_rng(), 1)] * self.num_envs

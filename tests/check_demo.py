@@ -21,9 +21,10 @@ ONE_SEED = {
     "tiny": {"ppo": 1.0, "dpo": 0.5},
     "smollm2": {"ppo": 0.3, "dpo": 0.1},
 }
-"""Least gain in standard deviations of the SFT policy's score."""
+"""Least gain in standard deviations of the SFT policy's score. Three seeds of quick gave on two AMD
+cores PPO 1.57, 1.36, 1.63, DPO 1.15, 1.08, 1.02, accuracy 0.786, 0.779, 0.774, positive 0.32, 0.21,
+0.26; those of tiny stand in docs/proof.md."""
 MEDIANS = {
-    "quick": {"ppo": 1.2, "dpo": 0.8},
     "tiny": {"ppo": 1.3, "dpo": 0.8},
     "smollm2": {"ppo": 0.3, "dpo": 0.1},
 }
@@ -70,7 +71,7 @@ def check_all(preset: str, folders: list[Path]) -> None:
         twin = summaries[seeds.index(summary["seed"])]
         for name in set(twin) - set(MEASURED):
             assert summary[name] == twin[name], f"two runs with one seed differ in {name}"
-    if len(set(seeds)) < 3:
+    if len(set(seeds)) < 3 or preset not in MEDIANS:
         for name, bar in ONE_SEED[preset].items():
             assert all(gains_of(s)[name] >= bar for s in summaries), (name, bar)
         return

@@ -24,7 +24,7 @@ from pathlib import Path
 # Before torch comes: each fork runs on one thread; pytest's plugins of other packages stay out.
 os.environ |= {"OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 
-# Those that are not used here are imported for the forks, which then need not.
+# Those that are not used here are imported for the forks, which then need not import them.
 import gymnasium  # noqa: F401
 import pytest
 import sb3_contrib  # noqa: F401

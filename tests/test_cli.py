@@ -96,6 +96,7 @@ GIVEN = ["--model=m", "--data=d", "--output_dir=o"]
         (["sft", "--model=m", "--data=d", "--output_dir=o", "--num_epochs=many"], "num_epochs"),
         (["sft", "--model=m", "--data=d", "--output_dir=o", "--num_epochs=0"], "a positive number"),
         (["ppo", "--critic", "best"], "critic"),
+        (["sft", "-data", "d"], "data needs two dashes before it: --data VALUE"),
         (["sft", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["sft", "--model=nowhere", "--data=texts.jsonl", "--output_dir=o"], "nowhere"),
         (["dpo", "--model=MODEL", "--data=gone.jsonl", "--output_dir=o"], "gone.jsonl"),

@@ -214,7 +214,21 @@ def test_what_a_template_does_not_read_is_refused_and_a_reward_model_leaves_it_o
     scorer = RewardModel(LlamaForSequenceClassification(body), phi3())
     plain = scorer.text_of("", "yes", Chat(messages=USER), "f:1")
     assert scorer.text_of("", "yes", chat, "f:1") == plain
+    assert reward_text(phi3(), chat, REPLY, row, "f:1") == plain
     assert "hello" in plain
+
+
+def test_empty_columns_ask_a_template_for_nothing_and_a_comment_reads_nothing() -> None:
+    row = {"messages": USER + REPLY, "tools": []}
+    row["chat_template_kwargs"] = {"custom_instructions": "", "xml_tools": [], "more": {}}
+    assert sft_sequence(phi3(), row, "f:1", 200) == sft_sequence(
+        phi3(), {"messages": USER + REPLY}, "f:1", 200
+    )
+    mute = phi3()
+    mute.chat_template += "{# thinking #}{% if messages[0].thinking %}{% endif %}"
+    row["chat_template_kwargs"] = {"thinking": True}
+    with pytest.raises(UserError, match="does not read 'thinking'"):
+        sft_sequence(mute, row, "f:1", 200)
 
 
 def test_earlier_turns_that_the_template_shortens_count_as_it_shows_them() -> None:

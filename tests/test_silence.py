@@ -21,7 +21,7 @@ from textrl.encoding import ranked_texts
 from textrl.envs import tiny_model, tiny_tokenizer
 from textrl.envs.core_config import CoreConfig
 from textrl.errors import UserError
-from textrl.evaluation import best_of, sample_and_score
+from textrl.evaluation import best_of, sample_and_score, summarize
 from textrl.logprobs import token_kl
 from textrl.models import load_causal_lm
 from textrl.rewards import make_scorer
@@ -200,6 +200,7 @@ def test_columns_are_those_of_all_rows() -> None:
         ('{"data": "a",\n "data": "b"}', "'data' in line 1 and in line 2; keep one"),
         ("", "is no list of options; write `option: value`"),
         ("- data\n", "is no list of options; write `option: value`"),
+        ("? [a]\n: b\n", "found unhashable key"),
         ("sft:\n  data: a\n", "'data' is in a section of the file; write it with no indentation"),
     ],
 )
@@ -216,11 +217,22 @@ def test_seeds_of_rows_are_whole_numbers(seed: object) -> None:
         venv.reset(seed=seed)
     first = venv.reset(seed=[3, None])[0]["input_ids"][0]
     assert (venv.reset(seed=(np.int64(3), 4))[0]["input_ids"][0] == first).all()
+    assert (venv.reset(seed=range(3, 5))[0]["input_ids"][0] == first).all()
+    narrow, wide = (venv.reset(seed=seed)[0]["input_ids"] for seed in (np.uint8(255), 255))
+    assert (narrow == wide).all()
 
 
 @pytest.mark.parametrize("scores", [[math.nan, 0.0], [0.0], {"a": 0.0, "b": 1.0}, "12", None])
 def test_an_evaluation_takes_one_finite_number_a_text(scores: object) -> None:
     policy = tiny_model()
+    found = sample_and_score(
+        *(policy, policy, tiny_tokenizer(), ["a", "b"], lambda texts, completions: [1, 2]),
+        max_new_tokens=2,
+        seed=0,
+    )
+    assert found.scores == [1, 2]
+    with pytest.raises(UserError, match="returned"):
+        summarize(found, lambda texts, completions: scores)
     with pytest.raises(UserError, match="returned"):
         sample_and_score(
             *(policy, policy, tiny_tokenizer(), ["a", "b"], lambda prompts, texts: scores),
@@ -238,5 +250,5 @@ def test_best_of_takes_whole_groups() -> None:
     )
     assert best_of(found, 2).scores == [2, 3]
     for n in (3, 0, -2):
-        with pytest.raises(UserError, match=f"best of {n} of 4 samples; draw n for each prompt"):
+        with pytest.raises(UserError, match=f"4 samples are no multiple of n = {n}; draw n for"):
             best_of(found, n)

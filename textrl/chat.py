@@ -54,10 +54,17 @@ class Chat:
         return self.having([*self.messages[:-1], joined, *reply[1:]])
 
     def unread_by(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-        """Return which of `tools` and the variables a tokenizer's template does not name."""
+        """Return which of `tools` and the variables a tokenizer's template does not name.
+
+        Empty ones ask for nothing. Comments, texts and parts of messages do not count.
+        """
         template = tokenizer.get_chat_template(tools=self.tools)
-        given = [*(["tools"] if self.tools else []), *self.variables]
-        return [name for name in given if not re.search(rf"\b{re.escape(name)}\b", template)]
+        template = re.sub(r"\{#.*?#\}", "", template, flags=re.S)
+        given = {"tools": self.tools, **self.variables}
+        asked = [name for name, value in given.items() if value not in (None, "", [], {})]
+        return [
+            name for name in asked if not re.search(rf"(?<![.\w'\"]){re.escape(name)}\b", template)
+        ]
 
     def read_by(self, tokenizer: PreTrainedTokenizerBase) -> "Chat":
         """Return the chat without what a tokenizer's template does not name."""

@@ -295,7 +295,7 @@ class DemoConfig:
     output_dir: str = "runs/demo"
     """Folder of everything; must be new or empty."""
     preset: Literal["quick", "tiny", "smollm2"] = "tiny"
-    """quick and tiny: a 4M-parameter Llama from nothing; smollm2: SmolLM2-135M-Instruct, MiniLM."""
+    """tiny: a 4M Llama from nothing; quick: half its updates; smollm2: SmolLM2-135M and MiniLM."""
     seed: int = 0
     """Seed of everything."""
     threads: int = 2

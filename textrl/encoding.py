@@ -284,7 +284,8 @@ def reward_text(
     """Return prompt and completion as the text that a reward model scores in the environment.
 
     A plain completion's end token goes, as in the environment (the classifier's EOS follows); a
-    chat is written by the reward model's own template. Without a prompt a chat's last message is
+    chat is written by the reward model's own template, without the tools and variables that this
+    one does not read. Without a prompt a chat's last message is
     the reply.
     """
     prompt = prompt or None
@@ -301,6 +302,7 @@ def reward_text(
         raise UserError(f"{place}: a completion is {completion!r}; expected a text")
     if prompt is None:
         prompt, completion = chat_of(completion[:-1], row, place), completion[-1:]
+    prompt = prompt.read_by(tokenizer) if tokenizer.chat_template else prompt
     *others, last = completion
     content = last.get("content")
     if others or last["role"] != "assistant" or not isinstance(content, str):

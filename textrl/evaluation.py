@@ -149,7 +149,8 @@ def best_of(samples: Sampled, n: int) -> Sampled:
         UserError: the number of samples is no multiple of n.
     """
     if n < 1 or len(samples.scores) % n:
-        raise UserError(f"best of {n!r} of {len(samples.scores)} samples; draw n for each prompt")
+        count = len(samples.scores)
+        raise UserError(f"{count} samples are no multiple of n = {n!r}; draw n for each prompt")
     scores = np.array(samples.scores).reshape(-1, n)
     rows = scores.argmax(1) + np.arange(len(scores)) * n
 
@@ -190,7 +191,7 @@ def summarize(
         "length": float(samples.lengths.mean()),
     }
     if judge is not None:
-        verdicts = np.array(judge(samples.prompts, samples.completions))
+        verdicts = make_scorer(judge)(samples.prompts, samples.completions, {})
         result["judge_positive"] = float((verdicts > 0.05).mean())
     return result
 

@@ -69,8 +69,10 @@ def _refuse_twice(node: yaml.Node | None) -> None:
     """Raise UserError if the mapping of a configuration file has a key twice."""
     if not isinstance(node, yaml.MappingNode):
         return
-    lines: dict[Any, int] = {}
+    lines: dict[str, int] = {}
     for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            continue  # the parser has a word for it
         line = key.start_mark.line + 1
         if key.value in lines:
             raise UserError(
@@ -102,8 +104,10 @@ def in_plain_words(message: str, known: list[str]) -> str:
     unknown = re.search(quoted, line) or re.search(r"[Uu]nrecognized arguments: -*([\w.-]+)", line)
     if unknown is not None:
         word = unknown.group(1).split(".")[-1]
-        if word in known:
+        if "does not accept option" in line and word in known:
             return f"option {word!r} is in a section of the file; write it with no indentation"
+        if word in known:
+            return f"{word} needs two dashes before it: --{word} VALUE"
         hint = did_you_mean(word.replace("-", "_"), known)
         return f"unknown option {word!r}{hint}; see `textrl COMMAND --help`"
     key = re.search(r'Parser key "([\w.]+)"', line)

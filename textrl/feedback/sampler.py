@@ -19,7 +19,8 @@ import torch
 from sqlalchemy.exc import SQLAlchemyError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from textrl.data import load_records
+from textrl.chat import prompt_of
+from textrl.data import Row, load_records
 from textrl.errors import UserError
 from textrl.evaluation import sample_completions
 from textrl.feedback.lead import setting
@@ -68,14 +69,16 @@ def fingerprint(model: str) -> str:
 def different_outputs(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompt: Any,
+    row: Row,
+    place: str,
     settings: SamplerSettings,
 ) -> list[str]:
-    """Return up to `settings.samples` different non-blank completions of a prompt.
+    """Return up to `settings.samples` different non-blank completions of a row's prompt.
 
     The seed depends on the settings' and on the prompt alone, not on what was sampled before.
     """
-    text = f"{settings.seed} {json.dumps(prompt, sort_keys=True)}"
+    prompt = prompt_of(row, place)
+    text = f"{settings.seed} {json.dumps(row['prompt'], sort_keys=True)}"
     seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
     found: list[str] = []
     for attempt in range(ATTEMPTS):
@@ -102,13 +105,13 @@ def fill(settings: SamplerSettings, store: Store) -> None:
     records.require("prompt")
     print("ready", flush=True)
     done = {json.dumps(source, sort_keys=True) for source in store.sources()}
-    for row in records.rows:
+    for row, place in zip(records.rows, records.places, strict=True):
         prompt, source = row["prompt"], settings.source(row["prompt"])
         if json.dumps(source, sort_keys=True) in done:
             continue
         while store.shortest_queue() >= AHEAD:
             time.sleep(0.5)
-        outputs = different_outputs(model, tokenizer, prompt, settings)
+        outputs = different_outputs(model, tokenizer, row, place, settings)
         if len(outputs) < 2:
             print(f"no two different outputs: {prompt!r}", file=sys.stderr, flush=True)
             continue

@@ -222,14 +222,11 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
         """Seed the prompt streams of some rows; a None among seeds leaves that row's alone."""
         if seed is None:
             seed = int(seeding.np_random(None)[0].integers(2**31))
-        of_each = isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str)
-        seeds: list[Any] = list(seed) if of_each else [seed]  # type: ignore[arg-type]
-        for value in seeds:
-            fits = isinstance(value, int | np.integer) and not isinstance(value, bool)
-            if value is not None and not (fits and value >= 0):
-                raise UserError(f"seed is {value!r}; expected a whole number, 0 or more")
-        if not of_each:
-            seeds = [int(seeds[0]) + row for row in range(self.num_envs)]
+        if isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str):
+            seeds = [None if value is None else _checked_seed(value) for value in seed]
+        else:
+            first = _checked_seed(seed)
+            seeds = [first + row for row in range(self.num_envs)]
         if len(seeds) != self.num_envs:
             raise UserError(f"{len(seeds)} seeds for {self.num_envs} rows")
         streams = self._streams or [PromptStream(np.random.default_rng(), 1)] * self.num_envs
@@ -237,7 +234,7 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
         for row in rows.nonzero()[0].tolist():
             leader = seeds[row - row % self.group_size]
             if leader is not None:
-                rng = seeding.np_random(int(leader))[0]
+                rng = seeding.np_random(leader)[0]
                 self._streams[row] = PromptStream(rng, len(self.core.prompts))
 
     def _align_groups(self, rows: np.ndarray) -> None:
@@ -283,6 +280,13 @@ def _check_rows(num_envs: Any, group_size: int, render_mode: Any, autoreset_mode
     if autoreset_mode not in [*AutoresetMode, *modes]:
         hint = did_you_mean(str(autoreset_mode), modes)
         raise UserError(f"autoreset_mode is {autoreset_mode!r}; expected one of {modes}{hint}")
+
+
+def _checked_seed(value: Any) -> int:
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value < 0:
+        raise UserError(f"seed is {value!r}; expected a whole number, 0 or more")
+    return int(value)
 
 
 def _step_infos(result: StepResult, stepped: np.ndarray) -> Infos:

@@ -215,7 +215,7 @@ def run_evaluate(config: EvaluateConfig) -> None:
         load_causal_lm(config.reference),
         load_tokenizer(config.model),
         prompts,
-        lambda prompts, completions: scorer(prompts, completions, columns, chats).tolist(),
+        lambda texts, completions: scorer(texts, completions, columns, chats).tolist(),
         max_new_tokens=config.max_completion_tokens,
         temperature=config.temperature,
         seed=config.seed,

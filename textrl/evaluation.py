@@ -15,7 +15,7 @@ from textrl.encoding import encode_prompt
 from textrl.errors import UserError
 from textrl.generation import Samples, sample
 from textrl.models import SplitLM, eos_id, split_lm
-from textrl.rewards import make_scorer
+from textrl.rewards import Reward, RewardModel, make_scorer
 from textrl.seams import decode, decode_completion
 from textrl.trunks import check_lengths, check_vocabulary
 from textrl.types import Sequence as TokenSequence
@@ -103,7 +103,8 @@ def sample_and_score(
         prompt if isinstance(prompt, str) else decode(tokenizer, ids)
         for prompt, ids in zip(prompts, encoded, strict=True)
     ]
-    scores = make_scorer(score)(texts, completions, {}, [_chat(prompt) for prompt in prompts])
+    scorer = make_scorer(_by_position(score))
+    scores = scorer(texts, completions, {}, [_chat(prompt) for prompt in prompts])
     return Sampled(
         prompts=texts,
         completions=completions,
@@ -129,11 +130,23 @@ def sample_completions(
         policy,
         tokenizer,
         prompts,
-        lambda prompts, completions: [0.0] * len(prompts),
+        lambda texts, completions: [0.0] * len(texts),
         max_new_tokens=max_new_tokens,
         seed=seed,
         temperature=temperature,
     ).completions
+
+
+def _by_position(score: ScoreFunction) -> Reward:
+    """Return a reward function that is called by position, whatever its parameters are called."""
+    if isinstance(score, RewardModel):
+        return score
+
+    def scored(prompts: list[str], completions: list[str]) -> Sequence[float]:
+        return score(prompts, completions)
+
+    scored.__name__ = str(getattr(score, "__name__", type(score).__name__))
+    return scored
 
 
 def _chat(prompt: str | Messages | Chat) -> Chat | None:
@@ -191,7 +204,7 @@ def summarize(
         "length": float(samples.lengths.mean()),
     }
     if judge is not None:
-        verdicts = make_scorer(judge)(samples.prompts, samples.completions, {})
+        verdicts = make_scorer(_by_position(judge))(samples.prompts, samples.completions, {})
         result["judge_positive"] = float((verdicts > 0.05).mean())
     return result
 

@@ -302,15 +302,12 @@ def _call(
 ) -> Any:
     """Call by name where the function names `completions`, as TRL does, else by position.
 
-    So too where the parameter before it has a name of its own, as in f(texts, completions). It gets
-    the columns that its signature takes; columns called like the texts give way to them.
+    It gets the columns that its signature takes; columns called like the texts give way to them.
     """
     parameters = inspect.signature(function).parameters
     everything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     extra = {name: c for name, c in columns.items() if everything or name in parameters}
-    first, second = [*parameters, "", ""][:2]
-    own_name = second == "completions" and first not in {"prompts", *columns}
-    if own_name or "completions" not in parameters:
+    if "completions" not in parameters:
         extra.pop("prompts", None)
         extra.pop("completions", None)
         return function(prompts, completions, **extra)

@@ -2,7 +2,7 @@
 
 CI holds short forms of what can be short in half an hour; here stands the whole: the demo with
 three seeds, the demo on SmolLM2, the long tests, the exact-optimum suite, the mutants, the stock
-agents, RL4LMs' protocol, the peers.
+agents, RL4LMs' protocol, the loop with labelers, the peers.
 Each step runs in a process of its own, its time limit a guard against hanging. A step that fails is
 recorded as failed, and the command exits with 1. Steps that are not asked for keep their old row.
 """
@@ -74,6 +74,15 @@ STEPS = {
             (
                 *(PYTHON, "tests/check_example.py", "0.05", "benchmarks/rl4lms_imdb.py"),
                 *("--base", "runs/proof-tiny-0", "--output", "runs/proof-rl4lms.json"),
+            ),
+        ),
+        lines=1,
+    ),
+    "loop": Step(
+        commands=(
+            (
+                *(PYTHON, "tests/check_example.py", "0.1", "examples/collect_loop.py"),
+                *("--base", "runs/proof-tiny-0", "--output_dir", "runs/proof-loop"),
             ),
         ),
         lines=1,

@@ -22,7 +22,6 @@ from pathlib import Path
 from textrl.reviews import load_reviews
 from textrl.rewards import RewardModel
 
-PROMPTS = 128
 OVERLAP = 2
 NOISE = 0.5
 """Of a labeler, in standard deviations of the score (logistic, so Bradley-Terry between two)."""
@@ -106,13 +105,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--prompts", type=int, default=256, help="fewer teach nothing that shows")
+    parser.add_argument("--total_timesteps", type=int, default=80_000)
     options = parser.parse_args()
     folder: Path = options.output_dir
     folder.mkdir(parents=True)
     gold = RewardModel.from_pretrained(options.base / "reward_model")
     starts = [" ".join(review.text.split()[:4]) for review in load_reviews()]
     prompts = folder / "prompts.jsonl"
-    rows = [{"prompt": prompt} for prompt in dict.fromkeys(starts)][:PROMPTS]
+    rows = [{"prompt": prompt} for prompt in dict.fromkeys(starts)][: options.prompts]
     prompts.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     sft, first = str(options.base / "sft"), f"sqlite:///{folder}/round1.db"
 
@@ -122,7 +123,8 @@ def main() -> None:
         *("reward", f"--model={sft}", f"--data={first}", f"--output_dir={folder}/reward", *reward)
     )
     ppo = ["--learning_rate=3e-4", "--episodes_per_iteration=256", "--num_epochs=2"]
-    ppo += ["--kl_coef=0.1", "--max_completion_tokens=24", "--total_timesteps=40000"]
+    ppo += ["--kl_coef=0.1", "--max_completion_tokens=24"]
+    ppo += [f"--total_timesteps={options.total_timesteps}"]
     command(
         *("ppo", f"--model={sft}", f"--reward={folder}/reward", f"--prompts={prompts}"),
         *(f"--output_dir={folder}/ppo", *ppo),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from textrl import cli
 from textrl.agent_options import AGENTS
@@ -224,6 +225,18 @@ def test_the_whole_pipeline_from_the_command_line(folder: Path, checkpoint: str,
         + ["--prompts=prompts.jsonl", *short]
     )
     assert set(json.loads(capsys.readouterr().out)) == {"score", "score_std", "kl", "length"}
+
+
+def test_generated_rows_keep_what_the_template_reads(folder: Path, checkpoint: str, capsys) -> None:
+    shutil.copytree(checkpoint, "chatty")
+    tokenizer = AutoTokenizer.from_pretrained("chatty")
+    tokenizer.chat_template = "{% for turn in messages %}{{ turn.content }}{% endfor %}{{ more }}"
+    tokenizer.save_pretrained("chatty")
+    chat = {"prompt": [{"role": "user", "content": "a"}], "chat_template_kwargs": {"more": "b"}}
+    Path("chats.jsonl").write_text(json.dumps(chat | {"topic": "left out"}) + "\n")
+    cli.main(["generate", "--model=chatty", "--prompts=chats.jsonl", "--max_completion_tokens=2"])
+    (row,) = map(json.loads, capsys.readouterr().out.strip().splitlines())
+    assert row == chat | {"completion": row["completion"]}
 
 
 @pytest.mark.parametrize("agent", ["ppo", "grpo"])

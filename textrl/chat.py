@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from textrl.data import is_conversation
+from textrl.data import CHAT_COLUMNS, is_conversation
 from textrl.errors import UserError
 
 Messages = list[dict[str, Any]]
@@ -81,7 +81,7 @@ def chat_of(messages: Messages, row: Mapping[str, Any], place: str) -> Chat:
     Raises:
         UserError: tools are no list, or the variables no mapping, or one of them is set by us.
     """
-    tools, variables = (_parsed(row.get(name)) for name in ("tools", "chat_template_kwargs"))
+    tools, variables = (_parsed(row.get(name)) for name in CHAT_COLUMNS)
     if tools is not None and not isinstance(tools, list):
         raise UserError(f"{place}: tools are {tools!r}; expected a list of JSON schemas")
     if variables is not None and not isinstance(variables, Mapping):

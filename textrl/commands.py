@@ -29,7 +29,7 @@ from textrl.command_config import (
     RunConfig,
 )
 from textrl.config import AgentConfig, DPOConfig, RewardConfig, SFTConfig
-from textrl.data import hide_password, load_records, refuse_existing, write_lines
+from textrl.data import CHAT_COLUMNS, hide_password, load_records, refuse_existing, write_lines
 from textrl.errors import UserError, needing
 from textrl.metrics import open_logger
 from textrl.resolve import resolve, resolve_reward
@@ -191,7 +191,8 @@ def run_generate(config: GenerateConfig) -> None:
         seed=config.seed,
     )
     rows = [
-        {"prompt": row["prompt"], "completion": completion}
+        {name: row[name] for name in ("prompt", *CHAT_COLUMNS) if name in row}
+        | {"completion": completion}
         for row, completion in zip(repeated.rows, completions, strict=True)
     ]
     write_lines(rows, config.output)

@@ -29,6 +29,8 @@ Row = dict[str, Any]
 Source = str | Path | Sequence[Row]
 """A .jsonl, .json, .csv, .tsv or .parquet file, a hub name, the URL of a label database,
 a list of dicts, or a `datasets.Dataset`."""
+CHAT_COLUMNS = ("tools", "chat_template_kwargs")
+"""The columns beside `prompt` or `messages` that change how a chat is written."""
 Kind = Literal["demonstrations", "rankings", "pairs", "prompts"]
 """What is read from a label database; other sources hold rows of one kind."""
 

@@ -119,8 +119,15 @@ def test_the_command_writes_the_same_rows(labelled: Store, tmp_path: Path) -> No
 def test_chat_rows(tmp_path: Path) -> None:
     store = Store(f"sqlite:///{tmp_path}/labels.db", create=True)
     chat = [{"role": "user", "content": "hi"}]
-    store.add_tasks([NewTask(prompt=chat, outputs=["yo", "hello"], source={}, columns={})])
+    columns = {"tools": [{"name": "add"}], "chat_template_kwargs": {"thinking": True}}
+    store.add_tasks(
+        [NewTask(prompt=chat, outputs=["yo", "hello"], source={}, columns=columns | {"topic": "t"})]
+    )
     answer(store, "ann", [1, 0], demonstration="Hello!")
+    for kind in ("pairs", "demonstrations", "rankings"):  # trainers write chats with them
+        (row,) = rows(store, kind)
+        assert columns.items() <= row.items()
+        assert "topic" not in row
     (pair,) = rows(store, "pairs")
     assert pair["chosen"] == [{"role": "assistant", "content": "hello"}]
     (written,) = rows(store, "demonstrations")
@@ -226,6 +233,19 @@ def test_tasks_from_files(tmp_path: Path) -> None:
     assert [made.outputs for made in gathered] == [["a", "b"], ["a"]]
     doubled = read(*({"prompt": "p", "completion": c} for c in ("a", "", "a", "b")))
     assert doubled[0].outputs == ["a", "b"]  # as `textrl generate` may write them
+    chat = {"prompt": [{"role": "user", "content": "p"}]}
+    for first, second in (
+        ({"tools": [{"name": "a"}]}, {"tools": [{"name": "b"}]}),
+        ({"chat_template_kwargs": {"thinking": True}}, {}),
+    ):  # the template writes two different prompts
+        apart = [
+            {**chat, **beside, "completion": text} for beside, text in ((first, "a"), (second, "b"))
+        ]
+        assert [made.outputs for made in read(*apart)] == [["a"], ["b"]]
+        one, other = read(*({**chat, **beside} for beside in (first, second)))
+        assert one.digest != other.digest
+    none, empty = read(chat, {**chat, "tools": [], "topic": "t"})
+    assert none.digest == empty.digest
     for row, words in (
         ({"text": "p"}, "expected a 'prompt'"),
         ({"prompt": "p", "completions": ["a", "a"]}, "same text"),

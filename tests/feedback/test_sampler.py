@@ -28,3 +28,5 @@ def test_tools_and_variables_of_a_row_reach_the_template(monkeypatch: pytest.Mon
     assert asked == [whole, whole]
     different_outputs(tiny_model(), tiny_tokenizer(), {"prompt": "a"}, "p.jsonl:2", settings)
     assert asked[2:] == ["a", "a"]
+    assert settings.source(row) != settings.source({"prompt": chat})
+    assert settings.source({"prompt": "a", "topic": "t"}) == settings.source({"prompt": "a"})

@@ -13,7 +13,7 @@ from typing import Any, get_args
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from textrl.data import Kind, Row, hide_password
+from textrl.data import CHAT_COLUMNS, Kind, Row, hide_password
 from textrl.errors import UserError
 from textrl.feedback.agreement import task_agreement
 from textrl.feedback.store import Store
@@ -89,7 +89,7 @@ def rows(store: Store, kind: Kind, filters: Filters = Filters()) -> list[Row]:  
     `demonstrations`: prompt, completion. `rankings`: prompt, completions, ranks (0 is best, ties
     kept), one row an answer. `pairs`: prompt, chosen, rejected, one row for each two outputs that
     an answer orders. `prompts`: prompt and the file's other columns, one row a task. All but the
-    last with labeler, task, agreement, flags.
+    last with labeler, task, agreement, flags, and the tools and chat_template_kwargs of the task.
     """
     if kind not in get_args(Kind):
         raise UserError(f"{kind!r}: expected one of {', '.join(get_args(Kind))}")
@@ -119,7 +119,8 @@ def rows(store: Store, kind: Kind, filters: Filters = Filters()) -> list[Row]:  
                     "agreement": agreed,
                     "flags": answer.flags,
                 }
-                found += [row | facts for row in MAKERS[kind](task, answer)]
+                beside = {k: v for k, v in task.columns.items() if k in CHAT_COLUMNS}
+                found += [beside | row | facts for row in MAKERS[kind](task, answer)]
     return found
 
 

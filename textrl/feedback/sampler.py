@@ -25,7 +25,7 @@ from textrl.errors import UserError
 from textrl.evaluation import sample_completions
 from textrl.feedback.lead import setting
 from textrl.feedback.store import Store
-from textrl.feedback.tasks import NewTask
+from textrl.feedback.tasks import NewTask, what_is_asked
 from textrl.models import load_causal_lm, load_tokenizer
 
 AHEAD = 32
@@ -48,10 +48,10 @@ class SamplerSettings:
     seed: int
     overlap: int
 
-    def source(self, prompt: Any) -> dict[str, Any]:
+    def source(self, row: Row) -> dict[str, Any]:
         """Return what a task remembers; with the same model files it makes the same outputs."""
         kept = ("model", "samples", "max_completion_tokens", "temperature", "seed")
-        text = json.dumps(prompt, sort_keys=True)
+        text = json.dumps(what_is_asked(row["prompt"], row), sort_keys=True)
         return {
             **{name: asdict(self)[name] for name in kept},
             "model_files": fingerprint(self.model),
@@ -75,10 +75,10 @@ def different_outputs(
 ) -> list[str]:
     """Return up to `settings.samples` different non-blank completions of a row's prompt.
 
-    The seed depends on the settings' and on the prompt alone, not on what was sampled before.
+    The seed depends on the settings' and on what is asked, not on what was sampled before.
     """
     prompt = prompt_of(row, place)
-    text = f"{settings.seed} {json.dumps(row['prompt'], sort_keys=True)}"
+    text = f"{settings.seed} {json.dumps(what_is_asked(row['prompt'], row), sort_keys=True)}"
     seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
     found: list[str] = []
     for attempt in range(ATTEMPTS):
@@ -106,7 +106,7 @@ def fill(settings: SamplerSettings, store: Store) -> None:
     print("ready", flush=True)
     done = {json.dumps(source, sort_keys=True) for source in store.sources()}
     for row, place in zip(records.rows, records.places, strict=True):
-        prompt, source = row["prompt"], settings.source(row["prompt"])
+        prompt, source = row["prompt"], settings.source(row)
         if json.dumps(source, sort_keys=True) in done:
             continue
         while store.shortest_queue() >= AHEAD:

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from textrl.data import Records, Row, is_conversation, load_records
+from textrl.data import CHAT_COLUMNS, Records, Row, is_conversation, load_records
 from textrl.errors import UserError
 from textrl.feedback.answers import MAX_OUTPUTS, is_storable
 
@@ -40,9 +40,16 @@ class NewTask:
 
     @property
     def digest(self) -> str:
-        """What makes it this task: prompt and outputs, in any order."""
-        body = json.dumps([self.prompt, sorted(self.outputs)], sort_keys=True)
+        """What makes it this task: what is asked, and the outputs in any order."""
+        asked = what_is_asked(self.prompt, self.columns)
+        body = json.dumps([asked, sorted(self.outputs)], sort_keys=True)
         return hashlib.sha256(body.encode()).hexdigest()
+
+
+def what_is_asked(prompt: Any, columns: Row) -> Any:
+    """Return a prompt, with the tools and template variables of its row where there are any."""
+    beside = {name: columns[name] for name in CHAT_COLUMNS if columns.get(name)}
+    return [prompt, beside] if beside else prompt
 
 
 def read_tasks(source: str) -> list[NewTask]:
@@ -79,7 +86,9 @@ def _grouped(records: Records) -> list[tuple[str, Row, list[Any]]]:
 
     def key(item: tuple[str, Row]) -> Any:
         place, row = item
-        return repr(row["prompt"]) if "completion" in row and "prompt" in row else place
+        if "completion" not in row or "prompt" not in row:
+            return place
+        return repr(what_is_asked(row["prompt"], row))
 
     for _, group in itertools.groupby(rows, key):
         members = list(group)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from textrl.batching import filled_batches
-from textrl.loop import Updater
+from textrl.updater import Updater
 
 Numbers = dict[str, float]
 MinibatchLoss = Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]

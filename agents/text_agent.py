@@ -33,14 +33,15 @@ from textrl.agents.predict import next_tokens
 from textrl.agents.text_env import TextEnv
 from textrl.checkpoint import load_state, read_agent, save_model, save_state, write_json
 from textrl.config import AgentConfig
+from textrl.engine import make_accelerator, one_process
 from textrl.logprobs import chunked_token_logprobs
-from textrl.loop import Updater, make_accelerator, one_process
 from textrl.masking import masked_mean
 from textrl.metrics import StageProgress, log
 from textrl.models import split_lm
 from textrl.paths import expanded
 from textrl.precision import autocast, pick_precision
 from textrl.types import Rollout
+from textrl.updater import Updater
 
 PROBE = 8
 """Episodes on which sampling and update are held against each other."""

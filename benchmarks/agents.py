@@ -10,8 +10,8 @@ import argparse
 import json
 from pathlib import Path
 
-from textrl import benchmark
-from textrl.command_config import BenchmarkConfig
+from textrl.benchmark import run as benchmark
+from textrl.benchmark.config import BenchmarkConfig
 from textrl.errors import UserError
 
 OURS = ("ppo", "rloo", "grpo", "reinforce", "online_dpo", "best_of_n")

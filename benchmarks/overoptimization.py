@@ -21,10 +21,10 @@ from frontier_estimate import best_of_n_chances
 from review_setup import ReviewSetup
 
 from textrl.agents import PPO
-from textrl.demo import sft_samples
-from textrl.demo_models import starting_reward_model
+from textrl.demo.models import starting_reward_model
+from textrl.demo.reviews import review_pairs
+from textrl.demo.run import sft_samples
 from textrl.evaluation import best_of_kl
-from textrl.reviews import review_pairs
 from textrl.rewards import RewardModel
 from textrl.trainers import RewardTrainer
 

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from textrl.command_config import DemoConfig
-from textrl.demo import Job, environment, train_reward_model, train_sft
+from textrl.demo.config import DemoConfig
+from textrl.demo.presets import PRESETS
+from textrl.demo.reviews import load_reviews, split_reviews
+from textrl.demo.run import Job, environment, train_reward_model, train_sft
 from textrl.envs import TextRLHFVectorEnv
 from textrl.evaluation import Sampled, sample_and_score
-from textrl.loop import keep_freed_memory
+from textrl.memory import keep_freed_memory
 from textrl.models import load_causal_lm, load_tokenizer
-from textrl.presets import PRESETS
-from textrl.reviews import load_reviews, split_reviews
 from textrl.rewards import RewardModel
 
 HELDOUT_PROMPTS = 64

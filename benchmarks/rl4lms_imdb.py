@@ -42,7 +42,7 @@ from textrl.envs.sb3 import (
     SubtractPolicyKL,
     TextVecEnv,
 )
-from textrl.loop import keep_freed_memory
+from textrl.memory import keep_freed_memory
 from textrl.models import load_causal_lm, load_tokenizer, split_lm
 from textrl.types import Sequence, stack_sequences
 

@@ -37,7 +37,7 @@ from textrl.envs import (
     tiny_tokenizer,
 )
 from textrl.envs.sb3 import CausalLMPolicy, EpisodeRolloutBuffer, SubtractPolicyKL, TextVecEnv
-from textrl.loop import keep_freed_memory
+from textrl.memory import keep_freed_memory
 
 TOKENS = 48
 ROWS = 32

@@ -10,8 +10,11 @@ from switches_setup import Setup, Switch, Work, gradient_step, loss_sum
 from torch import Tensor
 
 from textrl.config import SFTConfig, TrainingConfig
-from textrl.loop import FitTask, LossSum, Updater, _fit_update, keep_freed_memory, make_accelerator
+from textrl.engine import make_accelerator
+from textrl.loop import FitTask, _fit_update
+from textrl.memory import keep_freed_memory
 from textrl.types import Sequence, stack_sequences
+from textrl.updater import LossSum, Updater
 
 
 @contextmanager

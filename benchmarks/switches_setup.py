@@ -7,11 +7,11 @@ from throughput_model import make_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from textrl.demo_models import train_tokenizer
+from textrl.demo.models import train_tokenizer
+from textrl.demo.pretrained import smollm2_folder
+from textrl.demo.reviews import load_reviews
 from textrl.encoding import encode_text
 from textrl.models import SplitLM, load_tokenizer, split_lm
-from textrl.pretrained import smollm2_folder
-from textrl.reviews import load_reviews
 from textrl.types import Sequence, stack_sequences
 
 PROMPT = 12

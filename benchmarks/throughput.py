@@ -30,17 +30,20 @@ from throughput_model import SIZES, Cost, cost_of, make_model, matrix_product_ra
 from transformers import DynamicCache, LlamaForSequenceClassification, PreTrainedModel
 
 from textrl.agents import PPO, PPOConfig
-from textrl.benchmark import forget_peak_memory, peak_memory_mb
+from textrl.benchmark.run import forget_peak_memory, peak_memory_mb
 from textrl.classifiers import split_classifier
 from textrl.config import DPOConfig, RewardConfig, SFTConfig, TrainingConfig
 from textrl.decoding import Decoder
+from textrl.engine import make_accelerator
 from textrl.envs import TextRLHFVectorEnv, tiny_tokenizer
 from textrl.generation import sample
-from textrl.loop import FitTask, LossSum, Updater, _fit_update, keep_freed_memory, make_accelerator
+from textrl.loop import FitTask, _fit_update
 from textrl.losses import bradley_terry_loss
+from textrl.memory import keep_freed_memory
 from textrl.models import split_lm
 from textrl.trainers.dpo import Pair, dpo_loss_sum, reference_logprobs
 from textrl.types import Sequence, stack_sequences
+from textrl.updater import LossSum, Updater
 
 STAGES = ("sft", "reward", "dpo", "ppo", "generation", "stepping")
 SECONDS = 3.0

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from textrl.demo.pretrained import smollm2_folder
 from textrl.models import load_causal_lm
-from textrl.pretrained import smollm2_folder
 
 SHAPES = {"4m": (256, 688, 4, 4), "30m": (512, 1376, 8, 8)}
 """Hidden size, width of the MLP, layers, heads; the vocabulary has 4,096 tokens."""

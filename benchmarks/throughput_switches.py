@@ -25,8 +25,8 @@ from switches_setup import Setup, Switch
 from switches_updates import batches_by_length, head_where_it_counts, packing, ppo, reference_once
 from throughput_model import SIZES
 
-from textrl.benchmark import forget_peak_memory, peak_memory_mb
-from textrl.loop import keep_freed_memory
+from textrl.benchmark.run import forget_peak_memory, peak_memory_mb
+from textrl.memory import keep_freed_memory
 
 SWITCHES = {
     "packing": packing,

@@ -9,9 +9,10 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from textrl.chat import Chat, prompt_of
-from textrl.data import Row, is_conversation, load_records
+from textrl.data import load_records
 from textrl.encoding import encode_prompt
 from textrl.errors import UserError
+from textrl.rows import Row, is_conversation
 from textrl.seams import decode
 
 PromptSource = str | Path | Sequence[Any]

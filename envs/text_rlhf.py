@@ -15,7 +15,6 @@ import torch
 from gymnasium import spaces
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from textrl.data import is_conversation
 from textrl.envs.attributes import TaskAttributes
 from textrl.envs.core import TextCore
 from textrl.envs.core_config import CoreConfig
@@ -23,6 +22,7 @@ from textrl.envs.prompts import PromptSource, PromptStream
 from textrl.envs.token_space import TokenIds
 from textrl.errors import UserError, did_you_mean
 from textrl.rewards import Reward
+from textrl.rows import is_conversation
 
 Observation = dict[str, np.ndarray]
 

@@ -13,7 +13,6 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from textrl.data import is_conversation
 from textrl.envs.attributes import TaskAttributes
 from textrl.envs.core import TextCore
 from textrl.envs.core_config import CoreConfig
@@ -29,6 +28,7 @@ from textrl.envs.text_rlhf import (
 )
 from textrl.errors import UserError, did_you_mean
 from textrl.rewards import Reward
+from textrl.rows import is_conversation
 
 Infos = dict[str, Any]
 

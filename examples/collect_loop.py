@@ -19,7 +19,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from textrl.reviews import load_reviews
+from textrl.demo.reviews import load_reviews
 from textrl.rewards import RewardModel
 
 OVERLAP = 2

@@ -186,7 +186,7 @@ AGENTS = [
         ("target_kl ignored", 'limit is not None and numbers["approx_kl"] > limit', "False"),
     ),
     *of(
-        "textrl/loop.py",
+        "textrl/updater.py",
         f"{GRADIENT} -k clipped_to_its_norm",
         ("no gradient clipping", "clip_grad_norm_(self.parameters, self._max_grad_norm)", "clip_grad_norm_(self.parameters, math.inf)"),
     ),

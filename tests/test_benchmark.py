@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from textrl import benchmark
 from textrl.agents import register
-from textrl.benchmark_agents import importable, make_subject
-from textrl.benchmark_task import Task, acting_measure, model_measure
+from textrl.benchmark import run as benchmark
+from textrl.benchmark.agents import importable, make_subject
+from textrl.benchmark.config import BenchmarkConfig
+from textrl.benchmark.task import Task, acting_measure, model_measure
 from textrl.cli import main
-from textrl.command_config import BenchmarkConfig
 from textrl.envs import tiny_model
 from textrl.errors import UserError
 

@@ -13,9 +13,9 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from textrl import cli
-from textrl.agent_options import AGENTS
 from textrl.agents import RLOO, registered
 from textrl.agents.base import factory_of
+from textrl.cli.agent_options import AGENTS
 from textrl.config import PPOConfig, SFTConfig
 from textrl.errors import UserError
 

@@ -9,12 +9,12 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from textrl import demo
-from textrl.command_config import DemoConfig
+from textrl.demo.config import DemoConfig
+from textrl.demo.presets import PRESETS
+from textrl.demo.reviews import Review
 from textrl.errors import UserError
 from textrl.evaluation import Sampled, best_of, best_of_kl, summarize
 from textrl.metrics import read_progress
-from textrl.presets import PRESETS
-from textrl.reviews import Review
 
 WORDS = ("good", "great", "fine", "fun", "bad", "dull", "awful", "weak")
 

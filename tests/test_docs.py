@@ -18,7 +18,7 @@ import torch
 import textrl
 from textrl.agents import PPO, OnlineDPO, OnlineDPOConfig, PPOConfig, make_agent, registered
 from textrl.agents.collect import collect
-from textrl.benchmark_agents import LANGUAGE_MODEL, STOCK
+from textrl.benchmark.agents import LANGUAGE_MODEL, STOCK
 from textrl.envs import tiny_model, tiny_tokenizer
 from textrl.metrics import open_logger, read_progress
 from textrl.trainers import DPOTrainer, RewardTrainer, SFTTrainer, reward_model_from

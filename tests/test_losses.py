@@ -6,7 +6,7 @@ import pytest
 import reference
 import torch
 
-from textrl.config import SMOOTHED_LOSSES, PreferenceLossName
+from textrl.loss_names import SMOOTHED_LOSSES, PreferenceLossName
 from textrl.losses import (
     PREFERENCE_LOSSES,
     approx_kl,

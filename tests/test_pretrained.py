@@ -5,8 +5,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from textrl.classifiers import encode_for_scoring
+from textrl.demo.pretrained import minilm_folder, smollm2_folder
 from textrl.models import load_causal_lm, load_tokenizer
-from textrl.pretrained import minilm_folder, smollm2_folder
 from textrl.rewards import RewardModel
 from textrl.trainers import reward_model_from
 

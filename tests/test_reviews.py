@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 
 from textrl import fetch
-from textrl.errors import UserError
-from textrl.reviews import (
+from textrl.demo.reviews import (
     Review,
     krippendorff_alpha,
     load_reviews,
@@ -11,6 +10,7 @@ from textrl.reviews import (
     review_rankings,
     split_reviews,
 )
+from textrl.errors import UserError
 
 
 def made(count: int = 60) -> list[Review]:

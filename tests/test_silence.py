@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-import textrl.agent_options
-import textrl.command_config
+import textrl.cli.agent_options
+import textrl.cli.options
 import textrl.config
 from textrl import cli
 from textrl.data import load_records
@@ -28,7 +28,7 @@ from textrl.rewards import make_scorer
 
 CLASSES = [
     found
-    for module in (textrl.config, textrl.command_config, textrl.agent_options)
+    for module in (textrl.config, textrl.cli.options, textrl.cli.agent_options)
     for found in vars(module).values()
     if dataclasses.is_dataclass(found) and found.__module__ == module.__name__
 ] + [CoreConfig]

@@ -14,8 +14,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from textrl.data import CHAT_COLUMNS, is_conversation
 from textrl.errors import UserError
+from textrl.rows import CHAT_COLUMNS, is_conversation
 
 Messages = list[dict[str, Any]]
 MARK = "textrlmark"

@@ -19,20 +19,15 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from textrl.errors import UserError, did_you_mean
+from textrl.errors import UserError, did_you_mean, hide_password
 from textrl.paths import expanded, local_or_hub
-from textrl.row_forms import refuse_foreign
+from textrl.rows import Kind, Row, is_conversation, refuse_foreign
 
-Row = dict[str, Any]
 Source = str | Path | Sequence[Row]
 """A .jsonl, .json, .csv, .tsv or .parquet file, a hub name, the URL of a label database,
 a list of dicts, or a `datasets.Dataset`."""
-CHAT_COLUMNS = ("tools", "chat_template_kwargs")
-"""The columns beside `prompt` or `messages` that change how a chat is written."""
-Kind = Literal["demonstrations", "rankings", "pairs", "prompts"]
-"""What is read from a label database; other sources hold rows of one kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,19 +229,10 @@ def _read_with_datasets(name: str) -> Iterable[Row]:
     return found
 
 
-def hide_password(source: str) -> str:
-    """Return the URL of a database without its password; whatever else it is, as it is.
-
-    >>> hide_password("postgresql://ann:secret@host/labels")
-    'postgresql://ann:***@host/labels'
-    """
-    return re.sub(r"^(\w+(?:\+\w+)?://[^:/@]*):.*@", r"\1:***@", source)
-
-
 def _read_labels(url: str, kind: Kind) -> Records:
     shown = hide_password(url)
     try:
-        from textrl.feedback.export import read
+        from textrl.labels.export import read
     except ImportError as error:
         raise UserError(
             f"{shown}: a label database needs `pip install 'textrl-gym[collect]'` ({error})"
@@ -255,20 +241,6 @@ def _read_labels(url: str, kind: Kind) -> Records:
     if not rows:
         raise UserError(f"{shown}: no {kind} there (yet)")
     return Records(rows=rows, places=[f"{kind} {index}" for index in range(len(rows))])
-
-
-def is_conversation(value: object) -> bool:
-    """Say whether a column holds chat messages: dicts with a role and content or tool calls."""
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(
-            isinstance(turn, dict)
-            and "role" in turn
-            and bool({"content", "tool_calls"} & set(turn))
-            for turn in value
-        )
-    )
 
 
 def prompt_key(row: Row) -> str:

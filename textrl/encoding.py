@@ -25,8 +25,9 @@ from textrl.chat import (
     render_reply,
     split_end,
 )
-from textrl.data import Records, Row, is_conversation
+from textrl.data import Records
 from textrl.errors import UserError
+from textrl.rows import Row, is_conversation
 from textrl.seams import ids_after, one_bos, without_eos, without_second
 from textrl.types import Sequence
 

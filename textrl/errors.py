@@ -5,6 +5,7 @@ the thing it protects. The command line prints a `UserError` as one line and exi
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -29,6 +30,15 @@ def did_you_mean(word: str, known: Iterable[object]) -> str:
 
 def _initials(name: str) -> str:
     return "".join(part[:1] for part in name.split("_"))
+
+
+def hide_password(source: str) -> str:
+    """Return the URL of a database without its password; whatever else it is, as it is.
+
+    >>> hide_password("postgresql://ann:secret@host/labels")
+    'postgresql://ann:***@host/labels'
+    """
+    return re.sub(r"^(\w+(?:\+\w+)?://[^:/@]*):.*@", r"\1:***@", source)
 
 
 @contextmanager

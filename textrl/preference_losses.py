@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from textrl.config import SMOOTHED_LOSSES, loss_weights
 from textrl.errors import did_you_mean
+from textrl.loss_names import SMOOTHED_LOSSES, loss_weights
 from textrl.masking import check_shapes, full_precision
 
 

@@ -11,16 +11,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from textrl.checkpoint import MAY_CHANGE, has_state, load_state, save_state, state_file
 from textrl.config import TrainingConfig
 from textrl.errors import UserError
-
-if TYPE_CHECKING:
-    from textrl.loop import Updater
+from textrl.updater import Updater
 
 
 def is_complete(folder: Path) -> bool:
@@ -106,7 +104,7 @@ class States:
     """A run's resumable states."""
 
     model: nn.Module
-    updater: "Updater"
+    updater: Updater
     folder: Path
     identity: dict[str, Any]
     """Of the run, see `run_identity`."""

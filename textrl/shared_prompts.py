@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from textrl.data import Records, is_conversation
+from textrl.data import Records
+from textrl.rows import is_conversation
 
 
 def with_shared_prompts(records: Records) -> Records:

@@ -20,8 +20,8 @@ from throughput_model import Cost, cost_of, make_model
 
 import textrl  # noqa: F401  # registers TextRLHF-v0
 from textrl.agents import PPO, PPOConfig
-from textrl.benchmark import forget_peak_memory, peak_memory_mb
-from textrl.loop import keep_freed_memory, release_memory
+from textrl.benchmark.run import forget_peak_memory, peak_memory_mb
+from textrl.memory import keep_freed_memory, release_memory
 
 pytestmark = pytest.mark.proof
 

@@ -14,7 +14,7 @@ pytest.importorskip("sqlalchemy", reason="needs the extra collect")
 
 from labels import free_port, or_fail
 
-from textrl.feedback.store import Store
+from textrl.labels.store import Store
 
 
 @pytest.fixture(scope="session")

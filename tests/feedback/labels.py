@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from textrl.feedback.tasks import NewTask
+from textrl.labels.tasks import NewTask
 
 
 def or_fail(reason: str) -> None:

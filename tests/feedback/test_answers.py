@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from textrl.feedback.agreement import (
+from textrl.labels.agreement import (
     fractional_ranks,
     kendall_tau_b,
     krippendorff_alpha,
@@ -13,7 +13,7 @@ from textrl.feedback.agreement import (
     summary,
     task_agreement,
 )
-from textrl.feedback.answers import InvalidAnswerError, Submission
+from textrl.labels.answers import InvalidAnswerError, Submission
 
 
 def test_the_normal_form() -> None:

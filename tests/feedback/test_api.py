@@ -9,12 +9,12 @@ import pytest
 from fastapi.testclient import TestClient
 from labels import task
 
-from textrl.feedback import lead
-from textrl.feedback.answers import FLAGS
 from textrl.feedback.app import create_app
 from textrl.feedback.labeler_api import Flag
-from textrl.feedback.store import Store
-from textrl.feedback.tasks import NewTask
+from textrl.labels import lead
+from textrl.labels.answers import FLAGS
+from textrl.labels.store import Store
+from textrl.labels.tasks import NewTask
 
 
 class Clients:

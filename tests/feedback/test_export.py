@@ -14,11 +14,12 @@ from textrl.config import DPOConfig, RewardConfig, SFTConfig
 from textrl.data import load_records
 from textrl.envs import tiny_model
 from textrl.errors import UserError
-from textrl.feedback import lead
-from textrl.feedback.answers import Submission
-from textrl.feedback.export import Filters, rows
-from textrl.feedback.store import Store
-from textrl.feedback.tasks import NewTask, read_tasks
+from textrl.feedback.task_files import read_tasks
+from textrl.labels import lead
+from textrl.labels.answers import Submission
+from textrl.labels.export import Filters, rows
+from textrl.labels.store import Store
+from textrl.labels.tasks import NewTask
 from textrl.trainers import DPOTrainer, RewardTrainer, SFTTrainer, reward_model_from
 
 

@@ -7,10 +7,10 @@ from fastapi import FastAPI
 from labels import task
 
 from textrl.feedback import lead, security
-from textrl.feedback.answers import Submission
 from textrl.feedback.app import create_app
-from textrl.feedback.store import Store
-from textrl.feedback.tasks import NewTask
+from textrl.labels.answers import Submission
+from textrl.labels.store import Store
+from textrl.labels.tasks import NewTask
 
 pytestmark = pytest.mark.slow
 schemathesis = pytest.importorskip("schemathesis", reason="needs the extra browser")

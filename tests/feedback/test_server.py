@@ -20,8 +20,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from textrl.cli import main
-from textrl.feedback.store import Store
-from textrl.feedback.tables import Answer, Audit, Task
+from textrl.labels.store import Store
+from textrl.labels.tables import Answer, Audit, Task
 
 
 def write_tasks(folder: Path, count: int, outputs: int = 4) -> None:

@@ -11,12 +11,12 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from textrl.errors import UserError
-from textrl.feedback import lead
 from textrl.feedback import store as store_module
-from textrl.feedback.answers import InvalidAnswerError, Submission
-from textrl.feedback.backup import back_up
-from textrl.feedback.store import Assignment, RefusedError, Store
-from textrl.feedback.tables import Answer, Audit, Base, Lease, Token, writing
+from textrl.labels import lead
+from textrl.labels.answers import InvalidAnswerError, Submission
+from textrl.labels.backup import back_up
+from textrl.labels.store import Assignment, RefusedError, Store
+from textrl.labels.tables import Answer, Audit, Base, Lease, Token, writing
 
 
 def person(store: Store, name: str) -> int:

@@ -13,8 +13,8 @@ from textrl.checkpoint import save_model
 from textrl.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig
 from textrl.envs import TextRLHFVectorEnv, tiny_model, tiny_score, tiny_tokenizer
 from textrl.errors import UserError
-from textrl.loop import LossSum
 from textrl.trainers import DPOTrainer, RewardTrainer, SFTTrainer, reward_model_from
+from textrl.updater import LossSum
 
 TEXTS = [{"text": "abc"}, {"text": "bcde"}, {"text": "fg"}, {"text": "hij"}]
 PAIRS = [{"prompt": "a", "chosen": "bcd", "rejected": "zz"}] * 4

@@ -13,9 +13,9 @@ from textrl.checkpoint import load_state, save_state, state_file
 from textrl.config import DPOConfig, SFTConfig
 from textrl.envs import tiny_model, tiny_tokenizer
 from textrl.errors import UserError
-from textrl.loop import LossSum, Updater
 from textrl.resuming import uninterrupted
 from textrl.trainers import DPOTrainer, SFTTrainer
+from textrl.updater import LossSum, Updater
 
 TEXTS = [{"text": "abcdefghij"[: 2 + i % 8]} for i in range(16)]
 

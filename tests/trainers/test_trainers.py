@@ -12,11 +12,11 @@ from textrl.batching import epoch_minibatches, filled_batches, like_lengths
 from textrl.config import DPOConfig, RewardConfig, SFTConfig
 from textrl.envs import tiny_model, tiny_tokenizer
 from textrl.errors import UserError
-from textrl.loop import Updater, warmup_cosine
 from textrl.losses import dpo_loss, ranking_loss
 from textrl.rewards import RewardModel
 from textrl.trainers import DPOTrainer, RewardTrainer, SFTTrainer, reward_model_from
 from textrl.trainers.dpo import label_smoothing, sequence_logprobs
+from textrl.updater import Updater, warmup_cosine
 
 TEXTS = [{"text": text} for text in ("abc", "bcdefg", "cd", "defghijk", "efg", "fg", "ghij", "ab")]
 PAIRS = [

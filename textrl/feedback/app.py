@@ -14,9 +14,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 import textrl
 from textrl.feedback import labeler_api, lead_api
-from textrl.feedback.answers import InvalidAnswerError
 from textrl.feedback.security import HEADERS, Gate, SecurityHeaders
-from textrl.feedback.store import RefusedError, Store
+from textrl.labels.answers import InvalidAnswerError
+from textrl.labels.store import RefusedError, Store
 
 MAX_BODY = 1_000_000
 """Bytes of a request."""

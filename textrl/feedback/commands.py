@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from textrl.command_config import BackupConfig, CollectConfig, ExportConfig
 from textrl.data import write_lines
 from textrl.errors import needing
+from textrl.feedback.config import BackupConfig, CollectConfig, ExportConfig
 
 
 def run_collect(config: CollectConfig) -> None:
@@ -17,7 +17,7 @@ def run_collect(config: CollectConfig) -> None:
 def run_backup(config: BackupConfig) -> None:
     """Copy a label database that is in use."""
     with needing("collect"):
-        from textrl.feedback.backup import back_up
+        from textrl.labels.backup import back_up
     answers = back_up(config.database, config.output)
     print(f"{answers} answers copied to {config.output}; it opens as sqlite:///{config.output}")
 
@@ -25,8 +25,8 @@ def run_backup(config: BackupConfig) -> None:
 def run_export(config: ExportConfig) -> None:
     """Write labels as JSON lines."""
     with needing("collect"):
-        from textrl.feedback.export import Filters, rows, split_names
-        from textrl.feedback.store import Store
+        from textrl.labels.export import Filters, rows, split_names
+        from textrl.labels.store import Store
     filters = Filters(
         min_agreement=config.min_agreement,
         drop_flagged=config.drop_flagged,

@@ -5,11 +5,11 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Path, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from textrl.feedback.answers import FLAGS, MAX_OUTPUTS, MAX_REASON, MAX_TEXT, Submission
-from textrl.feedback.lead import setting
 from textrl.feedback.security import current_labeler
-from textrl.feedback.store import Assignment, Store
-from textrl.feedback.tables import Answer, Labeler
+from textrl.labels.answers import FLAGS, MAX_OUTPUTS, MAX_REASON, MAX_TEXT, Submission
+from textrl.labels.lead import setting
+from textrl.labels.store import Assignment, Store
+from textrl.labels.tables import Answer, Labeler
 
 INSTRUCTIONS = (
     "Read the prompt and every output. Put the outputs in order, the most helpful, honest and "

@@ -8,12 +8,12 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from textrl.data import Kind
-from textrl.feedback import lead
-from textrl.feedback.export import Filters, rows
 from textrl.feedback.labeler_api import ERRORS, INSTRUCTIONS, Labels, TaskId
 from textrl.feedback.security import current_lead
-from textrl.feedback.tables import Labeler
+from textrl.labels import lead
+from textrl.labels.export import Filters, rows
+from textrl.labels.tables import Labeler
+from textrl.rows import Kind
 
 Lead = Annotated[Labeler, Depends(current_lead)]
 Overlap = Annotated[int, Field(ge=1, le=100)]

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from textrl.feedback.lead import add_reward_check, count_rankings, last_reward_check
-from textrl.feedback.store import Store
+from textrl.labels.lead import add_reward_check, count_rankings, last_reward_check
+from textrl.labels.store import Store
 
 FIRST_AT = 20
 """Rankings before the first check; each next one comes after a quarter more."""

@@ -20,13 +20,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.chat import prompt_of
-from textrl.data import Row, load_records
+from textrl.data import load_records
 from textrl.errors import UserError
 from textrl.evaluation import sample_completions
-from textrl.feedback.lead import setting
-from textrl.feedback.store import Store
-from textrl.feedback.tasks import NewTask, what_is_asked
+from textrl.labels.lead import setting
+from textrl.labels.store import Store
+from textrl.labels.tasks import NewTask, what_is_asked
 from textrl.models import load_causal_lm, load_tokenizer
+from textrl.rows import Row
 
 AHEAD = 32
 """Tasks that every labeler should find ready."""

@@ -15,9 +15,9 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from textrl.feedback.lead import labeler_of
-from textrl.feedback.store import Store
-from textrl.feedback.tables import Labeler
+from textrl.labels.lead import labeler_of
+from textrl.labels.store import Store
+from textrl.labels.tables import Labeler
 
 HEADERS = {
     "content-security-policy": (

@@ -15,14 +15,13 @@ from contextlib import ExitStack, suppress
 
 import uvicorn
 
-from textrl.command_config import CollectConfig
-from textrl.data import hide_password
-from textrl.errors import UserError
-from textrl.feedback import lead
+from textrl.errors import UserError, hide_password
 from textrl.feedback.app import create_app
+from textrl.feedback.config import CollectConfig
 from textrl.feedback.reward_check import RewardChecker
-from textrl.feedback.store import RefusedError, Store
-from textrl.feedback.tasks import read_tasks
+from textrl.feedback.task_files import read_tasks
+from textrl.labels import lead
+from textrl.labels.store import RefusedError, Store
 
 LEAD = "lead"
 """The name of the lead that a start of the server makes a link for."""

@@ -17,11 +17,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from textrl.batching import filled_batches
 from textrl.chat import end_ids, prompt_of
 from textrl.checkpoint import clear_state, save_model
-from textrl.config import DPOConfig, loss_weights, needs_reference
+from textrl.config import DPOConfig
 from textrl.data import Records, Source, load_records, split_by_prompt
 from textrl.encoding import continuation
+from textrl.engine import make_accelerator
 from textrl.errors import UserError
-from textrl.loop import FitTask, LossSum, fit, make_accelerator
+from textrl.loop import FitTask, fit
+from textrl.loss_names import loss_weights, needs_reference
 from textrl.losses import dpo_loss
 from textrl.metrics import open_logger
 from textrl.models import SplitLM, eos_id, split_lm
@@ -31,6 +33,7 @@ from textrl.resuming import check_resume
 from textrl.shared_prompts import with_shared_prompts
 from textrl.trunks import check_lengths, check_vocabulary
 from textrl.types import Sequence, stack_sequences
+from textrl.updater import LossSum
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,18 +18,21 @@ from textrl.chat import prompt_of
 from textrl.checkpoint import clear_state, save_model
 from textrl.classifiers import encode_for_scoring, max_text_length, split_classifier
 from textrl.config import RewardConfig
-from textrl.data import Records, Row, Source, load_records, split_by_prompt
+from textrl.data import Records, Source, load_records, split_by_prompt
 from textrl.encoding import ranked_texts, reward_text
+from textrl.engine import make_accelerator
 from textrl.errors import UserError
-from textrl.loop import FitTask, LossSum, fit, make_accelerator
+from textrl.loop import FitTask, fit
 from textrl.losses import bradley_terry_loss, plackett_luce_loss, ranking_loss
 from textrl.metrics import open_logger
 from textrl.models import ensure_pad, untrained_classifier
 from textrl.paths import expanded
 from textrl.resuming import check_resume
 from textrl.rewards import RewardModel
+from textrl.rows import Row
 from textrl.shared_prompts import with_shared_prompts
 from textrl.trunks import check_vocabulary
+from textrl.updater import LossSum
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,13 +12,15 @@ from textrl.checkpoint import clear_state, save_model
 from textrl.config import SFTConfig
 from textrl.data import Source, load_records, split_by_prompt
 from textrl.encoding import sft_sequences
-from textrl.loop import FitTask, LossSum, fit, make_accelerator
+from textrl.engine import make_accelerator
+from textrl.loop import FitTask, fit
 from textrl.metrics import open_logger
 from textrl.models import eos_id, split_lm
 from textrl.paths import expanded
 from textrl.resuming import check_resume
 from textrl.trunks import check_lengths, check_vocabulary
 from textrl.types import Sequence, stack_sequences
+from textrl.updater import LossSum
 
 
 class SFTTrainer:

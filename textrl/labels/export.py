@@ -13,11 +13,11 @@ from typing import Any, get_args
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from textrl.data import CHAT_COLUMNS, Kind, Row, hide_password
-from textrl.errors import UserError
-from textrl.feedback.agreement import task_agreement
-from textrl.feedback.store import Store
-from textrl.feedback.tables import Answer, Labeler, Task, parse_url
+from textrl.errors import UserError, hide_password
+from textrl.labels.agreement import task_agreement
+from textrl.labels.store import Store
+from textrl.labels.tables import Answer, Labeler, Task, parse_url
+from textrl.rows import CHAT_COLUMNS, Kind, Row
 
 
 @dataclass(frozen=True, kw_only=True)

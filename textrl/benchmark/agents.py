@@ -26,8 +26,8 @@ from transformers import PreTrainedModel
 from textrl.agents import Agent, BestOfN, OnlineDPO, registered
 from textrl.agents.base import factory_of
 from textrl.agents.text_agent import TextAgent
-from textrl.benchmark_task import Act, Measure, Observation, Task, acting_measure, model_measure
-from textrl.command_config import BenchmarkConfig
+from textrl.benchmark.config import BenchmarkConfig
+from textrl.benchmark.task import Act, Measure, Observation, Task, acting_measure, model_measure
 from textrl.config import AgentConfig, BestOfNConfig
 from textrl.envs import VectorCandidateActions
 from textrl.envs import sb3 as text_sb3

@@ -14,8 +14,8 @@ from sqlalchemy import ColumnElement, exists, func, select
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
-from textrl.feedback.answers import Submission
-from textrl.feedback.tables import (
+from textrl.labels.answers import Submission
+from textrl.labels.tables import (
     Answer,
     Audit,
     Labeler,
@@ -25,7 +25,7 @@ from textrl.feedback.tables import (
     open_engine,
     writing,
 )
-from textrl.feedback.tasks import NewTask
+from textrl.labels.tasks import NewTask
 
 LEASE_SECONDS = 15 * 60
 """How long a task is kept for a labeler who does not come back to it."""

@@ -7,7 +7,7 @@ from sqlalchemy import create_engine, insert, select
 from sqlalchemy.engine import Connection
 
 from textrl.errors import UserError
-from textrl.feedback.tables import Base, open_engine, parse_url
+from textrl.labels.tables import Base, open_engine, parse_url
 
 
 def back_up(database: str, output: str) -> int:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.agents.collect import collect
 from textrl.agents.text_env import TextEnv
-from textrl.command_config import BenchmarkConfig
+from textrl.benchmark.config import BenchmarkConfig
 from textrl.envs import TextRLHFVectorEnv, VectorCandidateActions, tiny_model
 from textrl.models import load_causal_lm, load_tokenizer, split_lm
 from textrl.resolve import resolve_reward

@@ -25,8 +25,17 @@ from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 from textrl import __version__
 from textrl.agents import PPO, OnlineDPO
 from textrl.checkpoint import check_run_dir, has_state, prepare_run_dir, write_json
-from textrl.command_config import DemoConfig
-from textrl.demo_models import fetch_models, starting_policy, starting_reward_model
+from textrl.demo.config import DemoConfig
+from textrl.demo.models import fetch_models, starting_policy, starting_reward_model
+from textrl.demo.presets import PRESETS, Preset
+from textrl.demo.report import write_report
+from textrl.demo.reviews import (
+    Review,
+    load_reviews,
+    review_pairs,
+    review_rankings,
+    split_reviews,
+)
 from textrl.envs import TextRLHFVectorEnv
 from textrl.evaluation import (
     Sampled,
@@ -36,18 +45,9 @@ from textrl.evaluation import (
     sample_completions,
     summarize,
 )
-from textrl.loop import keep_freed_memory, release_memory
+from textrl.memory import keep_freed_memory, release_memory
 from textrl.metrics import open_logger
 from textrl.models import load_causal_lm, load_tokenizer
-from textrl.presets import PRESETS, Preset
-from textrl.report import write_report
-from textrl.reviews import (
-    Review,
-    load_reviews,
-    review_pairs,
-    review_rankings,
-    split_reviews,
-)
 from textrl.rewards import Reward, RewardModel
 from textrl.trainers import RewardTrainer, SFTTrainer
 

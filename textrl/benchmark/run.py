@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from stable_baselines3.common.utils import set_random_seed
 
-from textrl.benchmark_agents import find, importable, make_subject
-from textrl.benchmark_task import Task
+from textrl.benchmark.agents import find, importable, make_subject
+from textrl.benchmark.config import BenchmarkConfig
+from textrl.benchmark.task import Task
 from textrl.checkpoint import write_json
-from textrl.command_config import BenchmarkConfig
-from textrl.loop import keep_freed_memory
+from textrl.memory import keep_freed_memory
 from textrl.metrics import StageProgress, append_json_line, read_json_lines
 
 CELLS = "cells.jsonl"
@@ -162,7 +162,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def _draw(rows: list[dict[str, Any]], path: Path) -> None:
     try:
-        from textrl.report import draw_benchmark
+        from textrl.benchmark.curves import draw_benchmark
     except ImportError:
         print("no curves.png without matplotlib: pip install 'textrl-gym[report]'")
         return

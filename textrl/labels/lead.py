@@ -15,9 +15,9 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from textrl.feedback import agreement
-from textrl.feedback.store import RefusedError, Store, count_answers, note, read_setting
-from textrl.feedback.tables import Answer, Labeler, Meta, RewardCheck, Task, Token, writing
+from textrl.labels import agreement
+from textrl.labels.store import RefusedError, Store, count_answers, note, read_setting
+from textrl.labels.tables import Answer, Labeler, Meta, RewardCheck, Task, Token, writing
 
 SHOWN = 5_000
 """Characters of an output on the lead's page."""

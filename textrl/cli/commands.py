@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import transformers
 
-from textrl.agent_options import (
+from textrl.benchmark.config import BenchmarkConfig
+from textrl.checkpoint import check_run_dir, prepare_run_dir
+from textrl.cli.agent_options import (
     AGENTS,
     AgentRunConfig,
     DemonstrationsConfig,
     OutsideAgentConfig,
     StatesConfig,
 )
-from textrl.checkpoint import check_run_dir, prepare_run_dir
-from textrl.command_config import (
-    BenchmarkConfig,
-    DemoConfig,
+from textrl.cli.options import (
     EnvConfig,
     EvaluateConfig,
     GenerateConfig,
@@ -29,10 +28,12 @@ from textrl.command_config import (
     RunConfig,
 )
 from textrl.config import AgentConfig, DPOConfig, RewardConfig, SFTConfig
-from textrl.data import CHAT_COLUMNS, hide_password, load_records, refuse_existing, write_lines
-from textrl.errors import UserError, needing
+from textrl.data import load_records, refuse_existing, write_lines
+from textrl.demo.config import DemoConfig
+from textrl.errors import UserError, hide_password, needing
 from textrl.metrics import open_logger
 from textrl.resolve import resolve, resolve_reward
+from textrl.rows import CHAT_COLUMNS
 
 if TYPE_CHECKING:
     from textrl.envs import TextRLHFVectorEnv
@@ -226,7 +227,7 @@ def run_evaluate(config: EvaluateConfig) -> None:
 
 def run_benchmark(config: BenchmarkConfig, run: RunConfig) -> None:
     """Train and measure several agents on one task."""
-    from textrl import benchmark
+    from textrl.benchmark import run as benchmark
 
     _checked(run)
     benchmark.check(config)
@@ -241,7 +242,7 @@ def run_benchmark(config: BenchmarkConfig, run: RunConfig) -> None:
 def run_demo(config: DemoConfig) -> None:
     """Run the whole pipeline on the movie reviews."""
     with needing("demo"):
-        from textrl.demo import run
+        from textrl.demo.run import run
     run(config)
 
 

@@ -15,28 +15,26 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from textrl import __version__
-from textrl.agent_options import (
+from textrl.benchmark.config import BenchmarkConfig
+from textrl.cli.agent_options import (
     AGENTS,
     AgentRunConfig,
     OutsideAgentConfig,
     StatesConfig,
 )
-from textrl.command_config import (
-    BackupConfig,
-    BenchmarkConfig,
-    CollectConfig,
-    DemoConfig,
+from textrl.cli.options import (
     EnvConfig,
     EvaluateConfig,
-    ExportConfig,
     GenerateConfig,
     ModelConfig,
     NormalizeConfig,
     RunConfig,
 )
+from textrl.cli.words import in_plain_words, read_plain_integers, with_plain_integers
 from textrl.config import DPOConfig, RewardConfig, SFTConfig
+from textrl.demo.config import DemoConfig
 from textrl.errors import UserError, did_you_mean
-from textrl.parser_words import in_plain_words, read_plain_integers, with_plain_integers
+from textrl.feedback.config import BackupConfig, CollectConfig, ExportConfig
 
 COMMANDS: dict[str, tuple[str, tuple[type, ...]]] = {
     "sft": ("train a language model on demonstrations", (ModelConfig, RunConfig, SFTConfig)),
@@ -105,7 +103,7 @@ def _find(command: str) -> Callable[..., None]:
 
     if command in label_commands.RUN:
         return label_commands.RUN[command]
-    from textrl import commands
+    from textrl.cli import commands
 
     return commands.RUN[command]
 

@@ -24,8 +24,7 @@ from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from textrl.data import hide_password
-from textrl.errors import UserError
+from textrl.errors import UserError, hide_password
 
 SCHEMA_VERSION = 1
 BUSY_SECONDS = 30

@@ -13,9 +13,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from textrl.command_config import DemoConfig
+from textrl.demo.config import DemoConfig
+from textrl.demo.pretrained import minilm_folder, smollm2_folder
 from textrl.models import load_causal_lm, load_tokenizer
-from textrl.pretrained import minilm_folder, smollm2_folder
 from textrl.trainers import reward_model_from
 
 

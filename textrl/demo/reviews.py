@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from textrl.fetch import cache_dir, check_sha256, download
+from textrl.demo.fetch import cache_dir, check_sha256, download
 
 PACKAGE = "vaderSentiment==3.3.2"
 ARCHIVE = "hutto_ICWSM_2014.tar.gz"

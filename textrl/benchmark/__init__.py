@@ -1,0 +1,1 @@
+"""`textrl benchmark`: several agents on one task with one budget."""

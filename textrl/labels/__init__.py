@@ -1,0 +1,1 @@
+"""The store of what people wrote and ranked, without the web page (`textrl.feedback`)."""

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from textrl.bounds import check_common
+from textrl.bounds import NotNegative, Positive, check_fields
 from textrl.envs.prompts import PromptSource
 from textrl.errors import UserError
 from textrl.rewards import Reward
@@ -26,21 +26,21 @@ class CoreConfig:
     reward: Reward | Sequence[Reward | tuple[Reward, float]] | None = None
     prompts: PromptSource | None = None
     tokenizer: str | Path | PreTrainedTokenizerBase | None = None
-    kl_coef: float = 0.05
-    max_prompt_tokens: int = 64
-    max_completion_tokens: int = 48
-    temperature: float = 1.0
-    missing_eos_penalty: float = 0.0
+    kl_coef: NotNegative[float] = 0.05
+    max_prompt_tokens: Positive[int] = 64
+    max_completion_tokens: Positive[int] = 48
+    temperature: Positive[float] = 1.0
+    missing_eos_penalty: NotNegative[float] = 0.0
     on_length: str = "score"
-    min_completion_tokens: int = 0
+    min_completion_tokens: NotNegative[int] = 0
     banned_token_ids: Sequence[int] = ()
-    group_size: int = 1
+    group_size: Positive[int] = 1
     device: str | torch.device | None = None
     dtype: str | torch.dtype = "auto"
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range, naming field, value and what was expected."""
-        check_common(self)
+        check_fields(self)
         self._check_banned()
         if not 0 <= self.min_completion_tokens <= self.max_completion_tokens:
             raise UserError(

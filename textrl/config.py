@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from textrl.bounds import check_common, require
+from textrl.bounds import NotNegative, Positive, Share, check_fields, require
 from textrl.errors import did_you_mean
 from textrl.loss_names import SMOOTHED_LOSSES, PreferenceLossName
 
@@ -37,36 +37,36 @@ def _check_preference(config: object) -> None:
 class TrainingConfig:
     """What all trainers on a fixed data set share."""
 
-    learning_rate: float = 1e-4
+    learning_rate: Positive[float] = 1e-4
     """Peak learning rate of AdamW."""
-    num_epochs: int = 1
+    num_epochs: Positive[int] = 1
     """Passes over the data."""
-    minibatch_size: int = 32
+    minibatch_size: Positive[int] = 32
     """Examples in one update (optimiser step), over all processes."""
-    micro_batch_tokens: int = 4096
+    micro_batch_tokens: Positive[int] = 4096
     """Tokens of the texts that are held in memory together; never changes the result."""
-    max_length: int = 512
+    max_length: Positive[int] = 512
     """Longest sequence in tokens; texts and completions are cut here, prompts over it are
     refused."""
-    warmup_share: float = 0.05
+    warmup_share: Share[float] = 0.05
     """Share of the updates with a rising learning rate; a cosine falls to 0 after it."""
-    weight_decay: float = 0.0
+    weight_decay: NotNegative[float] = 0.0
     """AdamW's decay of the weight matrices, per unit of learning rate."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Positive[float] = 1.0
     """Gradients are scaled down to this norm."""
-    heldout_share: float = 0.0
+    heldout_share: Share[float] = 0.0
     """Share of the prompts kept out of training and evaluated at the end."""
     precision: Precision = "float32"
     """Of matrix products; weights and losses stay float32. auto: bfloat16 where it is faster (new
     GPUs; CPUs with AMX from 100M parameters on), else float32."""
-    save_every: int = 0
+    save_every: NotNegative[int] = 0
     """Updates between resumable states; 0 is once an epoch."""
-    seed: int = 0
+    seed: NotNegative[int] = 0
     """Seed of the data order and of fresh weights."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""
-        check_common(self)
+        check_fields(self)
         require(self, "max_length", self.max_length >= 2, "at least 2 tokens")
 
 
@@ -79,12 +79,12 @@ class SFTConfig(TrainingConfig):
 class RewardConfig(TrainingConfig):
     """Reward modelling on pairs or rankings."""
 
-    max_length: int = 512
+    max_length: Positive[int] = 512
     """Longest prompt with a completion in tokens; longer ones are refused, as a cut text would be
     scored as another one."""
     loss_type: Literal["ranking", "plackett_luce"] = "ranking"
     """Loss of a ranking: mean over its pairs (InstructGPT), or of the whole order."""
-    center_coef: float = 0.01
+    center_coef: NotNegative[float] = 0.01
     """Weight of the squared score, which keeps scores near 0; score units to the power -2."""
 
 
@@ -92,14 +92,14 @@ class RewardConfig(TrainingConfig):
 class DPOConfig(TrainingConfig):
     """Direct preference optimisation on a fixed set of pairs."""
 
-    beta: float = 0.1
+    beta: Positive[float] = 0.1
     """Strength of the pull to the reference; simpo's scale of the margin (2 in its paper), orpo's
     weight of the odds ratio."""
     loss_type: PreferenceLossName | dict[str, float] = "sigmoid"
     """A key of textrl.losses.PREFERENCE_LOSSES, or a mix: {sigmoid: 1.0, sft: 0.2}."""
-    label_smoothing: float = 0.0
+    label_smoothing: Share[float] = 0.0
     """Assumed share of flipped labels, for sigmoid, cdpo and robust."""
-    simpo_margin: float = 0.5
+    simpo_margin: NotNegative[float] = 0.5
     """SimPO's target margin over beta, nats a token."""
 
     def __post_init__(self) -> None:
@@ -112,36 +112,36 @@ class DPOConfig(TrainingConfig):
 class AgentConfig:
     """What all agents in a text environment share."""
 
-    learning_rate: float = 1e-4
+    learning_rate: Positive[float] = 1e-4
     """Learning rate of AdamW."""
-    decay_timesteps: int | None = None
+    decay_timesteps: Positive[int | None] = None
     """Tokens over which the learning rate falls linearly to 0; None keeps it."""
-    episodes_per_iteration: int = 256
+    episodes_per_iteration: Positive[int] = 256
     """Episodes collected before each round of updates; a multiple of the environment's rows."""
-    micro_batch_tokens: int = 4096
+    micro_batch_tokens: Positive[int] = 4096
     """Tokens of the texts that are held in memory together; never changes the result."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Positive[float] = 1.0
     """Gradients are scaled down to this norm."""
     precision: Precision = "float32"
     """Of matrix products; weights and losses stay float32. auto: bfloat16 where it is faster (new
     GPUs; CPUs with AMX from 100M parameters on), else float32."""
-    seed: int = 0
+    seed: NotNegative[int] = 0
     """Seed of sampling and of the minibatches."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""
-        check_common(self)
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClippedConfig(AgentConfig):
     """What the agents share that reuse their episodes with PPO's clipped ratio."""
 
-    minibatch_size: int = 64
+    minibatch_size: Positive[int] = 64
     """Episodes in one update (optimiser step)."""
-    num_epochs: int = 2
+    num_epochs: Positive[int] = 2
     """Passes over the episodes of an iteration."""
-    clip_range: float = 0.2
+    clip_range: Positive[float] = 0.2
     """The probability ratio is clipped to 1 +- this."""
 
 
@@ -173,37 +173,37 @@ class GRPOConfig(ClippedConfig):
 class BestOfNConfig:
     """Best of n samples; nothing is trained."""
 
-    n: int = 16
+    n: Positive[int] = 16
     """Samples for each prompt."""
-    seed: int = 0
+    seed: NotNegative[int] = 0
     """Seed of sampling."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""
-        check_common(self)
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnlineDPOConfig(AgentConfig):
     """DPO on pairs sampled from the environment: best against worst of each prompt's samples."""
 
-    samples_per_prompt: int = 4
+    samples_per_prompt: Positive[int] = 4
     """Samples of one prompt that are ranked: the environment's group_size."""
     labels: Literal["hard", "soft"] = "hard"
     """hard: the best beats the worst for certain; soft: with the Bradley-Terry probability of their
     scores, so that the optimum is that of kl_coef = beta (losses sigmoid and cdpo)."""
-    minibatch_size: int = 32
+    minibatch_size: Positive[int] = 32
     """Pairs in one update."""
-    num_epochs: int = 1
+    num_epochs: Positive[int] = 1
     """Passes over the pairs of an iteration."""
-    beta: float = 0.1
+    beta: Positive[float] = 0.1
     """Strength of the pull to the reference; simpo's scale of the margin (2 in its paper), orpo's
     weight of the odds ratio."""
     loss_type: PreferenceLossName | dict[str, float] = "sigmoid"
     """A key of textrl.losses.PREFERENCE_LOSSES, or a mix: {sigmoid: 1.0, sft: 0.2}."""
-    label_smoothing: float = 0.0
+    label_smoothing: Share[float] = 0.0
     """Assumed share of flipped labels, for sigmoid, cdpo and robust."""
-    simpo_margin: float = 0.5
+    simpo_margin: NotNegative[float] = 0.5
     """SimPO's target margin over beta, nats a token."""
 
     def __post_init__(self) -> None:
@@ -222,21 +222,21 @@ class OnlineDPOConfig(AgentConfig):
 class PPOConfig(ClippedConfig):
     """PPO on a text environment."""
 
-    critic_learning_rate: float | None = None
+    critic_learning_rate: Positive[float | None] = None
     """Learning rate of the critic's own parameters; None is learning_rate."""
-    clip_range_vf: float | None = 0.2
+    clip_range_vf: Positive[float | None] = 0.2
     """The value's change is clipped to +- this, in reward units; None for no clipping."""
-    vf_coef: float = 0.1
+    vf_coef: NotNegative[float] = 0.1
     """Weight of the value loss."""
-    ent_coef: float = 0.0
+    ent_coef: NotNegative[float] = 0.0
     """Weight of the entropy bonus, reward units per nat."""
-    gae_lambda: float = 0.95
+    gae_lambda: NotNegative[float] = 0.95
     """Trade between bias (0) and variance (1) of the advantages."""
-    target_kl: float | None = None
+    target_kl: Positive[float | None] = None
     """Stop an iteration's updates once k3(old || new) per token exceeds this, in nats."""
-    kl_target: float | None = None
+    kl_target: Positive[float | None] = None
     """Steer kl_coef towards this KL to the reference, nats a sequence; None keeps kl_coef."""
-    kl_horizon: float = 10_000.0
+    kl_horizon: Positive[float] = 10_000.0
     """Episodes over which the controller corrects its error."""
     kl_loss: Literal["sampled", "exact"] = "sampled"
     """KL to the reference: sampled, in the reward; or exact over the vocabulary, in the loss."""
@@ -244,7 +244,7 @@ class PPOConfig(ClippedConfig):
     """A head on the policy's trunk, or a trunk of its own from the reward model or the policy."""
     critic_head: Literal["linear", "mlp"] = "linear"
     """The critic's head; linear starts at zero."""
-    ptx_coef: float = 0.0
+    ptx_coef: NotNegative[float] = 0.0
     """Weight of the SFT gradient mixed in (PPO-ptx); needs demonstrations."""
 
     def __post_init__(self) -> None:

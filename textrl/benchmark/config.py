@@ -5,7 +5,7 @@ Standard library only, as `textrl/config.py`; the text under each field is its h
 
 from dataclasses import dataclass
 
-from textrl.bounds import check_common, require
+from textrl.bounds import NotNegative, Positive, check_fields, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,38 +24,38 @@ class BenchmarkConfig:
     """Folder or hub id of a reward model, or package.module:function."""
     heldout: str | None = None
     """Prompts that agents are measured on; by default those that they are trained on."""
-    kl_coef: float = 0.05
+    kl_coef: NotNegative[float] = 0.05
     """Weight of the KL to the reference, score units per nat."""
-    max_prompt_tokens: int = 64
+    max_prompt_tokens: Positive[int] = 64
     """Longer prompts are refused."""
-    max_completion_tokens: int = 24
+    max_completion_tokens: Positive[int] = 24
     """Token budget of a completion."""
-    group_size: int = 4
+    group_size: Positive[int] = 4
     """Rows that share a prompt; divides num_envs."""
-    total_timesteps: int = 100_000
+    total_timesteps: Positive[int] = 100_000
     """Tokens for each agent."""
-    seeds: int = 3
+    seeds: Positive[int] = 3
     """Seeds 0, 1, ... of each agent."""
-    num_envs: int = 64
+    num_envs: Positive[int] = 64
     """Rows of the vector environment."""
-    episodes_per_iteration: int = 256
+    episodes_per_iteration: Positive[int] = 256
     """Of our agents; Stable-Baselines3's get rollouts of as many tokens."""
-    learning_rate: float = 1e-4
+    learning_rate: Positive[float] = 1e-4
     """Of all agents that train the language model."""
-    mlp_learning_rate: float = 1e-3
+    mlp_learning_rate: Positive[float] = 1e-3
     """Of the mlp agents."""
-    candidates: int = 8
+    candidates: Positive[int] = 8
     """Tokens that the mlp and random agents choose from."""
-    evaluations: int = 5
+    evaluations: Positive[int] = 5
     """Points of a learning curve after its start."""
-    eval_episodes: int = 256
+    eval_episodes: Positive[int] = 256
     """Episodes of a measurement, on the same prompts each time."""
-    threads: int = 2
+    threads: Positive[int] = 2
     """CPU threads."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""
-        check_common(self)
+        check_fields(self)
         for name in ("seeds", "evaluations", "eval_episodes", "threads"):
             require(self, name, self.__dict__[name] >= 1, "at least 1")
         require(self, "candidates", self.candidates >= 2, "at least 2")

@@ -5,7 +5,7 @@ Standard library only, as `config.py`; the text under each field is its help.
 
 from dataclasses import dataclass
 
-from textrl.bounds import check_common, require
+from textrl.bounds import NotNegative, Positive, check_fields, require
 from textrl.config import (
     GRPOConfig,
     OnlineDPOConfig,
@@ -21,28 +21,28 @@ class AgentRunConfig:
 
     model: str
     """Folder or hub id of the policy to start from (the SFT model)."""
-    total_timesteps: int
+    total_timesteps: Positive[int]
     """Tokens to train for."""
-    num_envs: int = 64
+    num_envs: Positive[int] = 64
     """Rows of the vector environment; divides episodes_per_iteration."""
     device: str | None = None
     """Such as cpu or cuda; by default the GPU if there is one."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""
-        check_common(self)
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StatesConfig:
     """The resumable states of a run of one of our agents."""
 
-    save_every: int = 10
+    save_every: NotNegative[int] = 10
     """Iterations between resumable states."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""
-        check_common(self)
+        check_fields(self)
         require(self, "save_every", self.save_every >= 1, "at least 1")
 
 
@@ -55,7 +55,7 @@ class DemonstrationsConfig:
 
     def __post_init__(self) -> None:
         """Raise UserError for a value of the wrong type."""
-        check_common(self)
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class OutsideAgentConfig:
 
     def __post_init__(self) -> None:
         """Raise UserError for a value of the wrong type."""
-        check_common(self)
+        check_fields(self)
 
 
 AGENTS: dict[str, tuple[str, tuple[type, ...]]] = {

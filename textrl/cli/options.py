@@ -5,7 +5,7 @@ Standard library only, as `config.py`; the text under each field is its help.
 
 from dataclasses import dataclass
 
-from textrl.bounds import check_common
+from textrl.bounds import NotNegative, Positive, check_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Raise UserError for a value of the wrong type."""
-        check_common(self)
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class NormalizeConfig:
 
     def __post_init__(self) -> None:
         """Raise UserError for a value of the wrong type."""
-        check_common(self)
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Raise UserError for a value of the wrong type."""
-        check_common(self)
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,22 +64,22 @@ class EnvConfig:
     """Folder or hub id of a reward model, or package.module:function."""
     reference: str | None = None
     """Folder or hub id of the frozen reference; by default the starting policy."""
-    kl_coef: float = 0.05
+    kl_coef: NotNegative[float] = 0.05
     """Weight of the KL to the reference, score units per nat."""
-    max_prompt_tokens: int = 64
+    max_prompt_tokens: Positive[int] = 64
     """Longer prompts are refused."""
-    max_completion_tokens: int = 48
+    max_completion_tokens: Positive[int] = 48
     """Token budget of a completion."""
-    temperature: float = 1.0
+    temperature: Positive[float] = 1.0
     """Of sampling and of every log-prob."""
-    missing_eos_penalty: float = 0.0
+    missing_eos_penalty: NotNegative[float] = 0.0
     """Score units subtracted where the budget ends a completion."""
-    group_size: int = 1
+    group_size: Positive[int] = 1
     """Consecutive rows that share a prompt; divides num_envs."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""
-        check_common(self)
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,18 +92,18 @@ class GenerateConfig:
     """File or hub name with a `prompt` column."""
     output: str | None = None
     """File to write; by default the terminal. Must not exist."""
-    max_completion_tokens: int = 48
+    max_completion_tokens: Positive[int] = 48
     """Token budget of a completion."""
-    samples_per_prompt: int = 1
+    samples_per_prompt: Positive[int] = 1
     """Completions of each prompt."""
-    temperature: float = 1.0
+    temperature: Positive[float] = 1.0
     """Of sampling, always from the full softmax."""
-    seed: int = 0
+    seed: NotNegative[int] = 0
     """Seed of sampling."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""
-        check_common(self)
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,13 +118,13 @@ class EvaluateConfig:
     """Folder or hub id of a reward model, or package.module:function."""
     prompts: str
     """File or hub name with a `prompt` column."""
-    max_completion_tokens: int = 48
+    max_completion_tokens: Positive[int] = 48
     """Token budget of a completion."""
-    temperature: float = 1.0
+    temperature: Positive[float] = 1.0
     """Of sampling and of every log-prob."""
-    seed: int = 0
+    seed: NotNegative[int] = 0
     """Seed of sampling."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""
-        check_common(self)
+        check_fields(self)

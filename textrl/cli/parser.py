@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from docstring_parser import parse_from_object
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from textrl import __version__
@@ -30,7 +31,7 @@ from textrl.cli.options import (
     NormalizeConfig,
     RunConfig,
 )
-from textrl.cli.words import in_plain_words, read_plain_integers, with_plain_integers
+from textrl.cli.words import PlainHelp, in_plain_words, read_plain_integers, with_plain_integers
 from textrl.config import DPOConfig, RewardConfig, SFTConfig
 from textrl.demo.config import DemoConfig
 from textrl.errors import UserError, did_you_mean
@@ -58,13 +59,6 @@ COMMANDS: dict[str, tuple[str, tuple[type, ...]]] = {
     "collect-backup": ("copy the labels while labelers work", (BackupConfig,)),
     "export": ("labels for the trainers", (ExportConfig,)),
     "demo": ("the whole pipeline on real ratings, with a report", (DemoConfig,)),
-}
-
-FLAGS = {
-    "resume": "continue the run that lies in output_dir",
-    "overwrite": "delete what lies in output_dir first",
-    "behind_proxy": "a proxy on this machine does TLS and names the caller in X-Forwarded-For",
-    "drop_flagged": "leave out tasks that anybody flagged",
 }
 
 
@@ -143,19 +137,23 @@ def make_parser() -> tuple[ArgumentParser, dict[str, list[str]]]:
         description="Reinforcement learning from human feedback as a Gymnasium problem.",
         version=__version__,
         exit_on_error=False,
+        formatter_class=PlainHelp,
     )
     subcommands = parser.add_subcommands(title="commands", metavar="COMMAND")
     known = {}
     for name, (purpose, kinds) in COMMANDS.items():
         sub = ArgumentParser(
-            description=purpose[0].upper() + purpose[1:] + ".", exit_on_error=False
+            description=purpose[0].upper() + purpose[1:] + ".",
+            exit_on_error=False,
         )
         sub.add_argument("--config", action="config", help="YAML file with any of these options")
         for kind in kinds:
-            flags = [field for field in fields(kind) if field.name in FLAGS]
-            sub.add_class_arguments(kind, as_group=True, skip={field.name for field in flags})
-            for field in flags:
-                sub.add_argument(f"--{field.name}", action="store_true", help=FLAGS[field.name])
+            flags = {field.name for field in fields(kind) if field.type is bool}
+            sub.add_class_arguments(kind, as_group=True, skip=flags)
+            for parameter in parse_from_object(kind).params:  # the text under each field
+                if parameter.arg_name in flags:
+                    option = f"--{parameter.arg_name}"
+                    sub.add_argument(option, action="store_true", help=parameter.description)
         subcommands.add_subcommand(name, sub, help=purpose)
         known[name] = ["config", *(field.name for kind in kinds for field in fields(kind))]
     return parser, known

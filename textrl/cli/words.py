@@ -4,13 +4,15 @@ Standard library only, as `cli.py`, which calls it.
 """
 
 import re
+from argparse import Action
 from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
 import yaml
-from jsonargparse import get_loader, set_loader
+from jsonargparse import DefaultHelpFormatter, get_loader, set_loader
 
+from textrl.bounds import bare
 from textrl.errors import UserError, did_you_mean
 
 TYPES = {
@@ -24,6 +26,14 @@ TYPES = {
 """The parser's names of types, and ours."""
 
 
+class PlainHelp(DefaultHelpFormatter):
+    """Help that shows a number's bound in words."""
+
+    def _expand_help(self, action: Action) -> str:
+        annotated = r"type: (?:Optional\[)?Annotated\[(.*?), (.*?)\]+"
+        return re.sub(annotated, r"type: \1, \2", super()._expand_help(action))
+
+
 def with_plain_integers(arguments: list[str], kinds: Iterable[type]) -> list[str]:
     """Return arguments with --total_timesteps=1e6 as --total_timesteps=1000000.
 
@@ -35,7 +45,7 @@ def with_plain_integers(arguments: list[str], kinds: Iterable[type]) -> list[str
         f"--{field.name}"
         for kind in kinds
         for field in fields(kind)
-        if field.type in (int, int | None)
+        if bare(field.type) in (int, int | None)
     }
     result: list[str] = []
     for argument in arguments:
@@ -104,6 +114,8 @@ def in_plain_words(message: str, known: list[str]) -> str:
     unknown = re.search(quoted, line) or re.search(r"[Uu]nrecognized arguments: -*([\w.-]+)", line)
     if unknown is not None:
         word = unknown.group(1).split(".")[-1]
+        if word.lower() in ("true", "false"):
+            return f"a flag stands alone, without {word} behind it; leave it out for false"
         if "does not accept option" in line and word in known:
             return f"option {word!r} is in a section of the file; write it with no indentation"
         if word in known:

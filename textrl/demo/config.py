@@ -6,7 +6,7 @@ Standard library only, as `textrl/config.py`; the text under each field is its h
 from dataclasses import dataclass
 from typing import Literal
 
-from textrl.bounds import check_common, require
+from textrl.bounds import NotNegative, Positive, check_fields, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,9 +17,9 @@ class DemoConfig:
     """Folder of everything; must be new or empty."""
     preset: Literal["quick", "tiny", "smollm2"] = "tiny"
     """tiny: a 4M Llama from nothing; quick: half its updates; smollm2: SmolLM2-135M and MiniLM."""
-    seed: int = 0
+    seed: NotNegative[int] = 0
     """Seed of everything."""
-    threads: int = 2
+    threads: Positive[int] = 2
     """CPU threads; more than there are free cores is far slower."""
     resume: bool = False
     """Continue the run that lies there, stage by stage."""
@@ -28,5 +28,5 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""
-        check_common(self)
+        check_fields(self)
         require(self, "threads", self.threads >= 1, "at least 1")

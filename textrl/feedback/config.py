@@ -6,7 +6,7 @@ Standard library only, as `textrl/config.py`; the text under each field is its h
 from dataclasses import dataclass
 from typing import Literal
 
-from textrl.bounds import check_common, require
+from textrl.bounds import NotNegative, Positive, check_fields, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,15 +23,15 @@ class CollectConfig:
     """Where labels are kept: sqlite:///FILE or postgresql://USER@HOST/NAME."""
     model: str | None = None
     """Folder or hub id of a language model whose outputs for the prompts are to be ranked."""
-    samples: int = 4
+    samples: Positive[int] = 4
     """Outputs for each prompt, with model."""
-    max_completion_tokens: int = 48
+    max_completion_tokens: Positive[int] = 48
     """Token budget of an output."""
-    temperature: float = 1.0
+    temperature: Positive[float] = 1.0
     """Of sampling, always from the full softmax."""
-    seed: int = 0
+    seed: NotNegative[int] = 0
     """Seed of sampling."""
-    overlap: int = 1
+    overlap: Positive[int] = 1
     """Labelers for each new task; the lead's page changes it later."""
     labelers: str | None = None
     """Names with commas between; each new one gets a link. By default one, called me."""
@@ -40,7 +40,7 @@ class CollectConfig:
     so far; the lead's page shows its held-out accuracy."""
     host: str = "127.0.0.1"
     """Address to listen at; one that others reach needs TLS or a proxy."""
-    port: int = 8000
+    port: NotNegative[int] = 8000
     """Port to listen at; 0 is any that is free."""
     tls_cert: str | None = None
     """File of a TLS certificate (PEM), for https."""
@@ -53,7 +53,7 @@ class CollectConfig:
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""
-        check_common(self)
+        check_fields(self)
         require(self, "samples", 2 <= self.samples <= 9, "2 to 9, one number key each")
         require(self, "overlap", 1 <= self.overlap <= 100, "1 to 100")
         require(self, "port", 0 <= self.port < 65536, "0 to 65535")
@@ -74,7 +74,7 @@ class BackupConfig:
 
     def __post_init__(self) -> None:
         """Raise UserError for a value of the wrong type."""
-        check_common(self)
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class ExportConfig:
     """What to write: for sft, for reward, for dpo (or reward), the prompts."""
     output: str | None = None
     """File to write; by default the terminal. Must not exist."""
-    min_agreement: float | None = None
+    min_agreement: NotNegative[float | None] = None
     """Least share of pairs that the labelers of a task order alike; tasks of one labeler are left
     out then."""
     drop_flagged: bool = False
@@ -97,4 +97,4 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         """Raise UserError for a value of the wrong type."""
-        check_common(self)
+        check_fields(self)

@@ -3,25 +3,19 @@
 The arithmetic is in `core.py`; many rows at once are in `vector.py`.
 """
 
-import inspect
-from collections.abc import Sequence
 from numbers import Integral
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from gymnasium import spaces
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.envs.attributes import TaskAttributes
 from textrl.envs.core import TextCore
-from textrl.envs.core_config import CoreConfig
-from textrl.envs.prompts import PromptSource, PromptStream
+from textrl.envs.core_config import core_config, takes_core_config
+from textrl.envs.prompts import PromptStream
 from textrl.envs.token_space import TokenIds
-from textrl.errors import UserError, did_you_mean
-from textrl.rewards import Reward
+from textrl.errors import UserError
 from textrl.rows import is_conversation
 
 Observation = dict[str, np.ndarray]
@@ -69,75 +63,19 @@ class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
 
     metadata = {"render_modes": ["human", "ansi"], "render_fps": 4}
 
-    def __init__(
-        self,
-        reference: str | Path | PreTrainedModel | None = None,
-        reward: Reward | Sequence[Reward | tuple[Reward, float]] | None = None,
-        prompts: PromptSource | None = None,
-        tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
-        kl_coef: float = 0.05,
-        max_prompt_tokens: int = 64,
-        max_completion_tokens: int = 48,
-        temperature: float = 1.0,
-        missing_eos_penalty: float = 0.0,
-        on_length: str = "score",
-        min_completion_tokens: int = 0,
-        banned_token_ids: Sequence[int] = (),
-        group_size: int = 1,
-        render_mode: str | None = None,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype = "auto",
-        **unknown: object,
-    ) -> None:
+    @takes_core_config
+    def __init__(self, *, render_mode: str | None = None, **arguments: Any) -> None:
         """Make the environment; without arguments, the tiny built-in task.
 
         Args:
-            reference: folder or hub id of a causal language model, or a live model (with
-                `tokenizer`). Frozen.
-            reward: folder or hub id of a sequence classifier, a function
-                `f(prompts, completions, **columns) -> list[float]`, or a list of these, each alone
-                or with a weight.
-            prompts: file or hub name with a `prompt` column, or a list of strings, chats, dicts;
-                columns `tools` and `chat_template_kwargs` reach the chat template.
-            tokenizer: of the policy and the reference; by default the reference's own.
-            kl_coef: score units per nat.
-            max_prompt_tokens: longer prompts are refused.
-            max_completion_tokens: the token budget.
-            temperature: of the reference's log-probs; agents sample at the same one.
-            missing_eos_penalty: subtracted from the reward of an episode that the budget ended.
-            on_length: "score" or "truncate", see above.
-            min_completion_tokens: before it no end token is an action: refused, and policy and
-                reference are distributions over the other tokens.
-            banned_token_ids: ids that are no actions, in the same sense.
-            group_size: how often each prompt comes in a row.
             render_mode: "ansi" (`render` returns the text), "human" (each step prints its piece of
                 it) or None.
-            device: None is the GPU if there is one.
-            dtype: of the models; "auto" is float32 on a CPU, the checkpoint's on a GPU.
-            **unknown: any other name is an error, which names the nearest argument.
+            arguments: the fields of `CoreConfig`, which says what each means.
 
         Raises:
-            UserError: an argument out of range, a model or prompt that does not load.
+            UserError: an argument out of range or unknown, a model or prompt that does not load.
         """
-        refuse_unknown(unknown, type(self))
-        config = CoreConfig(
-            reference=reference,
-            reward=reward,
-            prompts=prompts,
-            tokenizer=tokenizer,
-            kl_coef=kl_coef,
-            max_prompt_tokens=max_prompt_tokens,
-            max_completion_tokens=max_completion_tokens,
-            temperature=temperature,
-            missing_eos_penalty=missing_eos_penalty,
-            on_length=on_length,
-            min_completion_tokens=min_completion_tokens,
-            banned_token_ids=banned_token_ids,
-            group_size=group_size,
-            device=device,
-            dtype=dtype,
-        )
-        self.core = TextCore(1, config)
+        self.core = TextCore(1, core_config(arguments, type(self)))
         self.render_mode = render_mode
         # Gymnasium's Dict space is typed by its subspaces, Env by the observation's type.
         # a spaces.Dict, which Gymnasium types as Space[dict]
@@ -192,14 +130,6 @@ class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
 
     def _observation(self) -> Observation:
         return {name: array[0] for name, array in observe(self.core).items()}
-
-
-def refuse_unknown(unknown: dict[str, object], kind: type) -> None:
-    """Raise UserError for arguments that the environment's constructor does not have."""
-    if unknown:
-        name = next(iter(unknown))
-        hint = did_you_mean(name, inspect.signature(kind).parameters)
-        raise UserError(f"{kind.__name__} has no argument {name!r}{hint}")
 
 
 def observation_space(core: TextCore) -> spaces.Dict:

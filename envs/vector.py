@@ -2,32 +2,27 @@
 
 from collections.abc import Sequence
 from numbers import Integral
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from gymnasium import spaces
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.envs.attributes import TaskAttributes
 from textrl.envs.core import TextCore
-from textrl.envs.core_config import CoreConfig
-from textrl.envs.prompts import PromptSource, PromptStream
+from textrl.envs.core_config import core_config, takes_core_config
+from textrl.envs.prompts import PromptStream
 from textrl.envs.step_result import StepResult
 from textrl.envs.text_rlhf import (
     Observation,
     chosen_prompt,
     observation_space,
     observe,
-    refuse_unknown,
     render_row,
 )
 from textrl.errors import UserError, did_you_mean
-from textrl.rewards import Reward
 from textrl.rows import is_conversation
 
 Infos = dict[str, Any]
@@ -50,52 +45,28 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
         "autoreset_mode": AutoresetMode.NEXT_STEP,
     }
 
+    @takes_core_config
     def __init__(
         self,
         num_envs: int = 1,
-        reference: str | Path | PreTrainedModel | None = None,
-        reward: Reward | Sequence[Reward | tuple[Reward, float]] | None = None,
-        prompts: PromptSource | None = None,
-        tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
-        kl_coef: float = 0.05,
-        max_prompt_tokens: int = 64,
-        max_completion_tokens: int = 48,
-        temperature: float = 1.0,
-        missing_eos_penalty: float = 0.0,
-        on_length: str = "score",
-        min_completion_tokens: int = 0,
-        banned_token_ids: Sequence[int] = (),
-        group_size: int = 1,
+        *,
         render_mode: str | None = None,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype = "auto",
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
-        **unknown: object,
+        **arguments: Any,
     ) -> None:
-        """Make the environment; the arguments are those of `TextRLHFEnv`.
+        """Make the environment.
+
+        Args:
+            num_envs: rows, a multiple of group_size.
+            render_mode: "ansi" or None.
+            autoreset_mode: see the class docstring.
+            arguments: the fields of `CoreConfig`, which says what each means.
 
         Raises:
-            UserError: as there, or num_envs is no multiple of group_size.
+            UserError: an argument out of range or unknown, a model or prompt that does not load.
         """
-        refuse_unknown(unknown, type(self))
-        config = CoreConfig(
-            reference=reference,
-            reward=reward,
-            prompts=prompts,
-            tokenizer=tokenizer,
-            kl_coef=kl_coef,
-            max_prompt_tokens=max_prompt_tokens,
-            max_completion_tokens=max_completion_tokens,
-            temperature=temperature,
-            missing_eos_penalty=missing_eos_penalty,
-            on_length=on_length,
-            min_completion_tokens=min_completion_tokens,
-            banned_token_ids=banned_token_ids,
-            group_size=group_size,
-            device=device,
-            dtype=dtype,
-        )
-        _check_rows(num_envs, group_size, render_mode, autoreset_mode)
+        config = core_config(arguments, type(self))
+        _check_rows(num_envs, config.group_size, render_mode, autoreset_mode)
         self.core = TextCore(num_envs, config)
         self.num_envs, self.render_mode = num_envs, render_mode
         self.autoreset_mode = AutoresetMode(autoreset_mode)

@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 FOLDERS = {"textrl": "textrl", "agents": "textrl.agents", "envs": "textrl.envs"}
 FLOORS = {
-    "ground": "errors bounds paths rows types config resolve loss_names",
+    "ground": "errors bounds paths rows types config resolve loss_names task_config",
     "maths": "masking logprobs advantages losses preference_losses allowed batching",
     "models": "checkpoint precision trunks heads packing row_cache models adapters decoding "
     "generation",

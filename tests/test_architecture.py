@@ -27,7 +27,16 @@ ALLOWED = {
 }
 """Which rooms a room may import (`house.py` says which modules are in a room)."""
 PURE = ("masking", "logprobs", "advantages", "losses", "preference_losses")
-LIGHT = ("errors", "bounds", "config", "loss_names", "rows", "cli.options", "cli.agent_options")
+LIGHT = (
+    "errors",
+    "bounds",
+    "config",
+    "loss_names",
+    "rows",
+    "task_config",
+    "cli.options",
+    "cli.agent_options",
+)
 LIGHT += ("demo.config", "benchmark.config", "feedback.config")
 OPTIONAL = {"datasets": 1, "gguf": 1, "vaderSentiment": 1, "peft": 1, "uvicorn": 1, "matplotlib": 2}
 WEB = {"fastapi", "starlette", "pydantic", "uvicorn"}

@@ -5,11 +5,12 @@ Standard library only, as `textrl/config.py`; the text under each field is its h
 
 from dataclasses import dataclass
 
-from textrl.bounds import NotNegative, Positive, check_fields, require
+from textrl.bounds import Positive, require
+from textrl.task_config import TaskConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkConfig:
+class BenchmarkConfig(TaskConfig):
     """Agents, the task that they share, and what each may spend."""
 
     agents: str
@@ -24,10 +25,6 @@ class BenchmarkConfig:
     """Folder or hub id of a reward model, or package.module:function."""
     heldout: str | None = None
     """Prompts that agents are measured on; by default those that they are trained on."""
-    kl_coef: NotNegative[float] = 0.05
-    """Weight of the KL to the reference, score units per nat."""
-    max_prompt_tokens: Positive[int] = 64
-    """Longer prompts are refused."""
     max_completion_tokens: Positive[int] = 24
     """Token budget of a completion."""
     group_size: Positive[int] = 4
@@ -55,7 +52,7 @@ class BenchmarkConfig:
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""
-        check_fields(self)
+        super().__post_init__()
         for name in ("seeds", "evaluations", "eval_episodes", "threads"):
             require(self, name, self.__dict__[name] >= 1, "at least 1")
         require(self, "candidates", self.candidates >= 2, "at least 2")

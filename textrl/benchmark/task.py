@@ -50,11 +50,8 @@ class Task:
             tokenizer=self.tokenizer,
             reward=None if config.reward is None else resolve_reward(config.reward),
             prompts=prompts,
-            kl_coef=config.kl_coef,
-            max_prompt_tokens=config.max_prompt_tokens,
-            max_completion_tokens=config.max_completion_tokens,
-            group_size=1 if heldout else config.group_size,
             autoreset_mode="SameStep",
+            **config.task() | ({"group_size": 1} if heldout else {}),
         )
 
 

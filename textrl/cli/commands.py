@@ -159,12 +159,7 @@ def _environment(policy: AgentRunConfig, env: EnvConfig) -> "TextRLHFVectorEnv":
         tokenizer=load_tokenizer(policy.model),
         reward=resolve_reward(env.reward),
         prompts=env.prompts,
-        kl_coef=env.kl_coef,
-        max_prompt_tokens=env.max_prompt_tokens,
-        max_completion_tokens=env.max_completion_tokens,
-        temperature=env.temperature,
-        missing_eos_penalty=env.missing_eos_penalty,
-        group_size=env.group_size,
+        **env.task(),
         device=policy.device,
         autoreset_mode="Disabled",
     )

@@ -6,6 +6,7 @@ Standard library only, as `config.py`; the text under each field is its help.
 from dataclasses import dataclass
 
 from textrl.bounds import NotNegative, Positive, check_fields
+from textrl.task_config import TaskConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnvConfig:
+class EnvConfig(TaskConfig):
     """The environment's task."""
 
     prompts: str
@@ -64,22 +65,6 @@ class EnvConfig:
     """Folder or hub id of a reward model, or package.module:function."""
     reference: str | None = None
     """Folder or hub id of the frozen reference; by default the starting policy."""
-    kl_coef: NotNegative[float] = 0.05
-    """Weight of the KL to the reference, score units per nat."""
-    max_prompt_tokens: Positive[int] = 64
-    """Longer prompts are refused."""
-    max_completion_tokens: Positive[int] = 48
-    """Token budget of a completion."""
-    temperature: Positive[float] = 1.0
-    """Of sampling and of every log-prob."""
-    missing_eos_penalty: NotNegative[float] = 0.0
-    """Score units subtracted where the budget ends a completion."""
-    group_size: Positive[int] = 1
-    """Consecutive rows that share a prompt; divides num_envs."""
-
-    def __post_init__(self) -> None:
-        """Raise UserError for a value out of range."""
-        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)

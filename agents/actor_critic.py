@@ -17,7 +17,7 @@ from textrl.allowed import AllowedTokens
 from textrl.errors import UserError
 from textrl.logprobs import counted_from_0, map_positions, token_entropy, token_kl, token_logprobs
 from textrl.models import SplitLM, split_lm
-from textrl.packing import Packing, completion_hidden
+from textrl.packing import Packing, action_states
 from textrl.rewards import RewardModel
 from textrl.trunks import embedding_rows, first_output
 from textrl.types import Rollout
@@ -51,11 +51,11 @@ class Critic(nn.Module):
         assert isinstance(result, Tensor)
         return result
 
-    def forward(self, input_ids: Tensor, prompt_lengths: Tensor, mask: Tensor) -> Tensor:
-        """Return V(state just before token t), [B T], from the critic's own trunk."""
+    def forward(self, input_ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        """Return V(state just before action t), [B T], from the critic's own trunk."""
         assert self.trunk is not None
         assert self.packing is not None
-        states = completion_hidden(self.trunk, self.packing, input_ids, prompt_lengths, mask)
+        states = action_states(self.trunk, self.packing, input_ids, positions, mask)
         return self.values_of(states)
 
 
@@ -161,18 +161,18 @@ class ActorCritic:
         return self.critic.trunk is None
 
     @torch.no_grad()
-    def value_pass(self, input_ids: Tensor, prompt_lengths: Tensor, mask: Tensor) -> Tensor:
-        """Return V(state just before token t), [B T], without gradient."""
+    def value_pass(self, input_ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        """Return V(state just before action t), [B T], without gradient."""
         if not self.shared_trunk:
-            values = self.critic(input_ids, prompt_lengths, mask)
+            values = self.critic(input_ids, positions, mask)
             assert isinstance(values, Tensor)
             return values
-        return self.critic.values_of(self.lm.completion_hidden(input_ids, prompt_lengths, mask))
+        return self.critic.values_of(self.lm.action_states(input_ids, positions, mask))
 
     def own_values(self, rollout: Rollout) -> Tensor:
         """Return the values of a critic with a trunk of its own, [B T], differentiable."""
         ids = rollout.input_ids[:, : int(rollout.lengths.max())]
-        values = self.critic(ids, rollout.prompt_lengths, rollout.mask)
+        values = self.critic(ids, rollout.positions, rollout.mask)
         assert isinstance(values, Tensor)
         return values.masked_fill(~rollout.mask, 0.0)
 
@@ -192,7 +192,7 @@ class ActorCritic:
         """
         width, mask = int(rollout.lengths.max()), rollout.mask
         ids = rollout.input_ids[:, :width]
-        hidden = self.lm.completion_hidden(ids, rollout.prompt_lengths, mask)
+        hidden = self.lm.action_states(ids, rollout.positions, mask)
 
         def numbers(states: Tensor, chosen: Tensor, places: Tensor, *others: Tensor) -> Tensor:
             logits = self.allowed.restrict(self.lm.head(states), places)

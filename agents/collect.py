@@ -19,7 +19,7 @@ from textrl.agents.text_env import TextEnv
 from textrl.errors import UserError
 from textrl.generation import sample
 from textrl.models import SplitLM
-from textrl.types import Rollout
+from textrl.types import Rollout, completion_positions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ def collect(
         env: reset here, all rows.
         generator: the only source of randomness.
         observe: values from the policy's own states while sampling, [n H] to [n].
-        value_pass: values from a critic's own pass: (input_ids [B L], prompt_lengths [B], mask
+        value_pass: values from a critic's own pass: (input_ids [B L], positions [B T], mask
             [B T]) to [B T]; also gives the bootstrap value of truncated rows.
     """
     observation, _ = env.venv.reset()
@@ -73,14 +73,16 @@ def collect(
     else:
         paid = _pay_step_by_step(env, actions, mask)
     input_ids = join(prompt_ids, prompt_lengths, samples.completion_ids, samples.mask)
+    positions = completion_positions(prompt_lengths, samples.mask)
     values = samples.observed
     bootstrap = torch.zeros(len(mask), device=lm.device)
     if value_pass is not None:
         if observe is None:
-            values = value_pass(input_ids, prompt_lengths, samples.mask)
+            values = value_pass(input_ids, positions, samples.mask)
         if paid.truncated.any():
             first = torch.ones(len(mask), 1, dtype=torch.bool, device=lm.device)
-            after = value_pass(input_ids, prompt_lengths + samples.mask.sum(1), first)[:, 0]
+            ends = prompt_lengths + samples.mask.sum(1)
+            after = value_pass(input_ids, ends.unsqueeze(1), first)[:, 0]
             bootstrap = torch.where(torch.as_tensor(paid.truncated, device=lm.device), after, 0.0)
     last = samples.completion_ids.gather(1, samples.mask.sum(1, keepdim=True) - 1).squeeze(1)
 
@@ -90,6 +92,7 @@ def collect(
     return Rollout(
         input_ids=input_ids,
         prompt_lengths=prompt_lengths,
+        positions=positions,
         completion_ids=samples.completion_ids,
         mask=samples.mask,
         logprobs=samples.logprobs,

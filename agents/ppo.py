@@ -249,8 +249,8 @@ class PPO(TextAgent):
         rollout, pieces = with_last_states(rollout), []
         for rows in torch.arange(len(rollout.scores)).split(STATES_PER_PASS):
             part = rollout.rows(rows)
-            asked = part.input_ids, part.prompt_lengths, part.mask
-            pieces.append(self._reference.completion_hidden(*asked))
+            states = self._reference.action_states(part.input_ids, part.positions, part.mask)
+            pieces.append(states)
         return torch.cat(pieces)
 
     @torch.no_grad()
@@ -296,12 +296,14 @@ def with_last_states(rollout: Rollout) -> Rollout:
     It stands for the state after the last token. Its KL belongs to what that token leads to, and
     the value that bootstraps a truncated episode does not hold it; its own token (0) means nothing.
     """
-    mask = pad(rollout.mask, (0, 1))
+    mask, positions = pad(rollout.mask, (0, 1)), pad(rollout.positions, (0, 1))
     cut = rollout.scores.isnan().nonzero().squeeze(1)
-    mask[cut, rollout.mask.sum(1)[cut]] = True
+    slots = rollout.mask.sum(1)[cut]
+    mask[cut, slots], positions[cut, slots] = True, rollout.lengths[cut]
     return replace(
         rollout,
         input_ids=pad(rollout.input_ids, (0, 1)),
+        positions=positions,
         completion_ids=pad(rollout.completion_ids, (0, 1)),
         mask=mask,
     )

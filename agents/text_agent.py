@@ -242,7 +242,7 @@ class TextAgent(ABC):
     def logprobs(self, part: Rollout) -> Tensor:
         """Return the completions' log-probs under the present policy, in nats, [B T]."""
         ids, mask = part.input_ids[:, : int(part.lengths.max())], part.mask
-        hidden = self.lm.completion_hidden(ids, part.prompt_lengths, mask)
+        hidden = self.lm.action_states(ids, part.positions, mask)
         return chunked_token_logprobs(
             hidden,
             self.lm.head,

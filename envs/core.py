@@ -24,6 +24,7 @@ from textrl.logprobs import chunked_token_logprobs, counted_from_0, token_logpro
 from textrl.models import eos_id, pick_device, pick_dtype, split_lm
 from textrl.rewards import RewardModel, make_scorer
 from textrl.trunks import check_vocabulary
+from textrl.types import completion_positions
 
 TOKENS_PER_PASS = 8192
 """Of the texts that the reference reads together."""
@@ -198,7 +199,8 @@ class TextCore:
             chosen = torch.as_tensor(actions[part], device=self.lm.device)
             counted = torch.as_tensor(mask[part], device=self.lm.device)
             begun = before - torch.as_tensor(self.prompt_lengths[part], device=self.lm.device)
-            hidden = self.lm.completion_hidden(ids.to(self.lm.device), before, counted)
+            positions = completion_positions(before, counted)
+            hidden = self.lm.action_states(ids.to(self.lm.device), positions, counted)
             result[part] = (
                 chunked_token_logprobs(
                     hidden,

@@ -29,6 +29,7 @@ from textrl.models import (
 from textrl.precision import autocast
 from textrl.rewards import RewardModel
 from textrl.trainers import reward_model_from
+from textrl.types import completion_positions
 
 SMALL = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -98,7 +99,7 @@ def test_sampled_logprobs_are_those_of_the_training_pass(name: str) -> None:
         count, length = int(samples.mask[row].sum()), int(lengths[row])
         ids = torch.cat([prompts[row, :length], samples.completion_ids[row, :count]])[None]
         mask = torch.ones(1, count, dtype=torch.bool)
-        hidden = lm.completion_hidden(ids, lengths[row : row + 1], mask)
+        hidden = lm.action_states(ids, completion_positions(lengths[row : row + 1], mask), mask)
         chosen = samples.completion_ids[row : row + 1, :count]
         expected = chunked_token_logprobs(hidden, lm.head, chosen, mask, temperature=0.8)
         assert torch.allclose(samples.logprobs[row, :count], expected[0], atol=1e-5)
@@ -226,7 +227,8 @@ def test_equal_prompts_are_read_once(name: str, monkeypatch) -> None:
         length = int(lengths[row])
         ids = torch.cat([prompts[row, :length], samples.completion_ids[row]])[None]
         mask = torch.ones(1, 6, dtype=torch.bool)
-        logits = lm.head(lm.completion_hidden(ids, lengths[row : row + 1], mask))
+        positions = completion_positions(lengths[row : row + 1], mask)
+        logits = lm.head(lm.action_states(ids, positions, mask))
         expected = token_logprobs(logits, samples.completion_ids[row : row + 1])
         assert torch.allclose(samples.logprobs[row], expected[0], atol=1e-5)
 

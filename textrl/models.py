@@ -27,7 +27,7 @@ from transformers.cache_utils import Cache
 from textrl.errors import UserError
 from textrl.heads import head_of
 from textrl.logprobs import chunked_token_logprobs
-from textrl.packing import Packing, completion_hidden, packing_of, read, take
+from textrl.packing import Packing, action_states, packing_of, read, take
 from textrl.paths import local_or_hub
 from textrl.trunks import Trunk, cache_argument, causal_logits, examined, first_output
 from textrl.types import Sequences
@@ -268,15 +268,16 @@ class SplitLM:
             return first_output(self.trunk(input_ids=input_ids, use_cache=False))
         return take(*read(self.trunk, self.packing, input_ids, lengths))
 
-    def completion_hidden(self, input_ids: Tensor, prompt_lengths: Tensor, mask: Tensor) -> Tensor:
-        """Return the states that predict the completion: [B T H], state t just before token t.
+    def action_states(self, input_ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        """Return the states that chose the actions, [B T H]; arbitrary where the mask is False.
 
         Args:
-            input_ids: prompt and completion, right-padded. Shape [B L].
-            prompt_lengths: tokens of each prompt, >= 1. Shape [B].
-            mask: Bool, True on the completion's tokens. Shape [B T].
+            input_ids: whole texts, right-padded. Shape [B L].
+            positions: where each action stands in its text, >= 1; its state stands one before.
+                Shape [B T].
+            mask: Bool, True on the actions. Shape [B T].
         """
-        return completion_hidden(self.trunk, self.packing, input_ids, prompt_lengths, mask)
+        return action_states(self.trunk, self.packing, input_ids, positions, mask)
 
     def token_logprobs(self, sequences: Sequences, temperature: float = 1.0) -> Tensor:
         """Return the log-probs of the tokens that count, in nats, [B L]; 0 elsewhere."""

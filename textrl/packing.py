@@ -116,15 +116,13 @@ def read(
     return torch.cat([one.states(trunk) for one in passes]), places
 
 
-def completion_hidden(
-    trunk: nn.Module, packing: Packing, input_ids: Tensor, prompt_lengths: Tensor, mask: Tensor
+def action_states(
+    trunk: nn.Module, packing: Packing, input_ids: Tensor, positions: Tensor, mask: Tensor
 ) -> Tensor:
-    """Return `SplitLM.completion_hidden` of any causal trunk (a critic's)."""
-    lengths = (prompt_lengths + mask.sum(1) - 1).clamp_min(1)  # the last token predicts nothing
-    states, places = read(trunk, packing, input_ids, lengths)
-    steps = torch.arange(mask.shape[1], device=mask.device)
-    positions = (prompt_lengths.unsqueeze(1) - 1 + steps).clamp_max(input_ids.shape[1] - 1)
-    return take(states, places.gather(1, positions))
+    """Return `SplitLM.action_states` of any causal trunk (a critic's)."""
+    before = (positions - 1).masked_fill(~mask, 0)  # the last action's own state is not needed
+    states, places = read(trunk, packing, input_ids, before.amax(1) + 1)
+    return take(states, places.gather(1, before))
 
 
 def take(states: Tensor, places: Tensor) -> Tensor:

@@ -33,10 +33,12 @@ class Rollout(TensorData):
     """Int64 [B L], prompt and completion, right-padded."""
     prompt_lengths: Tensor
     """Int64 [B]."""
+    positions: Tensor
+    """Int64 [B T], where each action stands in input_ids; the state that chose it is one before."""
     completion_ids: Tensor
-    """Int64 [B T]."""
+    """Int64 [B T], the actions: input_ids at the positions."""
     mask: Tensor
-    """Bool [B T]."""
+    """Bool [B T], True on the actions."""
     logprobs: Tensor
     """[B T] of the policy that sampled, in nats."""
     entropies: Tensor
@@ -56,8 +58,8 @@ class Rollout(TensorData):
 
     @property
     def lengths(self) -> Tensor:
-        """Tokens of prompt and completion together, Int64 [B]."""
-        return self.prompt_lengths + self.mask.sum(1)
+        """Tokens of each text up to its last action, Int64 [B]."""
+        return self.positions.masked_fill(~self.mask, 0).amax(1) + 1
 
     @property
     def sequence_kl(self) -> Tensor:
@@ -102,6 +104,16 @@ class Sequence:
     def num_counted(self) -> int:
         """How many tokens' log-probs count."""
         return sum(self.counts)
+
+
+def completion_positions(prompt_lengths: Tensor, mask: Tensor) -> Tensor:
+    """Return where the tokens of a completion right behind its prompt stand, Int64 [B T].
+
+    >>> completion_positions(torch.tensor([3]), torch.tensor([[True, True, False]]))
+    tensor([[3, 4, 0]])
+    """
+    steps = torch.arange(mask.shape[1], device=mask.device)
+    return (prompt_lengths.unsqueeze(1) + steps).masked_fill(~mask, 0)
 
 
 def stack_sequences(sequences: list[Sequence], device: torch.device) -> Sequences:

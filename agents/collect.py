@@ -5,7 +5,6 @@ actions in one `step_sequence` where it has it, else step by step, with equal re
 this MDP is the tokens themselves, so nothing the environment says changes what the policy does.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from textrl.agents.base import Observation
+from textrl.agents.critic import Critic, ValueHead, values_at
 from textrl.agents.text_env import TextEnv
 from textrl.errors import UserError
 from textrl.generation import sample
@@ -41,8 +41,7 @@ def collect(
     env: TextEnv,
     generator: torch.Generator,
     *,
-    observe: Callable[[Tensor], Tensor] | None = None,
-    value_pass: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+    critic: ValueHead | Critic | None = None,
 ) -> Rollout:
     """Return one finished episode of every row.
 
@@ -50,9 +49,7 @@ def collect(
         lm: the policy.
         env: reset here, all rows.
         generator: the only source of randomness.
-        observe: values from the policy's own states while sampling, [n H] to [n].
-        value_pass: values from a critic's own pass: (input_ids [B L], positions [B T], mask
-            [B T]) to [B T]; also gives the bootstrap value of truncated rows.
+        critic: whose values the rollout holds; a value head reads the states of sampling.
     """
     observation, _ = env.venv.reset()
     prompt_ids, prompt_lengths = prompts_of(observation, lm.device)
@@ -64,7 +61,7 @@ def collect(
         end_ids=env.end_token_ids,
         generator=generator,
         temperature=env.temperature,
-        observe=observe,
+        observe=critic if isinstance(critic, ValueHead) else None,
         allowed=env.allowed,
     )
     actions, mask = samples.completion_ids.cpu().numpy(), samples.mask.cpu().numpy()
@@ -76,13 +73,13 @@ def collect(
     positions = completion_positions(prompt_lengths, samples.mask)
     values = samples.observed
     bootstrap = torch.zeros(len(mask), device=lm.device)
-    if value_pass is not None:
-        if observe is None:
-            values = value_pass(input_ids, positions, samples.mask)
+    if critic is not None:
+        if isinstance(critic, Critic):
+            values = values_at(critic, lm, input_ids, positions, samples.mask)
         if paid.truncated.any():
             first = torch.ones(len(mask), 1, dtype=torch.bool, device=lm.device)
             ends = prompt_lengths + samples.mask.sum(1)
-            after = value_pass(input_ids, ends.unsqueeze(1), first)[:, 0]
+            after = values_at(critic, lm, input_ids, ends.unsqueeze(1), first)[:, 0]
             bootstrap = torch.where(torch.as_tensor(paid.truncated, device=lm.device), after, 0.0)
     last = samples.completion_ids.gather(1, samples.mask.sum(1, keepdim=True) - 1).squeeze(1)
 

@@ -30,9 +30,9 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from textrl.advantages import gae
-from textrl.agents.actor_critic import ActorCritic, ReferenceStates, make_critic
 from textrl.agents.base import AnyVectorEnv, checked_config
 from textrl.agents.collect import collect
+from textrl.agents.critic import Critic, make_critic
 from textrl.agents.diagnostics import explained_variance, ratio_report, update_report
 from textrl.agents.kl_control import adapted_kl_coef
 from textrl.agents.minibatches import Numbers
@@ -47,6 +47,7 @@ from textrl.losses import ppo_policy_loss, ppo_value_loss, sft_loss
 from textrl.masking import masked_mean, standardize, whitening_divisor
 from textrl.models import split_lm
 from textrl.paths import expanded
+from textrl.policy import Evaluation, ReferenceStates
 from textrl.types import Rollout, Targets, stack_sequences
 
 STATES_PER_PASS = 64
@@ -102,9 +103,11 @@ class PPO(TextAgent):
             env.reward_model,
             config.seed,
         )
-        rate = config.critic_learning_rate or config.learning_rate
-        super().__init__(policy, venv, config, logger=logger, critic=(critic, rate))
-        self.actor_critic = ActorCritic(policy, critic, env.temperature, env.allowed)
+        rate = config.critic_learning_rate
+        super().__init__(
+            policy, venv, config, logger=logger, critic=critic, critic_learning_rate=rate
+        )
+        self.critic = critic
         self._reference = split_lm(env.reference)
         self._demonstrations = self._encode(demonstrations)
 
@@ -114,9 +117,9 @@ class PPO(TextAgent):
         `critic.safetensors` holds the critic, `agent.json` the configuration, `trainer_state/` what
         `load` needs to go on as if nothing had happened.
         """
-        check_finite(self.actor_critic.critic, "cannot be saved")
+        check_finite(self.critic, "cannot be saved")
         super().save(path)
-        save_safetensors(self.actor_critic.critic, str(expanded(path) / "critic.safetensors"))
+        save_safetensors(self.critic, str(expanded(path) / "critic.safetensors"))
 
     @classmethod
     def load(
@@ -135,7 +138,7 @@ class PPO(TextAgent):
         policy, config = cls.read(path, venv)
         assert isinstance(config, PPOConfig)
         agent = cls(policy, venv, config, demonstrations=demonstrations, logger=logger)
-        load_critic(agent.actor_critic.critic, expanded(path) / "critic.safetensors")
+        load_critic(agent.critic, expanded(path) / "critic.safetensors")
         state = agent.restore(path)
         if state and config.kl_target is not None:  # a fixed one is the environment's own
             agent.env.kl_coef = state["kl_coef"]
@@ -143,10 +146,7 @@ class PPO(TextAgent):
 
     def collect_batch(self) -> Rollout:
         """Return one finished episode of every row, with the critic's values."""
-        agent = self.actor_critic
-        observe = agent.critic.values_of if agent.shared_trunk else None
-        arguments = agent.lm, self.env, self._generator
-        return collect(*arguments, observe=observe, value_pass=agent.value_pass)
+        return collect(self.lm, self.env, self._generator, critic=self.critic)
 
     def train_on(self, rollout: Rollout) -> Numbers:
         """Update actor and critic from an iteration's episodes; return what to log."""
@@ -160,7 +160,7 @@ class PPO(TextAgent):
             exact = ExactKL(reference_states=states, weight=kl_coef / divisor)
         limit = config.target_kl
         losses: list[Any] = [partial(self._actor_loss, rollout, targets, exact)]
-        if not self.actor_critic.shared_trunk:
+        if isinstance(self.critic, Critic):
             losses.append(partial(self._critic_loss, rollout, targets))
         rows = self.run_minibatches(
             *losses,
@@ -207,8 +207,12 @@ class PPO(TextAgent):
         """
         config, part, target = self.config, rollout.rows(rows), targets.rows(rows)
         mask = part.mask
-        now = self.actor_critic.evaluate(
-            part, self._reference_of(exact, rows), entropies=config.ent_coef > 0
+        now: Evaluation = self.module(
+            part.input_ids,
+            part.positions,
+            mask,
+            entropies=config.ent_coef > 0,
+            reference=self._reference_of(exact, rows),
         )
         policy_loss = ppo_policy_loss(
             now.logprobs, part.logprobs, target.advantages, mask, clip_range=config.clip_range
@@ -228,7 +232,7 @@ class PPO(TextAgent):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted value loss of a critic with a trunk of its own."""
         part = rollout.rows(rows)
-        values = self.actor_critic.own_values(part)
+        values = self.critic(part.input_ids, part.positions, part.mask)
         value_loss = self._value_loss(values, part, targets.rows(rows))
         return self.config.vf_coef * value_loss, {"value_loss": value_loss}
 
@@ -259,9 +263,9 @@ class PPO(TextAgent):
         rollout, pieces = with_last_states(rollout), []
         for rows in torch.arange(len(rollout.scores)).split(STATES_PER_PASS):
             states = ReferenceStates(states=reference_states[rows], head=self._reference.head)
-            exact = self.actor_critic.evaluate(rollout.rows(rows), states).exact_kl
-            assert exact is not None
-            pieces.append(exact)
+            part = rollout.rows(rows)
+            now = self.module(part.input_ids, part.positions, part.mask, reference=states)
+            pieces.append(now.exact_kl)
         return torch.cat(pieces)
 
     def _ptx_losses(self, count: int) -> Iterable[Tensor]:
@@ -275,7 +279,7 @@ class PPO(TextAgent):
             batch = stack_sequences([sequences[row] for row in rows], self.policy.device)
             weight = self.config.ptx_coef * int(batch.mask.sum()) / total
             with self.autocast():
-                loss = weight * sft_loss(self.lm.token_logprobs(batch), batch.mask)
+                loss = weight * sft_loss(self.module.logprobs_of(batch), batch.mask)
             yield loss
 
     def _encode(self, demonstrations: Source | None) -> list[Any]:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from stable_baselines3.common.logger import Logger
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from textrl.adapters import load_policy, save_adapter
@@ -27,6 +27,7 @@ from textrl.agents.base import (
     checked_config,
 )
 from textrl.agents.collect import check_groups, collect, concatenate
+from textrl.agents.critic import Critic, ValueHead
 from textrl.agents.diagnostics import rollout_report
 from textrl.agents.minibatches import Minibatches, MinibatchLoss, Numbers
 from textrl.agents.predict import next_tokens
@@ -34,11 +35,11 @@ from textrl.agents.text_env import TextEnv
 from textrl.checkpoint import load_state, read_agent, save_model, save_state, write_json
 from textrl.config import AgentConfig
 from textrl.engine import make_accelerator, one_process
-from textrl.logprobs import chunked_token_logprobs
 from textrl.masking import masked_mean
 from textrl.metrics import StageProgress, log
 from textrl.models import split_lm
 from textrl.paths import expanded
+from textrl.policy import PolicyModule
 from textrl.precision import autocast, pick_precision
 from textrl.types import Rollout
 from textrl.updater import Updater
@@ -72,7 +73,8 @@ class TextAgent(ABC):
         config: AgentConfig | None = None,
         *,
         logger: Logger | None = None,
-        critic: tuple[nn.Module, float] | None = None,
+        critic: ValueHead | Critic | None = None,
+        critic_learning_rate: float | None = None,
     ) -> None:
         """Make the optimiser; dropout goes off.
 
@@ -81,7 +83,8 @@ class TextAgent(ABC):
             venv: a vector environment of `TextRLHF-v0`.
             config: sizes and rates.
             logger: SB3's; by default one that prints nothing.
-            critic: a second module to train, and its learning rate.
+            critic: trained beside the policy.
+            critic_learning_rate: the critic's; None is the policy's.
 
         Raises:
             UserError: sizes that do not fit the environment, a policy that is the reference, or
@@ -93,10 +96,17 @@ class TextAgent(ABC):
         if self.compares_samples:
             self.env.check_groups(type(self).__name__)
         self.policy, self.lm = policy.eval(), split_lm(policy)
+        self.module = PolicyModule(
+            self.lm,
+            temperature=self.env.temperature,
+            allowed=self.env.allowed,
+            value_head=critic if isinstance(critic, ValueHead) else None,
+        )
         self.logger = logger or Logger(folder=None, output_formats=[])
         self.iteration = self.env_steps = 0
+        rate = self.config.learning_rate
         self._updater = Updater(
-            [(policy, self.config.learning_rate), *([critic] if critic else [])],
+            [(policy, rate), *([(critic.eval(), critic_learning_rate or rate)] if critic else [])],
             accelerator=one_process(make_accelerator(policy.device), type(self).__name__),
             max_grad_norm=self.config.max_grad_norm,
             schedule=lambda update: self._learning_rate_factor(),
@@ -241,17 +251,8 @@ class TextAgent(ABC):
 
     def logprobs(self, part: Rollout) -> Tensor:
         """Return the completions' log-probs under the present policy, in nats, [B T]."""
-        ids, mask = part.input_ids[:, : int(part.lengths.max())], part.mask
-        hidden = self.lm.action_states(ids, part.positions, mask)
-        return chunked_token_logprobs(
-            hidden,
-            self.lm.head,
-            part.completion_ids,
-            mask,
-            temperature=self.env.temperature,
-            chunk_size=self.lm.chunk_size,
-            restrict=self.env.allowed.restrict,
-        )
+        logprobs: Tensor = self.module(part.input_ids, part.positions, part.mask).logprobs
+        return logprobs
 
     def predict(
         self,

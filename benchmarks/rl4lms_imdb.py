@@ -44,6 +44,7 @@ from textrl.envs.sb3 import (
 )
 from textrl.memory import keep_freed_memory
 from textrl.models import load_causal_lm, load_tokenizer, split_lm
+from textrl.policy import PolicyModule
 from textrl.types import Sequence, stack_sequences
 
 PROMPT_TOKENS, NEW_TOKENS = 64, 48
@@ -163,7 +164,7 @@ def perplexity(
             counts = [False] * len(prompt) + [True] * len(rest)
             sequences.append(Sequence(ids=prompt + rest, counts=counts))
         batch = stack_sequences(sequences, lm.device)
-        total -= float(lm.token_logprobs(batch, 1.0)[batch.mask].double().sum())
+        total -= float(PolicyModule(lm).logprobs_of(batch)[batch.mask].double().sum())
         count += int(batch.mask.sum())
     return float(np.exp(total / count))
 

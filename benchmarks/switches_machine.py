@@ -13,6 +13,7 @@ from textrl.config import SFTConfig, TrainingConfig
 from textrl.engine import make_accelerator
 from textrl.loop import FitTask, _fit_update
 from textrl.memory import keep_freed_memory
+from textrl.policy import PolicyModule
 from textrl.types import Sequence, stack_sequences
 from textrl.updater import LossSum, Updater
 
@@ -79,6 +80,6 @@ def compiled(setup: Setup) -> Iterator[Switch]:
     fast = replace(lm, trunk=trunk)
     yield (
         "torch.compile of the trunk (one shape, compiled before)",
-        gradient_step(setup.model, lambda: -fast.token_logprobs(batch).sum()),
-        gradient_step(setup.model, lambda: -lm.token_logprobs(batch).sum()),
+        gradient_step(setup.model, lambda: -PolicyModule(fast).logprobs_of(batch).sum()),
+        gradient_step(setup.model, lambda: -PolicyModule(lm).logprobs_of(batch).sum()),
     )

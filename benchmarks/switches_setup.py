@@ -12,6 +12,7 @@ from textrl.demo.pretrained import smollm2_folder
 from textrl.demo.reviews import load_reviews
 from textrl.encoding import encode_text
 from textrl.models import SplitLM, load_tokenizer, split_lm
+from textrl.policy import PolicyModule
 from textrl.types import Sequence, stack_sequences
 
 PROMPT = 12
@@ -55,7 +56,7 @@ def gradient_step(model: PreTrainedModel, loss: Callable[[], Tensor]) -> Work:
 
 def loss_sum(lm: SplitLM, data: list[Sequence]) -> Tensor:
     """Return the summed SFT loss of sequences."""
-    return -lm.token_logprobs(stack_sequences(data, lm.device)).sum()
+    return -PolicyModule(lm).logprobs_of(stack_sequences(data, lm.device)).sum()
 
 
 def with_packing(lm: SplitLM, **changes: float) -> SplitLM:

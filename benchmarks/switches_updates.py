@@ -12,6 +12,7 @@ from textrl.envs import TextRLHFVectorEnv, tiny_tokenizer
 from textrl.logprobs import token_logprobs
 from textrl.losses import dpo_loss
 from textrl.models import SplitLM
+from textrl.policy import PolicyModule
 from textrl.trainers.dpo import sequence_logprobs
 from textrl.types import Sequence, stack_sequences
 
@@ -75,20 +76,20 @@ def head_where_it_counts(setup: Setup) -> Iterator[Switch]:
 
     yield (
         "LM head where a token counts, in chunks",
-        gradient_step(setup.model, lambda: -lm.token_logprobs(batch).sum()),
+        gradient_step(setup.model, lambda: -PolicyModule(lm).logprobs_of(batch).sum()),
         gradient_step(setup.model, all_logits),
     )
 
 
 def reference_once(setup: Setup) -> Iterator[Switch]:
     """Yield a DPO step with the reference's log-probs at hand, against computing them each time."""
-    lm, data = setup.lm, setup.prompted[:64]
+    policy, data = PolicyModule(setup.lm), setup.prompted[:64]
     with torch.no_grad():
-        reference = sequence_logprobs(lm, data).view(2, -1)
+        reference = sequence_logprobs(policy, data).view(2, -1)
 
     def loss(known: Callable[[], Tensor]) -> Callable[[], Tensor]:
         def value() -> Tensor:
-            chosen, rejected = sequence_logprobs(lm, data).view(2, -1)
+            chosen, rejected = sequence_logprobs(policy, data).view(2, -1)
             first, second = known()
             return dpo_loss(chosen, rejected, first, second).sum()
 
@@ -96,7 +97,7 @@ def reference_once(setup: Setup) -> Iterator[Switch]:
 
     @torch.no_grad()
     def again() -> Tensor:
-        return sequence_logprobs(lm, data).view(2, -1)
+        return sequence_logprobs(policy, data).view(2, -1)
 
     yield (
         "DPO: the reference's log-probs once",

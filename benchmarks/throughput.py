@@ -41,6 +41,7 @@ from textrl.loop import FitTask, _fit_update
 from textrl.losses import bradley_terry_loss
 from textrl.memory import keep_freed_memory
 from textrl.models import split_lm
+from textrl.policy import PolicyModule
 from textrl.trainers.dpo import Pair, dpo_loss_sum, reference_logprobs
 from textrl.types import Sequence, stack_sequences
 from textrl.updater import LossSum, Updater
@@ -70,17 +71,19 @@ def updates(model: PreTrainedModel, task: FitTask, config: TrainingConfig) -> Ca
 
 def sft(model: PreTrainedModel, cost: Cost, length: int, batch: int) -> Iterator[tuple[str, Work]]:
     """Yield a step of SFT: every token but the first counts."""
-    lm = split_lm(model)
-    data = sequences(batch, length, lm.vocab_size)
+    policy = PolicyModule(split_lm(model))
+    data = sequences(batch, length, policy.lm.vocab_size)
+
+    def loss(rows: list[int]) -> LossSum:
+        batch = stack_sequences([data[i] for i in rows], policy.device)
+        return LossSum(loss=-policy.logprobs_of(batch).sum(), metrics={})
+
     task = FitTask(
         examples=(),
         stage="sft",
         lengths=[length] * batch,
         weights=[length - 1.0] * batch,
-        loss=lambda rows: LossSum(
-            loss=-lm.token_logprobs(stack_sequences([data[i] for i in rows], lm.device)).sum(),
-            metrics={},
-        ),
+        loss=loss,
     )
     flops = cost.update([length] * batch, batch * (length - 1))
     yield "sft", (updates(model, task, SFTConfig()), batch * length, flops)
@@ -113,27 +116,27 @@ def reward(
 
 def dpo(model: PreTrainedModel, cost: Cost, length: int, batch: int) -> Iterator[tuple[str, Work]]:
     """Yield DPO's reference pass, and a step on pairs that share a quarter, their prompt."""
-    lm, prompt = split_lm(model), length // 4
-    data = sequences(2 * batch, length, lm.vocab_size, prompt)
+    policy, prompt = PolicyModule(split_lm(model)), length // 4
+    data = sequences(2 * batch, length, policy.lm.vocab_size, prompt)
     pairs = []
     for chosen, other in zip(data[:batch], data[batch:], strict=True):
         ids = chosen.ids[:prompt] + other.ids[prompt:]
         pairs.append(Pair(chosen=chosen, rejected=Sequence(ids=ids, counts=other.counts)))
-    reference, kl = reference_logprobs(lm, pairs, 4096), torch.zeros(())
+    reference, kl = reference_logprobs(policy, pairs, 4096), torch.zeros(())
     task = FitTask(
         examples=(),
         stage="dpo",
         lengths=[2 * length] * batch,
         weights=[1.0] * batch,
         loss=lambda rows: dpo_loss_sum(
-            lm, [pairs[i] for i in rows], reference[:, rows], DPOConfig(), kl
+            policy, [pairs[i] for i in rows], reference[:, rows], DPOConfig(), kl
         ),
     )
     lengths, counted = [length] * batch + [length - prompt] * batch, 2 * batch * (length - prompt)
     forward = cost.forward(lengths, counted)
     yield (
         "dpo, reference",
-        (lambda: reference_logprobs(lm, pairs, 4096), sum(lengths), forward),
+        (lambda: reference_logprobs(policy, pairs, 4096), sum(lengths), forward),
     )
     work = updates(model, task, DPOConfig())
     yield "dpo, step", (work, sum(lengths), cost.update(lengths, counted))

@@ -83,6 +83,7 @@ def textrl_trainer(job: Job, turns: Turns) -> tuple[Callable[[], object], float]
 
     from textrl.batching import epoch_minibatches
     from textrl.models import load_causal_lm, load_classifier, load_tokenizer, split_lm
+    from textrl.policy import PolicyModule
     from textrl.trainers import (
         DPOConfig,
         DPOTrainer,
@@ -129,7 +130,7 @@ def textrl_trainer(job: Job, turns: Turns) -> tuple[Callable[[], object], float]
     if job["stage"] != "dpo":
         return trainer.train, 0.0
     began = time.monotonic()
-    reference_logprobs(split_lm(trainer.model), trainer.train_pairs, 4096)
+    reference_logprobs(PolicyModule(split_lm(trainer.model)), trainer.train_pairs, 4096)
     return trainer.train, time.monotonic() - began
 
 

@@ -25,6 +25,7 @@ from textrl.envs import tiny_score, tiny_tokenizer
 from textrl.errors import UserError
 from textrl.models import load_causal_lm, split_lm
 from textrl.packing import read, take
+from textrl.policy import PolicyModule
 from textrl.trainers.dpo import Pair, dpo_loss_sum, reference_logprobs
 from textrl.types import Sequence
 
@@ -143,7 +144,7 @@ def values_and_ratio(model: PreTrainedModel) -> bool:
 
 def dpo(model: PreTrainedModel) -> bool:
     """DPO's loss at the reference is log 2."""
-    lm = split_lm(model)
+    policy = PolicyModule(split_lm(model))
     pairs = [
         Pair(
             chosen=Sequence(ids=[*p, 12, 13, 2], counts=[False] * len(p) + [True] * 3),
@@ -151,8 +152,8 @@ def dpo(model: PreTrainedModel) -> bool:
         )
         for p in PROMPTS
     ]
-    reference = reference_logprobs(lm, pairs, 64)
-    loss = dpo_loss_sum(lm, pairs, reference, DPOConfig(), torch.zeros(())).loss
+    reference = reference_logprobs(policy, pairs, 64)
+    loss = dpo_loss_sum(policy, pairs, reference, DPOConfig(), torch.zeros(())).loss
     return abs(float(loss.detach()) / 3 - float(np.log(2))) < 1e-5
 
 

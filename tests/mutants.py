@@ -196,20 +196,20 @@ AGENTS = [
         ("kl_coef steered the wrong way", "kl / config.kl_target - 1", "1 - kl / config.kl_target"),
     ),
     *of(
-        "agents/actor_critic.py",
+        "textrl/policy.py",
         f"{GRADIENT} -k 'value_head-exact-score'",
         ("the entropy at temperature 1", "token_entropy(logits, temperature=self.temperature)", "token_entropy(logits)"),
         ("the KL the other way round", "token_kl(logits, other_logits,", "token_kl(other_logits, logits,"),
     ),
     *of(
-        "agents/actor_critic.py",
+        "textrl/policy.py",
         "tests/agents/test_bans.py -k 'what_is_allowed or obey_and_both'",
-        ("an update that is not renormalised", "self.allowed.restrict(self.lm.head(states), places)", "self.lm.head(states)"),
+        ("an update that is not renormalised", "self._restricted(self.lm.head(states), places)", "self.lm.head(states)"),
     ),
     *of(
         "agents/collect.py",
         f"{GRADIENT} -k 'separate-sampled-truncate'",
-        ("the bootstrap value is of one position early", "prompt_lengths + samples.mask.sum(1), first", "prompt_lengths + samples.mask.sum(1) - 1, first"),
+        ("the bootstrap value is of one position early", "ends = prompt_lengths + samples.mask.sum(1)", "ends = prompt_lengths + samples.mask.sum(1) - 1"),
         ("a gap between prompt and completion", "result[rows, prompt_lengths[rows] + steps]", "result[rows, lengths[rows] - 1 - steps]"),
     ),
     *of(
@@ -276,7 +276,7 @@ TRAINING = [
     *of(
         "textrl/trainers/sft.py",
         "tests/trainers/test_sft_gradient.py",
-        ("sign of the loss", "loss=-self._lm.token_logprobs", "loss=self._lm.token_logprobs"),
+        ("sign of the loss", "loss=-self._policy.logprobs_of", "loss=self._policy.logprobs_of"),
         ("examples count alike, not their tokens", "float(s.num_counted) for s", "1.0 for s"),
     ),
     *of(

@@ -23,15 +23,16 @@ from transformers import (
     Qwen3Config,
 )
 
-from textrl.agents.actor_critic import make_critic
+from textrl.agents.critic import make_critic
 from textrl.classifiers import split_classifier
 from textrl.envs import tiny_tokenizer
 from textrl.models import split_lm
 from textrl.packing import Packing, even_rows, packing_of, plan, read, share_beginnings, take
+from textrl.policy import PolicyModule
 from textrl.precision import autocast
 from textrl.trainers.dpo import Pair, pair_logprobs
 from textrl.trunks import examined
-from textrl.types import Sequence, stack_sequences
+from textrl.types import Sequence, completion_positions, stack_sequences
 
 FREE = Packing(pass_cost=0, attention_cost=0.0, max_length=99)
 TEXTS = [[1, 5, 6, 7, 8, 9], [1, 5, 6, 7, 3], [2, 3], [1, 5, 6, 7, 8, 9, 10, 11], [4], [1, 5, 6]]
@@ -204,7 +205,7 @@ def test_a_pair_reads_its_prompt_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return forward(*args, **options)
 
     monkeypatch.setattr(lm.trunk, "forward", counted)
-    found = pair_logprobs(lm, [Pair(chosen=sides[0], rejected=sides[1])]).squeeze(1)
+    found = pair_logprobs(PolicyModule(lm), [Pair(chosen=sides[0], rejected=sides[1])]).squeeze(1)
     assert read_slots == [13 + 2 + 1]  # each one's last token predicts nothing
     for side, logprob in zip(sides, found, strict=True):
         logits = lm.model(input_ids=torch.tensor([side.ids])).logits[0].log_softmax(-1).detach()
@@ -267,10 +268,10 @@ def test_a_critic_of_its_own_is_packed_too() -> None:
     for row, length in enumerate(lengths):
         states = critic.trunk(input_ids=ids[row : row + 1, :length])[0][0]
         first = int(prompts[row]) - 1
-        alone[row, : int(mask[row].sum())] = critic.values_of(states[first : int(length) - 1])
+        alone[row, : int(mask[row].sum())] = critic.head(states[first : int(length) - 1])
     for packing in packings(critic.packing):
         critic.packing = packing
-        values = critic(ids, prompts, mask).masked_fill(~mask, 0.0)
+        values = critic(ids, completion_positions(prompts, mask), mask)
         assert torch.allclose(values, alone, atol=1e-5)
 
 
@@ -312,7 +313,7 @@ def test_ragged_texts_are_never_held_padded(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("textrl.models.take", counted)
     ragged = [Sequence(ids=[1, 5], counts=[False, True]) for _ in range(60)]
     ragged.append(Sequence(ids=[1] * 300, counts=[False] + [True] * 299))
-    found = lm.token_logprobs(stack_sequences(ragged, lm.device))
+    found = PolicyModule(lm).logprobs_of(stack_sequences(ragged, lm.device))
     assert held == [60 + 299]
     assert found.shape == (61, 300)
     assert torch.equal(

@@ -15,6 +15,7 @@ from textrl.encoding import encode_prompt
 from textrl.errors import UserError
 from textrl.generation import Samples, sample
 from textrl.models import SplitLM, eos_id, split_lm
+from textrl.policy import PolicyModule
 from textrl.rewards import Reward, RewardModel, make_scorer
 from textrl.seams import decode, decode_completion
 from textrl.trunks import check_lengths, check_vocabulary
@@ -240,7 +241,9 @@ def _teacher_forced(
         TokenSequence(ids=p + c, counts=[False] * len(p) + [True] * len(c))
         for p, c in zip(prompts, completions, strict=True)
     ]
-    logprobs = lm.token_logprobs(stack_sequences(sequences, lm.device), temperature)
+    logprobs = PolicyModule(lm, temperature=temperature).logprobs_of(
+        stack_sequences(sequences, lm.device)
+    )
     return [
         row[len(p) : len(p) + len(c)].tolist()
         for row, p, c in zip(logprobs, prompts, completions, strict=True)

@@ -3,7 +3,7 @@
 Here: loading of language models, classifiers and tokenizers with errors that a user can act on,
 and `SplitLM`, which runs the trunk on every token but the LM head only where a log-prob is wanted.
 Not here: what an architecture bears (`trunks.py`), sampling (`generation.py`), scoring
-(`rewards.py`), critics (`agents/actor_critic.py`).
+(`rewards.py`), critics (`agents/critic.py`).
 """
 
 import warnings
@@ -26,11 +26,9 @@ from transformers.cache_utils import Cache
 
 from textrl.errors import UserError
 from textrl.heads import head_of
-from textrl.logprobs import chunked_token_logprobs
 from textrl.packing import Packing, action_states, packing_of, read, take
 from textrl.paths import local_or_hub
 from textrl.trunks import Trunk, cache_argument, causal_logits, examined, first_output
-from textrl.types import Sequences
 
 CHUNK_BYTES = 1 << 27
 """Float32 logits that are held at once: 8,192 positions of a 4,096 vocabulary, 680 of SmolLM2's.
@@ -278,23 +276,6 @@ class SplitLM:
             mask: Bool, True on the actions. Shape [B T].
         """
         return action_states(self.trunk, self.packing, input_ids, positions, mask)
-
-    def token_logprobs(self, sequences: Sequences, temperature: float = 1.0) -> Tensor:
-        """Return the log-probs of the tokens that count, in nats, [B L]; 0 elsewhere."""
-        ids, mask = sequences.input_ids, sequences.mask
-        # The last token's state predicts nothing.
-        lengths = (mask * torch.arange(ids.shape[1], device=ids.device)).amax(1).clamp_min(1)
-        states, places = read(self.trunk, self.packing, ids, lengths)
-        counted = mask[:, 1:]
-        logprobs = chunked_token_logprobs(
-            take(states, places[:, :-1][counted]).unsqueeze(0),
-            self.head,
-            ids[:, 1:][counted].unsqueeze(0),
-            counted[counted].unsqueeze(0),
-            temperature=temperature,
-            chunk_size=self.chunk_size,
-        )
-        return logprobs.new_zeros(mask.shape).masked_scatter(mask, logprobs)
 
 
 def split_lm(model: PreTrainedModel) -> SplitLM:

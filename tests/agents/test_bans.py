@@ -77,8 +77,12 @@ def test_the_exact_kl_and_the_entropy_are_of_what_is_allowed() -> None:
             ].log_softmax(-1)
             for model in (agent.policy, agent.env.reference)
         )
-        found = other.actor_critic.evaluate(
-            rollout, other._reference_of(_exact(states), torch.arange(16)), entropies=True
+        found = other.module(
+            rollout.input_ids,
+            rollout.positions,
+            rollout.mask,
+            entropies=True,
+            reference=other._reference_of(_exact(states), torch.arange(16)),
         )
     assert float((own.exp() * (own - ref)).sum()) == pytest.approx(
         float(found.exact_kl[row, t]), abs=1e-5

@@ -10,7 +10,7 @@ from test_critic_free import AGENTS, make, make_venv
 
 import textrl  # noqa: F401  # registers TextRLHF-v0
 from textrl.agents import PPO, BestOfN, BestOfNConfig, PPOConfig, text_agent
-from textrl.agents.actor_critic import make_critic
+from textrl.agents.critic import make_critic
 from textrl.envs import PolicyKL, VectorCandidateActions, tiny_model, tiny_tokenizer
 from textrl.envs.sb3 import TextVecEnv
 from textrl.errors import UserError
@@ -122,7 +122,7 @@ def test_the_seed_reaches_an_mlp_head() -> None:
             make_venv(),
             PPOConfig(episodes_per_iteration=32, critic_head="mlp", seed=seed),
         )
-        .actor_critic.critic.head[0]
+        .critic[0]
         .weight
         for seed in (0, 1, 1)
     ]

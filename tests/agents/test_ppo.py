@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import textrl  # noqa: F401  # registers TextRLHF-v0
 from textrl.agents import PPO, PPOConfig
-from textrl.agents.actor_critic import make_critic
 from textrl.agents.collect import collect, concatenate
+from textrl.agents.critic import make_critic
 from textrl.agents.ppo import adapted_kl_coef
 from textrl.agents.text_env import TextEnv
 from textrl.envs import tiny_model, tiny_score, tiny_tokenizer
@@ -58,7 +58,7 @@ def test_first_minibatch_identities(critic: str, kl_loss: str, reward_folder: st
     assert abs(numbers["rollout/kl"]) < 1e-5
     assert numbers["train/explained_variance"] == 0.0  # a zero head knows nothing
     agent.iterate()
-    assert weights(agent.actor_critic.critic).abs().sum() > 0
+    assert weights(agent.critic).abs().sum() > 0
 
 
 def test_logprobs_that_the_update_disputes_are_computed_anew(monkeypatch) -> None:
@@ -163,11 +163,10 @@ def test_step_and_step_sequence_give_equal_episodes(mode: AutoresetMode, on_leng
         agent = PPO(tiny_model(seed=1), venv, config(episodes_per_iteration=8))
         rollouts.append(
             collect(
-                agent.actor_critic.lm,
+                agent.lm,
                 agent.env,
                 torch.Generator().manual_seed(0),
-                observe=agent.actor_critic.critic.values_of,
-                value_pass=agent.actor_critic.value_pass,
+                critic=agent.critic,
             )
         )
     one, other = rollouts
@@ -201,7 +200,7 @@ def test_plain_steps_train_the_same_policy() -> None:
 def test_bootstrap_values_of_truncated_rows_only() -> None:
     venv = make_venv(16, on_length="truncate")
     agent = PPO(tiny_model(), venv, config())
-    torch.nn.init.constant_(agent.actor_critic.critic.head[-1].bias, 3.0)
+    torch.nn.init.constant_(agent.critic[-1].bias, 3.0)
     rollout = agent.collect()
     truncated = rollout.scores.isnan()
     assert truncated.any()
@@ -212,15 +211,15 @@ def test_bootstrap_values_of_truncated_rows_only() -> None:
 
 def test_collected_values_are_those_before_each_token() -> None:
     agent = PPO(tiny_model(), make_venv(4), config(episodes_per_iteration=4))
-    torch.nn.init.normal_(agent.actor_critic.critic.head[-1].weight)
+    torch.nn.init.normal_(agent.critic[-1].weight)
     rollout = agent.collect()
-    lm, critic = agent.actor_critic.lm, agent.actor_critic.critic
+    lm, critic = agent.lm, agent.critic
     for row in range(4):
         start = int(rollout.prompt_lengths[row])
         for t in range(int(rollout.mask[row].sum())):
             with torch.no_grad():
                 state = lm.hidden(rollout.input_ids[row : row + 1, : start + t])[0, -1]
-                expected = critic.values_of(state).item()
+                expected = critic(state).item()
                 assert rollout.values[row, t].item() == pytest.approx(expected, abs=1e-4)
 
 
@@ -267,7 +266,7 @@ def test_save_load_and_resume_bit_for_bit(tmp_path) -> None:
     for _ in range(2):
         resumed.iterate()
     assert torch.equal(weights(resumed.policy), weights(straight.policy))
-    assert torch.equal(weights(resumed.actor_critic.critic), weights(straight.actor_critic.critic))
+    assert torch.equal(weights(resumed.critic), weights(straight.critic))
     assert resumed.env_steps == straight.env_steps
     assert resumed.env.kl_coef == straight.env.kl_coef != 0.1
 

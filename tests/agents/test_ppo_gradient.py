@@ -9,6 +9,7 @@ from reference_agents import Episode, Nets, ppo_objective, ppo_targets
 
 import textrl  # noqa: F401  # registers TextRLHF-v0
 from textrl.agents import PPO, PPOConfig
+from textrl.agents.critic import Critic, ValueHead
 from textrl.envs import tiny_model, tiny_tokenizer
 from textrl.trainers import reward_model_from
 
@@ -57,7 +58,7 @@ def make(reward: str, on_length: str = "score", rows: int = 8, **kwargs) -> PPO:
         policy.lm_head.weight[2].mul_(4.0)
     agent = PPO(policy, venv, config, demonstrations=demonstrations)
     generator = torch.Generator().manual_seed(1)
-    last = agent.actor_critic.critic.head[-1]
+    last = head_of(agent.critic)[-1]
     torch.nn.init.normal_(last.weight, std=0.1, generator=generator)
     torch.nn.init.constant_(last.bias, 0.2)
     return agent
@@ -65,11 +66,16 @@ def make(reward: str, on_length: str = "score", rows: int = 8, **kwargs) -> PPO:
 
 def copies(agent: PPO) -> tuple[torch.nn.Module, torch.nn.Module]:
     """Return float64 copies of the agent's policy and critic."""
-    return copy.deepcopy(agent.policy).double(), copy.deepcopy(agent.actor_critic.critic).double()
+    return copy.deepcopy(agent.policy).double(), copy.deepcopy(agent.critic).double()
 
 
 def nets_of(policy: torch.nn.Module, critic: torch.nn.Module) -> Nets:
-    return Nets(policy=policy, head=critic.head, trunk=critic.trunk)
+    layers = torch.nn.Sequential(*head_of(critic))  # its own forward is float32
+    return Nets(policy=policy, head=layers, trunk=getattr(critic, "trunk", None))
+
+
+def head_of(critic: ValueHead | Critic) -> ValueHead:
+    return critic if isinstance(critic, ValueHead) else critic.head
 
 
 def episodes_of(rollout, penalty: float) -> list[Episode]:
@@ -96,7 +102,7 @@ def run_recorded(agent: PPO, rollout) -> list:
     steps = []
 
     def record(*_) -> None:
-        found = gradients(agent.policy, agent.actor_critic.critic)
+        found = gradients(agent.policy, agent.critic)
         steps.append((*copies(agent), found))
 
     agent._updater.optimizer.register_step_pre_hook(record)
@@ -171,7 +177,7 @@ def test_the_critics_learning_rate_is_the_critics(reward_folder: str) -> None:
     """Adam's first step moves every parameter with a gradient by the learning rate."""
     for rate in (None, 0.05):
         agent = make(reward_folder, minibatch_size=8, critic_learning_rate=rate)
-        head, before = agent.actor_critic.critic.head[-1].bias, agent.policy.lm_head.weight.clone()
+        head, before = head_of(agent.critic)[-1].bias, agent.policy.lm_head.weight.clone()
         start = head.item()
         agent.train_on(agent.collect())
         assert abs(head.item() - start) == pytest.approx(rate or 2e-2, rel=1e-3)

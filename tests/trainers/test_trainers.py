@@ -222,7 +222,7 @@ def test_kto_takes_its_baseline_from_mismatched_texts_of_the_minibatch() -> None
         assert trainer._kl.item() == pytest.approx(0.0, abs=1e-5)  # still the reference
         trainer.train()
         with torch.no_grad():
-            now = sequence_logprobs(trainer._lm, [trainer._strangers[i] for i in (0, 2)])
+            now = sequence_logprobs(trainer._policy, [trainer._strangers[i] for i in (0, 2)])
         trainer._estimate_kl([0, 2])
         expected = (now - trainer._reference_of_strangers[[0, 2]]).mean()
         assert abs(expected) > 1e-3
@@ -267,7 +267,7 @@ def test_a_loss_without_a_reference_reads_none_and_logs_nothing_about_it(
     right = 0
     for pair in trainer.heldout_pairs:
         means = [
-            float(sequence_logprobs(trainer._lm, [side]).detach()) / side.num_counted
+            float(sequence_logprobs(trainer._policy, [side]).detach()) / side.num_counted
             for side in (pair.chosen, pair.rejected)
         ]
         right += means[0] > means[1]

@@ -26,8 +26,9 @@ from textrl.loop import FitTask, fit
 from textrl.loss_names import loss_weights, needs_reference
 from textrl.losses import dpo_loss
 from textrl.metrics import open_logger
-from textrl.models import SplitLM, eos_id, split_lm
+from textrl.models import eos_id, split_lm
 from textrl.paths import expanded
+from textrl.policy import PolicyModule
 from textrl.precision import autocast, pick_precision
 from textrl.resuming import check_resume
 from textrl.shared_prompts import with_shared_prompts
@@ -51,15 +52,15 @@ class Pair:
         return len(self.chosen.ids) + len(self.rejected.ids)
 
 
-def sequence_logprobs(lm: SplitLM, sequences: list[Sequence]) -> Tensor:
+def sequence_logprobs(policy: PolicyModule, sequences: list[Sequence]) -> Tensor:
     """Return the completions' log-probs, nats a sequence, [N]."""
-    return lm.token_logprobs(stack_sequences(sequences, lm.device)).sum(1)
+    return policy.logprobs_of(stack_sequences(sequences, policy.device)).sum(1)
 
 
-def pair_logprobs(lm: SplitLM, pairs: list[Pair]) -> Tensor:
+def pair_logprobs(policy: PolicyModule, pairs: list[Pair]) -> Tensor:
     """Return the log-probs of chosen and rejected completions, nats a sequence, [2 B]."""
     sequences = [p.chosen for p in pairs] + [p.rejected for p in pairs]
-    return sequence_logprobs(lm, sequences).view(2, len(pairs))
+    return sequence_logprobs(policy, sequences).view(2, len(pairs))
 
 
 def mismatched(pairs: list[Pair], max_length: int) -> list[Sequence]:
@@ -85,11 +86,13 @@ def mismatched(pairs: list[Pair], max_length: int) -> list[Sequence]:
 
 
 @torch.no_grad()
-def all_logprobs(lm: SplitLM, sequences: list[Sequence], micro_batch_tokens: int) -> Tensor:
+def all_logprobs(
+    policy: PolicyModule, sequences: list[Sequence], micro_batch_tokens: int
+) -> Tensor:
     """Return `sequence_logprobs` of any number of sequences, without gradient, [N]."""
-    result = torch.zeros(len(sequences), device=lm.device)
+    result = torch.zeros(len(sequences), device=policy.device)
     for rows in filled_batches([len(s.ids) for s in sequences], micro_batch_tokens):
-        result[rows] = sequence_logprobs(lm, [sequences[i] for i in rows])
+        result[rows] = sequence_logprobs(policy, [sequences[i] for i in rows])
     return result
 
 
@@ -111,29 +114,29 @@ def implicit_rewards(
     return logprobs / lengths
 
 
-def reference_logprobs(lm: SplitLM, pairs: list[Pair], micro_batch_tokens: int) -> Tensor:
+def reference_logprobs(policy: PolicyModule, pairs: list[Pair], micro_batch_tokens: int) -> Tensor:
     """Return `pair_logprobs` of all pairs, without gradient, [2 N]."""
-    result = torch.zeros(2, len(pairs), device=lm.device)
+    result = torch.zeros(2, len(pairs), device=policy.device)
     with torch.no_grad():
         for rows in filled_batches([p.num_tokens for p in pairs], micro_batch_tokens):
-            result[:, rows] = pair_logprobs(lm, [pairs[i] for i in rows])
+            result[:, rows] = pair_logprobs(policy, [pairs[i] for i in rows])
     return result
 
 
 def dpo_loss_sum(
-    lm: SplitLM, pairs: list[Pair], reference: Tensor, config: DPOConfig, kl: Tensor
+    policy: PolicyModule, pairs: list[Pair], reference: Tensor, config: DPOConfig, kl: Tensor
 ) -> LossSum:
     """Return the summed preference loss of some pairs.
 
     Args:
-        lm: the policy.
+        policy: the model in training.
         pairs: of one micro-batch.
         reference: the reference's log-probs of them, nats, [2 B]; anything for a loss without it.
         config: the loss and its settings.
         kl: estimate of KL(policy || reference) over the whole minibatch, nats (KTO's baseline).
     """
-    logprobs = pair_logprobs(lm, pairs)
-    lengths = completion_lengths(pairs, lm.device)
+    logprobs = pair_logprobs(policy, pairs)
+    lengths = completion_lengths(pairs, policy.device)
     losses = dpo_loss(
         logprobs[0],
         logprobs[1],
@@ -141,7 +144,7 @@ def dpo_loss_sum(
         reference[1],
         beta=config.beta,
         loss_type=config.loss_type,
-        label_smoothing=label_smoothing(pairs, config, lm.device),
+        label_smoothing=label_smoothing(pairs, config, policy.device),
         chosen_lengths=lengths[0],
         rejected_lengths=lengths[1],
         kl=kl,
@@ -211,8 +214,8 @@ class DPOTrainer:
         self._shown = shown
         eos_id(tokenizer)  # without it no text would end
         check_vocabulary(model, tokenizer)
-        self._lm = split_lm(model)
-        self._precision = pick_precision(self.config.precision, model, self._lm.device)
+        self._policy = PolicyModule(split_lm(model))
+        self._precision = pick_precision(self.config.precision, model, self._policy.device)
         model.eval()
         if isinstance(data, list) and data and isinstance(data[0], Pair):
             self.train_pairs, self.heldout_pairs = cast(list[Pair], data), list[Pair]()
@@ -224,12 +227,12 @@ class DPOTrainer:
             longer = [max(len(p.chosen.ids), len(p.rejected.ids)) for p in pairs]
             check_lengths(model, longer, "pair")
         tokens = self.config.micro_batch_tokens
-        self._kl = torch.zeros((), device=self._lm.device)
+        self._kl = torch.zeros((), device=self._policy.device)
         self._strangers = (
             mismatched(self.train_pairs, self.config.max_length) if self._needs_kl else []
         )
-        with autocast(self._precision, self._lm.device):
-            self._reference_of_strangers = all_logprobs(self._lm, self._strangers, tokens)
+        with autocast(self._precision, self._policy.device):
+            self._reference_of_strangers = all_logprobs(self._policy, self._strangers, tokens)
             self._reference = self._reference_of(self.train_pairs)
             self._heldout_reference = self._reference_of(self.heldout_pairs)
 
@@ -255,7 +258,11 @@ class DPOTrainer:
             weights=[1.0] * len(pairs),
             examples=pairs,
             loss=lambda rows: dpo_loss_sum(
-                self._lm, [pairs[i] for i in rows], self._reference[:, rows], self.config, self._kl
+                self._policy,
+                [pairs[i] for i in rows],
+                self._reference[:, rows],
+                self.config,
+                self._kl,
             ),
             prepare=self._estimate_kl,
         )
@@ -264,7 +271,7 @@ class DPOTrainer:
                 self.model,
                 task,
                 self.config,
-                accelerator=make_accelerator(self._lm.device),
+                accelerator=make_accelerator(self._policy.device),
                 logger=logger,
                 state_dir=self.output_dir,
                 resume=resume,
@@ -282,9 +289,9 @@ class DPOTrainer:
         tokens = self.config.micro_batch_tokens
         for rows in filled_batches([p.num_tokens for p in pairs], tokens):
             some, reference = [pairs[i] for i in rows], self._heldout_reference[:, rows]
-            with autocast(self._precision, self._lm.device):
-                logprobs = pair_logprobs(self._lm, some)
-            lengths = completion_lengths(some, self._lm.device)
+            with autocast(self._precision, self._policy.device):
+                logprobs = pair_logprobs(self._policy, some)
+            lengths = completion_lengths(some, self._policy.device)
             rewards = implicit_rewards(logprobs, reference, lengths, self.config)
             right += float((rewards[0] > rewards[1]).sum())
         return {"heldout_accuracy": right / len(pairs)}
@@ -292,8 +299,8 @@ class DPOTrainer:
     def _reference_of(self, pairs: list[Pair]) -> Tensor:
         """Return `reference_logprobs`, zeros for a loss that has no reference, [2 N]."""
         if not needs_reference(self.config.loss_type):
-            return torch.zeros(2, len(pairs), device=self._lm.device)
-        return reference_logprobs(self._lm, pairs, self.config.micro_batch_tokens)
+            return torch.zeros(2, len(pairs), device=self._policy.device)
+        return reference_logprobs(self._policy, pairs, self.config.micro_batch_tokens)
 
     @property
     def _needs_kl(self) -> bool:
@@ -307,8 +314,8 @@ class DPOTrainer:
         """
         if self._needs_kl:
             strangers = [self._strangers[i] for i in rows]
-            with autocast(self._precision, self._lm.device):
-                found = all_logprobs(self._lm, strangers, self.config.micro_batch_tokens)
+            with autocast(self._precision, self._policy.device):
+                found = all_logprobs(self._policy, strangers, self.config.micro_batch_tokens)
             self._kl = (found - self._reference_of_strangers[rows]).mean()
 
     def _encode(self, records: Records) -> list[Pair]:

@@ -17,6 +17,7 @@ from textrl.loop import FitTask, fit
 from textrl.metrics import open_logger
 from textrl.models import eos_id, split_lm
 from textrl.paths import expanded
+from textrl.policy import PolicyModule
 from textrl.resuming import check_resume
 from textrl.trunks import check_lengths, check_vocabulary
 from textrl.types import Sequence, stack_sequences
@@ -67,7 +68,7 @@ class SFTTrainer:
         self.heldout_sequences = sft_sequences(tokenizer, heldout, limit, self._ends)
         for sequences in (self.train_sequences, self.heldout_sequences):
             check_lengths(model, [len(s.ids) for s in sequences], "demonstration")
-        self._lm = split_lm(model)
+        self._policy = PolicyModule(split_lm(model))
 
     def train(self, resume: bool = False) -> dict[str, float]:
         """Train, save to output_dir, and return the final metrics.
@@ -96,7 +97,7 @@ class SFTTrainer:
                 self.model,
                 task,
                 self.config,
-                accelerator=make_accelerator(self._lm.device),
+                accelerator=make_accelerator(self._policy.device),
                 logger=logger,
                 state_dir=self.output_dir,
                 resume=resume,
@@ -125,5 +126,5 @@ class SFTTrainer:
         return {"heldout_loss": total / sum(s.num_counted for s in sequences)}
 
     def _loss(self, sequences: list[Sequence]) -> LossSum:
-        batch = stack_sequences(sequences, self._lm.device)
-        return LossSum(loss=-self._lm.token_logprobs(batch).sum(), metrics={})
+        batch = stack_sequences(sequences, self._policy.device)
+        return LossSum(loss=-self._policy.logprobs_of(batch).sum(), metrics={})

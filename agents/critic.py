@@ -1,0 +1,140 @@
+"""PPO's critic in three forms; the actor is a `textrl.policy.PolicyModule`.
+
+"value_head"    a zero-initialised head on the policy's own trunk: one pass gives both
+"reward_model"  a second trunk, a copy of the reward model's, with a fresh head
+"separate"      a second trunk, a copy of the policy's, with a fresh head
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from textrl.errors import UserError
+from textrl.models import SplitLM, split_lm
+from textrl.packing import Packing, action_states
+from textrl.rewards import RewardModel
+from textrl.trunks import embedding_rows, first_output
+
+
+class ValueHead(nn.Sequential):
+    """Maps states to values in reward units; its last layer starts at zero, and so does V."""
+
+    def __init__(self, width: int, kind: str) -> None:
+        """Make a "linear" head, or an "mlp" of one hidden layer, on states of this width."""
+        last = nn.Linear(width, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        super().__init__(*([nn.Linear(width, width), nn.Tanh()] if kind == "mlp" else []), last)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return values [...] of states [... H], in float32."""
+        with torch.autocast(states.device.type, enabled=False):
+            values = states.float()
+            for layer in self:
+                values = layer(values)
+        return values.squeeze(-1)
+
+
+class Critic(nn.Module):
+    """A critic with a trunk of its own."""
+
+    def __init__(self, trunk: nn.Module, packing: Packing, head: ValueHead) -> None:
+        """Take a causal trunk, how texts are packed for it, and a head on its states."""
+        super().__init__()
+        self.trunk, self.packing, self.head = trunk, packing, head
+
+    def forward(self, input_ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        """Return V(state just before action t), [B T], 0 where the mask is False.
+
+        Args:
+            input_ids: whole texts, right-padded. Shape [B L].
+            positions: where each action stands in its text, >= 1. Shape [B T].
+            mask: Bool, True on the actions. Shape [B T].
+        """
+        input_ids = input_ids[:, : int(positions.masked_fill(~mask, 0).max()) + 1]
+        states = action_states(self.trunk, self.packing, input_ids, positions, mask)
+        values: Tensor = self.head(states)
+        return values.masked_fill(~mask, 0.0)
+
+
+def make_critic(
+    kind: str,
+    head: str,
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    reward_model: RewardModel | None,
+    seed: int = 0,
+) -> ValueHead | Critic:
+    """Return a fresh critic of one of the three kinds; the seed is that of an MLP head.
+
+    Raises:
+        UserError: "reward_model" without a reward model that reads the policy's tokens causally.
+    """
+    lm = split_lm(policy)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if kind == "value_head":
+            return ValueHead(lm.state_size, head).to(policy.device)
+        if kind == "separate":
+            trunk = copy.deepcopy(lm.trunk).requires_grad_(True)
+            return Critic(trunk, lm.packing, ValueHead(lm.state_size, head)).to(policy.device)
+        if reward_model is None:
+            raise UserError(
+                "critic='reward_model' needs a reward model in the environment; its reward is a "
+                "function. Use critic='value_head' or 'separate'"
+            )
+        _check_reads_alike(reward_model, tokenizer, lm.vocab_size)
+        classifier = reward_model.classifier
+        assert classifier.head is not None
+        trunk = copy.deepcopy(classifier.trunk).requires_grad_(True)
+        with torch.no_grad():
+            ids = torch.zeros(1, 1, dtype=torch.long, device=policy.device)
+            width = first_output(trunk(input_ids=ids, use_cache=False)).shape[-1]
+        return Critic(trunk, classifier.packing, ValueHead(width, head)).to(policy.device)
+
+
+def _check_reads_alike(
+    reward_model: RewardModel, tokenizer: PreTrainedTokenizerBase, vocab_size: int
+) -> None:
+    """Raise UserError unless the reward model reads texts of the policy's ids, and causally."""
+    instead = "use critic='value_head' or 'separate'"
+    if reward_model.classifier.head is None:
+        raise UserError(
+            f"critic='reward_model' needs a causal reward model with the policy's tokenizer; this "
+            f"one reads whole texts: {instead}"
+        )
+    theirs = reward_model.tokenizer.get_vocab()
+    for token, number in tokenizer.get_vocab().items():
+        if theirs.get(token) != number:
+            raise UserError(
+                f"critic='reward_model' needs a causal reward model with the policy's tokenizer; "
+                f"this one reads other tokens (id {number} of the policy is {token!r}): {instead}"
+            )
+    rows = embedding_rows(reward_model.model)
+    if rows < vocab_size:
+        raise UserError(
+            f"critic='reward_model' needs embeddings of the policy's {vocab_size} ids, the reward "
+            f"model has {rows}: {instead}"
+        )
+
+
+@torch.no_grad()
+def values_at(
+    critic: ValueHead | Critic, lm: SplitLM, input_ids: Tensor, positions: Tensor, mask: Tensor
+) -> Tensor:
+    """Return V(state just before action t), [B T], without gradient.
+
+    Args:
+        critic: on the policy's states, or with a trunk of its own.
+        lm: the policy.
+        input_ids: whole texts, right-padded. Shape [B L].
+        positions: where each action stands in its text, >= 1. Shape [B T].
+        mask: Bool, True on the actions. Shape [B T].
+    """
+    if isinstance(critic, ValueHead):
+        values: Tensor = critic(lm.action_states(input_ids, positions, mask))
+    else:
+        values = critic(input_ids, positions, mask)
+    return values

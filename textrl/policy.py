@@ -1,0 +1,130 @@
+"""A trained language model as one module with one forward, which every update calls.
+
+One pass through the trunk and chunks of the head give all that a loss reads of some tokens:
+log-probs, entropies, a value head's values, the exact KL to a reference. Next to read: `models.py`
+(trunk and head), `logprobs.py` (the chunks).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from textrl.allowed import AllowedTokens
+from textrl.logprobs import counted_from_0, map_positions, token_entropy, token_kl, token_logprobs
+from textrl.models import SplitLM
+from textrl.types import Sequences
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What an update needs of some tokens, each [B T], 0 where the mask is False."""
+
+    logprobs: Tensor
+    """In nats, differentiable."""
+    values: Tensor | None
+    """In reward units, differentiable; None where the policy has no value head."""
+    entropies: Tensor | None
+    """In nats, differentiable; None where nobody asked."""
+    exact_kl: Tensor | None
+    """KL(pi || pi_ref) over the vocabulary, in nats, differentiable; None without a reference."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceStates:
+    """The reference's hidden states before the same tokens, and the head that reads them."""
+
+    states: Tensor
+    """[B T H]."""
+    head: Callable[[Tensor], Tensor]
+
+
+class PolicyModule(nn.Module):
+    """A policy, and its value head where it has one."""
+
+    def __init__(
+        self,
+        lm: SplitLM,
+        *,
+        temperature: float = 1.0,
+        allowed: AllowedTokens | None = None,
+        value_head: nn.Module | None = None,
+    ) -> None:
+        """Take the parts of a policy.
+
+        Args:
+            lm: the language model.
+            temperature: of every log-prob.
+            allowed: the tokens that may be drawn; None for all.
+            value_head: maps the policy's states [... H] to values [...].
+        """
+        super().__init__()
+        self.lm, self.model, self.value_head = lm, lm.model, value_head
+        self.temperature, self.allowed = temperature, allowed
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.lm.device
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        *,
+        entropies: bool = False,
+        reference: ReferenceStates | None = None,
+    ) -> Evaluation:
+        """Return the log-probs of some tokens under the present weights, and what else is asked.
+
+        Args:
+            input_ids: whole texts, right-padded. Shape [B L].
+            positions: where each token stands in its text, >= 1. Shape [B T].
+            mask: Bool, True on the tokens that count. Shape [B T].
+            entropies: whether to compute these too (another pass over all logits).
+            reference: the reference's states before the same tokens, for the exact KL.
+        """
+        width = int(positions.masked_fill(~mask, 0).max()) + 1  # nothing behind is read
+        input_ids, positions = input_ids[:, :width], positions.masked_fill(~mask, 0)
+        states = self.lm.action_states(input_ids, positions, mask)
+        chosen = input_ids.gather(1, positions)
+        heads = [] if reference is None else [reference.head]
+        others = [] if reference is None else [reference.states]
+
+        def numbers(states: Tensor, chosen: Tensor, places: Tensor, *others: Tensor) -> Tensor:
+            logits = self._restricted(self.lm.head(states), places)
+            columns = [token_logprobs(logits, chosen, temperature=self.temperature)]
+            if entropies:
+                columns.append(token_entropy(logits, temperature=self.temperature))
+            for other, head in zip(others, heads, strict=True):
+                other_logits = self._restricted(head(other), places)
+                columns.append(token_kl(logits, other_logits, temperature=self.temperature))
+            return torch.stack(columns, dim=-1)
+
+        table = map_positions(
+            numbers,
+            states,
+            chosen,
+            counted_from_0(chosen),
+            *others,
+            mask=mask,
+            chunk_size=self.lm.chunk_size,
+        )
+        values = None if self.value_head is None else self.value_head(states)
+        return Evaluation(
+            logprobs=table[..., 0],
+            values=None if values is None else values.masked_fill(~mask, 0.0),
+            entropies=table[..., 1] if entropies else None,
+            exact_kl=None if reference is None else table[..., -1],
+        )
+
+    def logprobs_of(self, sequences: Sequences) -> Tensor:
+        """Return the log-probs of the tokens that count, in nats, [B L]; 0 elsewhere."""
+        ids, mask = sequences.input_ids, sequences.mask
+        logprobs: Tensor = self(ids, counted_from_0(ids), mask).logprobs
+        return logprobs
+
+    def _restricted(self, logits: Tensor, places: Tensor) -> Tensor:
+        return logits if self.allowed is None else self.allowed.restrict(logits, places)

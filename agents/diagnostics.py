@@ -52,19 +52,19 @@ def ratio_report(logprobs: Tensor, part: Rollout, clip_range: float) -> dict[str
     }
 
 
-def update_report(rows: list[dict[str, float]]) -> dict[str, float]:
+def update_report(updates: list[dict[str, float]]) -> dict[str, float]:
     """Return the means over an iteration's updates, and the identities of its first one.
 
     At the first minibatch the policy is still the one that sampled: `first_ratio_error` (the
-    mean |ratio - 1|) and `first_approx_kl` must be 0 up to rounding.
+    mean |ratio - 1|) and `first_approx_kl` must be 0 up to rounding. They are of the agents that
+    look at the ratio.
     """
-    means = {
-        f"train/{name}": float(torch.tensor([row[name] for row in rows]).mean())
-        for name in rows[0]
-        if name != "ratio_error"
-    }
-    first = {
-        "train/first_ratio_error": rows[0]["ratio_error"],
-        "train/first_approx_kl": rows[0]["approx_kl"],
-    }
-    return means | first | {"train/updates": float(len(rows))}
+    report = {"train/updates": float(len(updates))}
+    for name in updates[0] if updates else ():
+        if name != "ratio_error":
+            mean = torch.tensor([numbers[name] for numbers in updates]).mean()
+            report[f"train/{name}"] = float(mean)
+    if updates and "ratio_error" in updates[0]:
+        report["train/first_ratio_error"] = updates[0]["ratio_error"]
+        report["train/first_approx_kl"] = updates[0]["approx_kl"]
+    return report

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from textrl.advantages import grpo_advantages
 from textrl.agents.diagnostics import ratio_report, update_report
-from textrl.agents.minibatches import Numbers
+from textrl.agents.minibatches import Numbers, Steps
 from textrl.agents.policy_gradient import episode_returns, spread_over_tokens
 from textrl.agents.text_agent import TextAgent
 from textrl.config import GRPOConfig
@@ -31,20 +31,20 @@ class GRPO(TextAgent):
     config: GRPOConfig
     compares_samples = True
 
-    def train_on(self, rollout: Rollout) -> Numbers:
+    def train_on(self, rollout: Rollout, steps: Steps) -> Numbers:
         """Take num_epochs x minibatches of the clipped surrogate."""
         returns, paper = episode_returns(rollout, self.env.kl_coef), self.config.variant == "grpo"
         advantages = grpo_advantages(returns, self.env.group_size, scale=paper)
         lengths = rollout.mask.sum(1)
         divisors = lengths if paper else torch.full_like(lengths, self.env.max_completion_tokens)
-        rows = self.run_minibatches(
-            partial(self._loss, rollout, advantages, divisors),
+        loss = partial(self._loss, rollout, advantages, divisors)
+        batches = steps.over(
             lengths=rollout.lengths,
             weights=torch.ones(len(returns)),
             minibatch_size=self.config.minibatch_size,
             num_epochs=self.config.num_epochs,
         )
-        return update_report(rows)
+        return update_report([step.take(loss) for step in batches])
 
     def _loss(
         self, rollout: Rollout, advantages: Tensor, divisors: Tensor, rows: Tensor

@@ -1,11 +1,15 @@
 """The optimiser steps of an iteration: shuffled minibatches, each in micro-batches that fit memory.
 
-Here: `Minibatches`, which every agent of ours runs its losses through. Not here: the losses (each
-agent's own file) and the optimiser (`loop.Updater`).
+Here: `Steps`, over which every agent of ours runs its losses. Not here: the losses (in each agent's
+file) and the optimiser (`textrl/updater.py`).
+
+    for step in steps.over(lengths=rollout.lengths, weights=rollout.mask.sum(1), minibatch_size=64):
+        numbers = step.take(loss)
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,86 +19,86 @@ from textrl.updater import Updater
 
 Numbers = dict[str, float]
 MinibatchLoss = Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
-"""Row indices of a micro-batch -> (its mean loss, means to log)."""
+"""Maps rows [n] to their mean loss, differentiable, and what to log of it."""
 
 
-class Minibatches:
-    """Takes an agent's optimiser steps over the episodes or pairs of an iteration."""
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """The optimiser steps that an agent takes on the episodes or pairs of an iteration."""
 
-    def __init__(
-        self,
-        updater: Updater,
-        generator: torch.Generator,
-        micro_batch_tokens: int,
-        autocast: Callable[[], AbstractContextManager[object]],
-    ) -> None:
-        """Keep the agent's optimiser, its randomness, its memory limit and its precision."""
-        self._updater, self._generator = updater, generator
-        self._micro_batch_tokens, self._autocast = micro_batch_tokens, autocast
+    updater: Updater
+    generator: torch.Generator
+    """Of the minibatches' order."""
+    micro_batch_tokens: int
+    """Tokens in one forward and backward pass; never changes the result."""
+    autocast: Callable[[], AbstractContextManager[object]]
+    """The precision of a forward pass."""
+    show: Callable[[float, Numbers], None] = lambda share, numbers: None
+    """Gets the share of the iteration's steps that is done, and each step's numbers."""
 
-    def run(
-        self,
-        *losses: MinibatchLoss,
-        lengths: Tensor,
-        weights: Tensor,
-        minibatch_size: int,
-        num_epochs: int = 1,
-        more_losses: Callable[[int], Iterable[Tensor]] = lambda size: (),
-        stop: Callable[[Numbers], bool] = lambda numbers: False,
-        after_step: Callable[[Numbers, float], None] = lambda numbers, share: None,
-    ) -> list[Numbers]:
-        """Take the optimiser steps of an iteration; return each one's numbers.
+    def over(
+        self, *, lengths: Tensor, weights: Tensor, minibatch_size: int, num_epochs: int = 1
+    ) -> Iterator["Step"]:
+        """Yield a step for each shuffled minibatch of each epoch; leave the loop to stop early.
 
         Args:
-            losses: of a micro-batch of items (episodes or pairs); each one's backward pass is
-                done before the next one is computed.
-            lengths: tokens of each item, Int64 [N].
+            lengths: tokens of each item (episode or pair), Int64 [N].
             weights: what each item adds to the divisor of a step's loss: its tokens, or 1; [N].
             minibatch_size: items in a step.
             num_epochs: passes over the items.
-            more_losses: whole losses to add to the step of a minibatch of this size.
-            stop: whether to leave the rest of the iteration's steps after these numbers.
-            after_step: gets each step's numbers and the share of the steps that is done.
         """
-        rows: list[Numbers] = []
         if len(lengths) == 0:
-            return rows
-        steps = num_epochs * -(-len(lengths) // minibatch_size)
+            return
+        done, total = 0, num_epochs * -(-len(lengths) // minibatch_size)
         for _ in range(num_epochs):
-            order = torch.randperm(len(lengths), generator=self._generator)
-            for chosen in order.split(minibatch_size):
-                extra = more_losses(len(chosen))
-                rows.append(self._step(chosen, lengths[chosen], weights[chosen], losses, extra))
-                after_step(rows[-1], len(rows) / steps)
-                if stop(rows[-1]):
-                    return rows
-        return rows
+            order = torch.randperm(len(lengths), generator=self.generator)
+            for rows in order.split(minibatch_size):
+                done += 1
+                yield Step(
+                    steps=self,
+                    rows=rows,
+                    lengths=lengths[rows],
+                    weights=weights[rows],
+                    share=done / total,
+                )
 
-    def split(self, lengths: Tensor) -> list[list[int]]:
-        """Return which of the items of these lengths share a forward and backward pass."""
-        return filled_batches(lengths.tolist(), self._micro_batch_tokens)
 
-    def _step(
-        self,
-        chosen: Tensor,
-        lengths: Tensor,
-        weights: Tensor,
-        losses: Sequence[MinibatchLoss],
-        more_losses: Iterable[Tensor],
-    ) -> Numbers:
-        """Take one optimiser step; every micro-batch is weighed by its share of the whole step."""
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One optimiser step."""
+
+    steps: Steps
+    rows: Tensor
+    """The items of the minibatch, Int64 [n]."""
+    lengths: Tensor
+    """Their tokens, [n]."""
+    weights: Tensor
+    """What each adds to the divisor of the loss, [n]."""
+    share: float
+    """Of the iteration's steps that is done after this one."""
+
+    def take(self, *losses: MinibatchLoss, more: Iterable[Tensor] = ()) -> Numbers:
+        """Update the weights; return the step's numbers, means over its micro-batches.
+
+        Args:
+            losses: of a micro-batch of items; each one's backward pass is done before the next one
+                is computed. Every micro-batch is weighed by its share of the whole step.
+            more: whole losses to add.
+        """
         sums: Numbers = {}
 
-        def shares() -> Iterable[Tensor]:
-            for batch in self.split(lengths):
-                share = weights[batch].sum().item() / weights.sum().item()
+        def shares() -> Iterator[Tensor]:
+            for batch in filled_batches(self.lengths.tolist(), self.steps.micro_batch_tokens):
+                share = self.weights[batch].sum().item() / self.weights.sum().item()
                 for loss in losses:
-                    with self._autocast():
-                        value, numbers = loss(chosen[batch])
+                    with self.steps.autocast():
+                        value, numbers = loss(self.rows[batch])
                     for name, number in numbers.items():
                         sums[name] = sums.get(name, 0.0) + share * number.item()
                     yield share * value
-            yield from more_losses
+            yield from more
 
-        norm = self._updater.update(shares())
-        return sums | {"grad_norm": norm}
+        norm = self.steps.updater.update(shares())
+        numbers = sums | {"grad_norm": norm}
+        self.steps.show(self.share, numbers)
+        return numbers

@@ -13,12 +13,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from textrl.agents.base import AnyVectorEnv
-from textrl.agents.minibatches import Numbers
+from textrl.agents.diagnostics import update_report
+from textrl.agents.minibatches import Numbers, Steps
 from textrl.agents.text_agent import TextAgent
 from textrl.config import OnlineDPOConfig
 from textrl.errors import UserError
 from textrl.losses import dpo_loss
-from textrl.metrics import log
 from textrl.types import Rollout
 
 
@@ -50,25 +50,19 @@ class OnlineDPO(TextAgent):
                 f"the environment's group_size {self.env.group_size} (make it with group_size=...)"
             )
 
-    def train_on(self, rollout: Rollout) -> Numbers:
-        """Train on the best against the worst of each group; one logger row an update."""
+    def train_on(self, rollout: Rollout, steps: Steps) -> Numbers:
+        """Train on the best against the worst of each group."""
         paid = self._paid(rollout)
         best, worst = best_and_worst(paid, self.config.samples_per_prompt)
-        tokens = int(rollout.mask.sum())
-
-        def show(numbers: Numbers, share: float) -> None:
-            step = self.env_steps + round(share * tokens)
-            log(self.logger, step, {f"train/{name}": value for name, value in numbers.items()})
-
-        self.run_minibatches(
-            partial(self._loss, rollout, paid, best, worst),
+        loss = partial(self._loss, rollout, paid, best, worst)
+        batches = steps.over(
             lengths=2 * torch.maximum(rollout.lengths[best], rollout.lengths[worst]),
             weights=torch.ones(len(best)),
             minibatch_size=self.config.minibatch_size,
             num_epochs=self.config.num_epochs,
-            after_step=show,
         )
-        return {"train/pairs": float(len(best))}
+        report = update_report([step.take(loss) for step in batches])
+        return report | {"train/pairs": float(len(best))}
 
     def _paid(self, rollout: Rollout) -> Tensor:
         """Return what the samples are ranked by, [B]: the score less missing_eos_penalty."""

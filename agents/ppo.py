@@ -35,9 +35,10 @@ from textrl.agents.collect import collect
 from textrl.agents.critic import Critic, make_critic
 from textrl.agents.diagnostics import explained_variance, ratio_report, update_report
 from textrl.agents.kl_control import adapted_kl_coef
-from textrl.agents.minibatches import Numbers
+from textrl.agents.minibatches import Numbers, Steps
 from textrl.agents.text_agent import TextAgent
 from textrl.agents.text_env import TextEnv
+from textrl.batching import filled_batches
 from textrl.checkpoint import check_finite
 from textrl.config import PPOConfig
 from textrl.data import Source, load_records
@@ -47,7 +48,7 @@ from textrl.losses import ppo_policy_loss, ppo_value_loss, sft_loss
 from textrl.masking import masked_mean, standardize, whitening_divisor
 from textrl.models import split_lm
 from textrl.paths import expanded
-from textrl.policy import Evaluation, ReferenceStates
+from textrl.policy import ReferenceStates
 from textrl.types import Rollout, Targets, stack_sequences
 
 STATES_PER_PASS = 64
@@ -148,7 +149,7 @@ class PPO(TextAgent):
         """Return one finished episode of every row, with the critic's values."""
         return collect(self.lm, self.env, self._generator, critic=self.critic)
 
-    def train_on(self, rollout: Rollout) -> Numbers:
+    def train_on(self, rollout: Rollout, steps: Steps) -> Numbers:
         """Update actor and critic from an iteration's episodes; return what to log."""
         config, kl_coef = self.config, self.env.kl_coef
         with self.autocast():
@@ -158,24 +159,25 @@ class PPO(TextAgent):
         if states is not None:  # the state after a truncation is paid for, but no token is drawn
             states = states[:, : rollout.mask.shape[1]]
             exact = ExactKL(reference_states=states, weight=kl_coef / divisor)
-        limit = config.target_kl
-        losses: list[Any] = [partial(self._actor_loss, rollout, targets, exact)]
+        losses = [partial(self._actor_loss, rollout, targets, exact)]
         if isinstance(self.critic, Critic):
             losses.append(partial(self._critic_loss, rollout, targets))
-        rows = self.run_minibatches(
-            *losses,
+        updates: list[Numbers] = []
+        for step in steps.over(
             lengths=rollout.lengths,
             weights=rollout.mask.sum(1),
             minibatch_size=config.minibatch_size,
             num_epochs=config.num_epochs,
-            more_losses=self._ptx_losses,
-            stop=lambda numbers: limit is not None and numbers["approx_kl"] > limit,
-        )
+        ):
+            updates.append(step.take(*losses, more=self._ptx_losses(len(step.rows))))
+            limit = config.target_kl
+            if limit is not None and updates[-1]["approx_kl"] > limit:
+                break
         if config.kl_target is not None:
             kl = float(rollout.sequence_kl.mean())
             self.env.kl_coef = adapted_kl_coef(kl_coef, kl, len(rollout.scores), config)
         explained = explained_variance(rollout, targets)
-        return update_report(rows) | {"train/explained_variance": explained}
+        return update_report(updates) | {"train/explained_variance": explained}
 
     def _targets(
         self, rollout: Rollout, kl_coef: float, reference_states: Tensor | None
@@ -207,10 +209,8 @@ class PPO(TextAgent):
         """
         config, part, target = self.config, rollout.rows(rows), targets.rows(rows)
         mask = part.mask
-        now: Evaluation = self.module(
-            part.input_ids,
-            part.positions,
-            mask,
+        now = self.evaluate(
+            part,
             entropies=config.ent_coef > 0,
             reference=self._reference_of(exact, rows),
         )
@@ -263,9 +263,9 @@ class PPO(TextAgent):
         rollout, pieces = with_last_states(rollout), []
         for rows in torch.arange(len(rollout.scores)).split(STATES_PER_PASS):
             states = ReferenceStates(states=reference_states[rows], head=self._reference.head)
-            part = rollout.rows(rows)
-            now = self.module(part.input_ids, part.positions, part.mask, reference=states)
-            pieces.append(now.exact_kl)
+            exact = self.evaluate(rollout.rows(rows), reference=states).exact_kl
+            assert exact is not None
+            pieces.append(exact)
         return torch.cat(pieces)
 
     def _ptx_losses(self, count: int) -> Iterable[Tensor]:
@@ -275,7 +275,8 @@ class PPO(TextAgent):
         picked = torch.randint(len(self._demonstrations), (count,), generator=self._generator)
         sequences = [self._demonstrations[int(i)] for i in picked]
         total = sum(sequence.num_counted for sequence in sequences)
-        for rows in self.minibatches.split(torch.tensor([len(s.ids) for s in sequences])):
+        lengths = [len(sequence.ids) for sequence in sequences]
+        for rows in filled_batches(lengths, self.config.micro_batch_tokens):
             batch = stack_sequences([sequences[row] for row in rows], self.policy.device)
             weight = self.config.ptx_coef * int(batch.mask.sum()) / total
             with self.autocast():

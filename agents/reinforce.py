@@ -9,7 +9,7 @@ from torch import Tensor
 
 from textrl.advantages import rloo_advantages
 from textrl.agents.diagnostics import ratio_report, update_report
-from textrl.agents.minibatches import Numbers
+from textrl.agents.minibatches import Numbers, Steps
 from textrl.agents.policy_gradient import episode_returns, spread_over_tokens
 from textrl.agents.text_agent import TextAgent
 from textrl.config import ReinforceConfig
@@ -28,17 +28,17 @@ class Reinforce(TextAgent):
     config_class = ReinforceConfig
     config: ReinforceConfig
 
-    def train_on(self, rollout: Rollout) -> Numbers:
+    def train_on(self, rollout: Rollout, steps: Steps) -> Numbers:
         """Take one step on all episodes together."""
         returns = episode_returns(rollout, self.env.kl_coef)
         advantages = rloo_advantages(returns, group_size=len(returns))
-        rows = self.run_minibatches(
-            partial(self._loss, rollout, spread_over_tokens(advantages, rollout.mask)),
+        loss = partial(self._loss, rollout, spread_over_tokens(advantages, rollout.mask))
+        batches = steps.over(
             lengths=rollout.lengths,
             weights=rollout.mask.sum(1),
             minibatch_size=len(returns),
         )
-        return update_report(rows)
+        return update_report([step.take(loss) for step in batches])
 
     def _loss(
         self, rollout: Rollout, advantages: Tensor, rows: Tensor

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from textrl.advantages import rloo_advantages
 from textrl.agents.diagnostics import ratio_report, update_report
-from textrl.agents.minibatches import Numbers
+from textrl.agents.minibatches import Numbers, Steps
 from textrl.agents.policy_gradient import episode_returns, spread_over_tokens
 from textrl.agents.text_agent import TextAgent
 from textrl.config import RLOOConfig
@@ -27,18 +27,18 @@ class RLOO(TextAgent):
     config: RLOOConfig
     compares_samples = True
 
-    def train_on(self, rollout: Rollout) -> Numbers:
+    def train_on(self, rollout: Rollout, steps: Steps) -> Numbers:
         """Take num_epochs x minibatches of the clipped surrogate."""
         returns = episode_returns(rollout, self.env.kl_coef)
         advantages = rloo_advantages(returns, self.env.group_size)
-        rows = self.run_minibatches(
-            partial(self._loss, rollout, spread_over_tokens(advantages, rollout.mask)),
+        loss = partial(self._loss, rollout, spread_over_tokens(advantages, rollout.mask))
+        batches = steps.over(
             lengths=rollout.lengths,
             weights=rollout.mask.sum(1),
             minibatch_size=self.config.minibatch_size,
             num_epochs=self.config.num_epochs,
         )
-        return update_report(rows)
+        return update_report([step.take(loss) for step in batches])
 
     def _loss(
         self, rollout: Rollout, advantages: Tensor, rows: Tensor

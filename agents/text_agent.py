@@ -7,7 +7,7 @@ holds the whole algorithm. Here are `learn`, `predict`, `save`, `load` and the o
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -29,9 +29,10 @@ from textrl.agents.base import (
 from textrl.agents.collect import check_groups, collect, concatenate
 from textrl.agents.critic import Critic, ValueHead
 from textrl.agents.diagnostics import rollout_report
-from textrl.agents.minibatches import Minibatches, MinibatchLoss, Numbers
+from textrl.agents.minibatches import Numbers, Steps
 from textrl.agents.predict import next_tokens
 from textrl.agents.text_env import TextEnv
+from textrl.batching import filled_batches
 from textrl.checkpoint import load_state, read_agent, save_model, save_state, write_json
 from textrl.config import AgentConfig
 from textrl.engine import make_accelerator, one_process
@@ -39,7 +40,7 @@ from textrl.masking import masked_mean
 from textrl.metrics import StageProgress, log
 from textrl.models import split_lm
 from textrl.paths import expanded
-from textrl.policy import PolicyModule
+from textrl.policy import Evaluation, PolicyModule, ReferenceStates
 from textrl.precision import autocast, pick_precision
 from textrl.types import Rollout
 from textrl.updater import Updater
@@ -96,12 +97,7 @@ class TextAgent(ABC):
         if self.compares_samples:
             self.env.check_groups(type(self).__name__)
         self.policy, self.lm = policy.eval(), split_lm(policy)
-        self.module = PolicyModule(
-            self.lm,
-            temperature=self.env.temperature,
-            allowed=self.env.allowed,
-            value_head=critic if isinstance(critic, ValueHead) else None,
-        )
+        self.module = PolicyModule(self.lm, critic if isinstance(critic, ValueHead) else None)
         self.logger = logger or Logger(folder=None, output_formats=[])
         self.iteration = self.env_steps = 0
         rate = self.config.learning_rate
@@ -112,16 +108,17 @@ class TextAgent(ABC):
             schedule=lambda update: self._learning_rate_factor(),
         )
         self._generator = torch.Generator().manual_seed(self.config.seed)
-        self.minibatches = Minibatches(
-            self._updater, self._generator, self.config.micro_batch_tokens, self.autocast
-        )
-        self._show_step: Callable[[float, Numbers], None] = lambda share, step: None
         self._collect_share = 0.5
         venv.reset(seed=self.config.seed)
 
     @abstractmethod
-    def train_on(self, rollout: Rollout) -> Numbers:
-        """Update the policy from an iteration's episodes; return what to log."""
+    def train_on(self, rollout: Rollout, steps: Steps) -> Numbers:
+        """Update the policy from an iteration's episodes; return what to log.
+
+        Args:
+            rollout: the episodes.
+            steps: makes the optimiser steps.
+        """
 
     def set_logger(self, logger: Logger) -> None:
         """Log to this logger from now on."""
@@ -173,9 +170,8 @@ class TextAgent(ABC):
             done = self._collect_share + (1 - self._collect_share) * share
             show(done, tokens, episodes | fit)
 
-        self._show_step = show_step
         learning_rate = self._updater.follow_schedule()
-        numbers = self.train_on(rollout)
+        numbers = self.train_on(rollout, self.steps(show_step))
         self.iteration += 1
         self.env_steps += tokens
         show(1.0, tokens, episodes)
@@ -221,38 +217,34 @@ class TextAgent(ABC):
         """Return one finished episode of every row of the environment."""
         return collect(self.lm, self.env, self._generator)
 
-    def run_minibatches(
-        self,
-        *losses: MinibatchLoss,
-        lengths: Tensor,
-        weights: Tensor,
-        minibatch_size: int,
-        num_epochs: int = 1,
-        more_losses: Callable[[int], Iterable[Tensor]] = lambda size: (),
-        stop: Callable[[Numbers], bool] = lambda numbers: False,
-        after_step: Callable[[Numbers, float], None] = lambda numbers, share: None,
-    ) -> list[Numbers]:
-        """Take the optimiser steps of an iteration, shown; see `Minibatches.run`."""
-
-        def shown(numbers: Numbers, share: float) -> None:
-            after_step(numbers, share)
-            self._show_step(share, numbers)
-
-        return self.minibatches.run(
-            *losses,
-            lengths=lengths,
-            weights=weights,
-            minibatch_size=minibatch_size,
-            num_epochs=num_epochs,
-            more_losses=more_losses,
-            stop=stop,
-            after_step=shown,
+    def steps(self, show: Callable[[float, Numbers], None] = lambda share, step: None) -> Steps:
+        """Return what makes the optimiser steps of an iteration; `show` follows them."""
+        return Steps(
+            updater=self._updater,
+            generator=self._generator,
+            micro_batch_tokens=self.config.micro_batch_tokens,
+            autocast=self.autocast,
+            show=show,
         )
 
     def logprobs(self, part: Rollout) -> Tensor:
         """Return the completions' log-probs under the present policy, in nats, [B T]."""
-        logprobs: Tensor = self.module(part.input_ids, part.positions, part.mask).logprobs
-        return logprobs
+        return self.evaluate(part).logprobs
+
+    def evaluate(
+        self, part: Rollout, *, entropies: bool = False, reference: ReferenceStates | None = None
+    ) -> Evaluation:
+        """Return what an update needs of some episodes, see `PolicyModule.forward`."""
+        found: Evaluation = self.module(
+            part.input_ids,
+            part.positions,
+            part.mask,
+            temperature=self.env.temperature,
+            allowed=self.env.allowed,
+            entropies=entropies,
+            reference=reference,
+        )
+        return found
 
     def predict(
         self,
@@ -338,7 +330,7 @@ class TextAgent(ABC):
         if float(masked_mean((self.logprobs(some) - some.logprobs).abs(), some.mask)) < AGREEMENT:
             return rollout
         logprobs = torch.zeros_like(rollout.logprobs)
-        for rows in self.minibatches.split(rollout.lengths):
+        for rows in filled_batches(rollout.lengths.tolist(), self.config.micro_batch_tokens):
             logprobs[rows] = self.logprobs(rollout.rows(torch.tensor(rows)))
         return replace(rollout, logprobs=logprobs)
 

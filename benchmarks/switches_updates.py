@@ -129,17 +129,17 @@ def ppo(setup: Setup) -> Iterator[Switch]:
     rollout, other = shared.collect(), own.collect()
     yield (
         "PPO: values from the policy's trunk",
-        lambda: shared.train_on(rollout) and None,
-        lambda: own.train_on(other) and None,
+        lambda: shared.train_on(rollout, shared.steps()) and None,
+        lambda: own.train_on(other, own.steps()) and None,
     )
 
     def recomputed() -> None:
         with torch.no_grad():
             shared.logprobs(rollout)
-        shared.train_on(rollout)
+        shared.train_on(rollout, shared.steps())
 
     yield (
         "PPO: log-probs kept from sampling",
-        lambda: shared.train_on(rollout) and None,
+        lambda: shared.train_on(rollout, shared.steps()) and None,
         recomputed,
     )

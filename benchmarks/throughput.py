@@ -162,7 +162,7 @@ def ppo(model: PreTrainedModel, cost: Cost, length: int, batch: int) -> Iterator
     yield "ppo, collect (with score)", (agent.collect, tokens, 2 * forward)
     yield "ppo, score", (score, tokens, forward)
     flops = cost.update(lengths, tokens)
-    yield "ppo, update", (lambda: agent.train_on(rollout), tokens, flops)
+    yield "ppo, update", (lambda: agent.train_on(rollout, agent.steps()), tokens, flops)
 
 
 def generation(

@@ -175,15 +175,15 @@ AGENTS = [
         ("the exact KL's weight is not divided", "weight=kl_coef / divisor", "weight=kl_coef"),
         ("sign of the exact KL", "loss = loss + exact.weight *", "loss = loss - exact.weight *"),
         ("the KL of the state before the token is paid", "reference_states)[:, 1:]", "reference_states)[:, :-1]"),
-        ("the state after a truncation pays no KL", "rollout.mask.sum(1)[cut]] = True", "rollout.mask.sum(1)[cut]] = False"),
+        ("the state after a truncation pays no KL", "positions[cut, slots] = True,", "positions[cut, slots] = False,"),
         ("no bootstrap", "bootstrap_values=rollout.bootstrap_values", "bootstrap_values=None"),
     ),
     *of(
         "agents/ppo.py",
         f"{GRADIENT} -k 'learning_rate or target_kl'",
-        ("critic_learning_rate ignored", "rate = config.critic_learning_rate or config", "rate = config"),
-        ("target_kl stops after the first step", 'limit is not None and numbers["approx_kl"] > limit', "limit is not None"),
-        ("target_kl ignored", 'limit is not None and numbers["approx_kl"] > limit', "False"),
+        ("critic_learning_rate ignored", "rate = config.critic_learning_rate", "rate = None"),
+        ("target_kl stops after the first step", 'limit is not None and updates[-1]["approx_kl"] > limit', "limit is not None"),
+        ("target_kl ignored", 'limit is not None and updates[-1]["approx_kl"] > limit', "False"),
     ),
     *of(
         "textrl/updater.py",
@@ -198,13 +198,13 @@ AGENTS = [
     *of(
         "textrl/policy.py",
         f"{GRADIENT} -k 'value_head-exact-score'",
-        ("the entropy at temperature 1", "token_entropy(logits, temperature=self.temperature)", "token_entropy(logits)"),
+        ("the entropy at temperature 1", "token_entropy(logits, temperature=temperature)", "token_entropy(logits)"),
         ("the KL the other way round", "token_kl(logits, other_logits,", "token_kl(other_logits, logits,"),
     ),
     *of(
         "textrl/policy.py",
         "tests/agents/test_bans.py -k 'what_is_allowed or obey_and_both'",
-        ("an update that is not renormalised", "self._restricted(self.lm.head(states), places)", "self.lm.head(states)"),
+        ("an update that is not renormalised", "restricted(self.lm.head(states), places)", "self.lm.head(states)"),
     ),
     *of(
         "agents/collect.py",
@@ -220,8 +220,8 @@ AGENTS = [
     *of(
         "agents/minibatches.py",
         f"{GRADIENT} -k 'value_head-sampled-score'",
-        ("micro-batches count alike", "weights[batch].sum().item() / weights.sum().item()", "len(batch) / len(weights)"),
-        ("the demonstrations' loss is dropped", "yield from more_losses", "del more_losses"),
+        ("micro-batches count alike", "self.weights[batch].sum().item() / self.weights.sum().item()", "len(batch) / len(self.weights)"),
+        ("the demonstrations' loss is dropped", "yield from more", "del more"),
     ),
     *of(
         "agents/text_agent.py",

@@ -361,7 +361,7 @@ def test_help_explains_each_field() -> None:
     )
     assert "--clip_range CLIP_RANGE" in done.stdout
     assert "The probability ratio is clipped to 1 +- this." in done.stdout
-    assert "(type: float, default: 0.2)" in done.stdout
+    assert "(type: float, a positive number, default: 0.2)" in done.stdout
 
 
 def test_resolve() -> None:

@@ -44,7 +44,7 @@ def test_readme_links_exist() -> None:
 
 
 def test_readme_options_exist() -> None:
-    from textrl.cli import make_parser
+    from textrl.cli.parser import make_parser
 
     _, known = make_parser()
     text = (ROOT / "README.md").read_text() + (ROOT / "docs/own_agent.md").read_text()

@@ -241,9 +241,7 @@ def _teacher_forced(
         TokenSequence(ids=p + c, counts=[False] * len(p) + [True] * len(c))
         for p, c in zip(prompts, completions, strict=True)
     ]
-    logprobs = PolicyModule(lm, temperature=temperature).logprobs_of(
-        stack_sequences(sequences, lm.device)
-    )
+    logprobs = PolicyModule(lm).logprobs_of(stack_sequences(sequences, lm.device), temperature)
     return [
         row[len(p) : len(p) + len(c)].tolist()
         for row, p, c in zip(logprobs, prompts, completions, strict=True)

@@ -120,9 +120,16 @@ def action_states(
     trunk: nn.Module, packing: Packing, input_ids: Tensor, positions: Tensor, mask: Tensor
 ) -> Tensor:
     """Return `SplitLM.action_states` of any causal trunk (a critic's)."""
+    return take(*read_before(trunk, packing, input_ids, positions, mask))
+
+
+def read_before(
+    trunk: nn.Module, packing: Packing, input_ids: Tensor, positions: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the states [N H] of some texts, and where the state before each action is, [B T]."""
     before = (positions - 1).masked_fill(~mask, 0)  # the last action's own state is not needed
     states, places = read(trunk, packing, input_ids, before.amax(1) + 1)
-    return take(states, places.gather(1, before))
+    return states, places.gather(1, before)
 
 
 def take(states: Tensor, places: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from textrl.allowed import AllowedTokens
 from textrl.logprobs import counted_from_0, map_positions, token_entropy, token_kl, token_logprobs
 from textrl.models import SplitLM
+from textrl.packing import read_before, take
 from textrl.types import Sequences
 
 
@@ -43,25 +44,15 @@ class ReferenceStates:
 class PolicyModule(nn.Module):
     """A policy, and its value head where it has one."""
 
-    def __init__(
-        self,
-        lm: SplitLM,
-        *,
-        temperature: float = 1.0,
-        allowed: AllowedTokens | None = None,
-        value_head: nn.Module | None = None,
-    ) -> None:
+    def __init__(self, lm: SplitLM, value_head: nn.Module | None = None) -> None:
         """Take the parts of a policy.
 
         Args:
             lm: the language model.
-            temperature: of every log-prob.
-            allowed: the tokens that may be drawn; None for all.
             value_head: maps the policy's states [... H] to values [...].
         """
         super().__init__()
         self.lm, self.model, self.value_head = lm, lm.model, value_head
-        self.temperature, self.allowed = temperature, allowed
 
     @property
     def device(self) -> torch.device:
@@ -74,6 +65,8 @@ class PolicyModule(nn.Module):
         positions: Tensor,
         mask: Tensor,
         *,
+        temperature: float = 1.0,
+        allowed: AllowedTokens | None = None,
         entropies: bool = False,
         reference: ReferenceStates | None = None,
     ) -> Evaluation:
@@ -83,36 +76,43 @@ class PolicyModule(nn.Module):
             input_ids: whole texts, right-padded. Shape [B L].
             positions: where each token stands in its text, >= 1. Shape [B T].
             mask: Bool, True on the tokens that count. Shape [B T].
+            temperature: of the policy's distribution, and of the reference's.
+            allowed: the tokens that may be drawn; None for all.
             entropies: whether to compute these too (another pass over all logits).
             reference: the reference's states before the same tokens, for the exact KL.
         """
-        width = int(positions.masked_fill(~mask, 0).max()) + 1  # nothing behind is read
-        input_ids, positions = input_ids[:, :width], positions.masked_fill(~mask, 0)
-        states = self.lm.action_states(input_ids, positions, mask)
-        chosen = input_ids.gather(1, positions)
+        positions = positions.masked_fill(~mask, 0)
+        input_ids = input_ids[:, : int(positions.max()) + 1]  # nothing behind is read
+        states, places = read_before(self.lm.trunk, self.lm.packing, input_ids, positions, mask)
+        chosen, counts = input_ids.gather(1, positions), counted_from_0(positions)
         heads = [] if reference is None else [reference.head]
         others = [] if reference is None else [reference.states]
 
+        def restricted(logits: Tensor, places: Tensor) -> Tensor:
+            return logits if allowed is None else allowed.restrict(logits, places)
+
         def numbers(states: Tensor, chosen: Tensor, places: Tensor, *others: Tensor) -> Tensor:
-            logits = self._restricted(self.lm.head(states), places)
-            columns = [token_logprobs(logits, chosen, temperature=self.temperature)]
+            logits = restricted(self.lm.head(states), places)
+            columns = [token_logprobs(logits, chosen, temperature=temperature)]
             if entropies:
-                columns.append(token_entropy(logits, temperature=self.temperature))
+                columns.append(token_entropy(logits, temperature=temperature))
             for other, head in zip(others, heads, strict=True):
-                other_logits = self._restricted(head(other), places)
-                columns.append(token_kl(logits, other_logits, temperature=self.temperature))
+                other_logits = restricted(head(other), places)
+                columns.append(token_kl(logits, other_logits, temperature=temperature))
             return torch.stack(columns, dim=-1)
 
+        inputs, counted = [places, chosen, counts, *others], mask
+        if self.value_head is None:  # texts may be ragged: only the states that count are held
+            inputs = [tensor[mask].unsqueeze(0) for tensor in inputs]
+            counted = mask[mask].unsqueeze(0)
+        hidden = take(states, inputs[0])
         table = map_positions(
-            numbers,
-            states,
-            chosen,
-            counted_from_0(chosen),
-            *others,
-            mask=mask,
-            chunk_size=self.lm.chunk_size,
+            numbers, hidden, *inputs[1:], mask=counted, chunk_size=self.lm.chunk_size
         )
-        values = None if self.value_head is None else self.value_head(states)
+        if self.value_head is None:
+            zeros = table.new_zeros(*mask.shape, table.shape[-1])
+            table = zeros.masked_scatter(mask.unsqueeze(-1), table)
+        values = None if self.value_head is None else self.value_head(hidden)
         return Evaluation(
             logprobs=table[..., 0],
             values=None if values is None else values.masked_fill(~mask, 0.0),
@@ -120,11 +120,8 @@ class PolicyModule(nn.Module):
             exact_kl=None if reference is None else table[..., -1],
         )
 
-    def logprobs_of(self, sequences: Sequences) -> Tensor:
+    def logprobs_of(self, sequences: Sequences, temperature: float = 1.0) -> Tensor:
         """Return the log-probs of the tokens that count, in nats, [B L]; 0 elsewhere."""
         ids, mask = sequences.input_ids, sequences.mask
-        logprobs: Tensor = self(ids, counted_from_0(ids), mask).logprobs
-        return logprobs
-
-    def _restricted(self, logits: Tensor, places: Tensor) -> Tensor:
-        return logits if self.allowed is None else self.allowed.restrict(logits, places)
+        found: Evaluation = self(ids, counted_from_0(ids), mask, temperature=temperature)
+        return found.logprobs

@@ -77,10 +77,8 @@ def test_the_exact_kl_and_the_entropy_are_of_what_is_allowed() -> None:
             ].log_softmax(-1)
             for model in (agent.policy, agent.env.reference)
         )
-        found = other.module(
-            rollout.input_ids,
-            rollout.positions,
-            rollout.mask,
+        found = other.evaluate(
+            rollout,
             entropies=True,
             reference=other._reference_of(_exact(states), torch.arange(16)),
         )
@@ -148,7 +146,7 @@ def test_an_action_that_is_none_is_refused_and_changes_nothing() -> None:
             r"banned_token_ids holds 29; expected .* \[0, 29\)",
         ),
         (dict(banned_token_ids=[-1]), "banned_token_ids holds -1"),
-        (dict(min_completion_tokens=49), r"0 to max_completion_tokens \(48\), got 49"),
+        (dict(min_completion_tokens=49), "at most max_completion_tokens, 48"),
         (dict(min_completion_tokens=-1), "min_completion_tokens is -1"),
     ],
 )

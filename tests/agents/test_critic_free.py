@@ -86,7 +86,7 @@ def test_the_gradient_is_that_of_the_papers_loss(name: str) -> None:
     slow_loss(name, policy, rollout).backward()
     expected = [p.grad.clone() for p in policy.parameters()]
     policy.zero_grad()
-    agent.train_on(rollout)
+    agent.train_on(rollout, agent.steps())
     for found, wanted in zip(policy.parameters(), expected, strict=True):
         assert torch.allclose(found.grad, wanted, atol=1e-6)
     assert max(float(g.abs().max()) for g in expected) > 1e-3

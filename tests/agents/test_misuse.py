@@ -129,7 +129,7 @@ def test_the_seed_reaches_an_mlp_head() -> None:
     assert torch.equal(heads[1], heads[2])
     assert not torch.equal(heads[0], heads[1])
     default = make_critic("value_head", "mlp", tiny_model(), tiny_tokenizer(), None)
-    assert torch.equal(default.head[0].weight, heads[0])
+    assert torch.equal(default[0].weight, heads[0])
 
 
 def test_micro_batches_of_demonstrations_never_change_the_result() -> None:

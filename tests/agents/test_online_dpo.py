@@ -39,7 +39,7 @@ def test_pairs_share_a_prompt_and_the_first_loss_is_log_2() -> None:
         loss, numbers = agent._loss(rollout, rollout.scores, best, worst, pairs)
     assert loss.item() == pytest.approx(0.693147, abs=1e-4)
     assert numbers["margin"].item() == pytest.approx(0.0, abs=1e-4)
-    agent.train_on(rollout)
+    agent.train_on(rollout, agent.steps())
     with torch.no_grad():
         assert agent._loss(rollout, rollout.scores, best, worst, pairs)[0] < loss
 
@@ -78,7 +78,7 @@ def test_the_gradient_is_that_of_best_against_worst(settings: dict) -> None:
     )
     loss.backward()
     assert pairs > 1
-    agent.train_on(rollout)
+    agent.train_on(rollout, agent.steps())
     for ours, wanted in zip(policy.parameters(), slow.parameters(), strict=True):
         assert torch.allclose(ours.grad.double(), wanted.grad, atol=3e-5, rtol=1e-3)
     assert max(float(p.grad.abs().max()) for p in slow.parameters()) > 1e-2

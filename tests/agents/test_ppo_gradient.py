@@ -10,6 +10,7 @@ from reference_agents import Episode, Nets, ppo_objective, ppo_targets
 import textrl  # noqa: F401  # registers TextRLHF-v0
 from textrl.agents import PPO, PPOConfig
 from textrl.agents.critic import Critic, ValueHead
+from textrl.agents.minibatches import Numbers, Step
 from textrl.envs import tiny_model, tiny_tokenizer
 from textrl.trainers import reward_model_from
 
@@ -106,7 +107,7 @@ def run_recorded(agent: PPO, rollout) -> list:
         steps.append((*copies(agent), found))
 
     agent._updater.optimizer.register_step_pre_hook(record)
-    agent.train_on(rollout)
+    agent.train_on(rollout, agent.steps())
     chosen = [rows.tolist() for rows in order.split(agent.config.minibatch_size)]
     return [(rows, *step) for rows, step in zip(chosen, steps, strict=True)]
 
@@ -179,18 +180,26 @@ def test_the_critics_learning_rate_is_the_critics(reward_folder: str) -> None:
         agent = make(reward_folder, minibatch_size=8, critic_learning_rate=rate)
         head, before = head_of(agent.critic)[-1].bias, agent.policy.lm_head.weight.clone()
         start = head.item()
-        agent.train_on(agent.collect())
+        agent.train_on(agent.collect(), agent.steps())
         assert abs(head.item() - start) == pytest.approx(rate or 2e-2, rel=1e-3)
         moved = (agent.policy.lm_head.weight - before).abs().max().item()
         assert moved == pytest.approx(2e-2, rel=1e-2)
 
 
-def test_target_kl_stops_behind_the_first_step_that_exceeds_it(reward_folder: str) -> None:
+def test_target_kl_stops_behind_the_first_step_that_exceeds_it(
+    reward_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = Step.take
+
     def steps(target: float | None) -> list[float]:
         agent, found = make(reward_folder, num_epochs=4, target_kl=target), []
-        rollout, step = agent.collect(), agent.minibatches._step
-        agent.minibatches._step = lambda *rest: found.append(step(*rest)) or found[-1]
-        agent.train_on(rollout)
+
+        def recorded(step: Step, *losses, **more) -> Numbers:
+            found.append(take(step, *losses, **more))
+            return found[-1]
+
+        monkeypatch.setattr(Step, "take", recorded)
+        agent.train_on(agent.collect(), agent.steps())
         return [numbers["approx_kl"] for numbers in found]
 
     whole = steps(None)
@@ -209,5 +218,5 @@ def test_the_gradient_is_clipped_to_its_norm(reward_folder: str) -> None:
         norms.append(torch.stack([p.grad.norm() for p in agent._updater.parameters]).norm().item())
 
     agent._updater.optimizer.register_step_pre_hook(record)
-    agent.train_on(agent.collect())
+    agent.train_on(agent.collect(), agent.steps())
     assert norms == pytest.approx([0.01, 0.01], rel=1e-3)

@@ -140,11 +140,11 @@ def update_peak(vocab_size: int, episodes: int, micro_batch_tokens: int) -> floa
     policy = make_model("4m", vocab_size)
     agent = PPO(policy, throughput.environment(model, 32, episodes), config)
     rollout = agent.collect()
-    agent.train_on(rollout)  # the optimiser's state is there from now on
+    agent.train_on(rollout, agent.steps())  # the optimiser's state is there from now on
     release_memory()
     forget_peak_memory()
     before = peak_memory_mb()
-    agent.train_on(rollout)
+    agent.train_on(rollout, agent.steps())
     return peak_memory_mb() - before
 
 

@@ -249,10 +249,11 @@ def _checked(run: RunConfig) -> Path:
 def _begin(run: RunConfig, *configs: Any) -> Path:
     """Make the run folder, with the resolved configuration in it."""
     settings = {key: value for part in configs for key, value in asdict(part).items()}
-    settings = {
-        name: hide_password(value) if isinstance(value, str) else value
-        for name, value in settings.items()
-    }
+    for name, value in settings.items():
+        if isinstance(value, str):
+            settings[name] = hide_password(value)
+        elif isinstance(value, tuple):  # as YAML reads it back
+            settings[name] = list(value)
     settings |= {"output_dir": run.output_dir, "log_table": run.log_table}
     inputs = [
         str(settings[key])

@@ -16,22 +16,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.batching import filled_batches
 from textrl.chat import end_ids, prompt_of
-from textrl.checkpoint import clear_state, save_model
 from textrl.config import DPOConfig
 from textrl.data import Records, Source, load_records, split_by_prompt
 from textrl.encoding import continuation
-from textrl.engine import make_accelerator
 from textrl.errors import UserError
-from textrl.loop import FitTask, fit
+from textrl.loop import FitTask
 from textrl.loss_names import loss_weights, needs_reference
 from textrl.losses import dpo_loss
-from textrl.metrics import open_logger
 from textrl.models import eos_id, split_lm
-from textrl.paths import expanded
 from textrl.policy import PolicyModule
 from textrl.precision import autocast, pick_precision
-from textrl.resuming import check_resume
 from textrl.shared_prompts import with_shared_prompts
+from textrl.trainers.base import Trainer
 from textrl.trunks import check_lengths, check_vocabulary
 from textrl.types import Sequence, stack_sequences
 from textrl.updater import LossSum
@@ -172,14 +168,19 @@ def label_smoothing(pairs: list[Pair], config: DPOConfig, device: torch.device) 
     return certainty * flipped + (1 - certainty) * (1 - flipped)
 
 
-class DPOTrainer:
+class DPOTrainer(Trainer):
     """Trains a causal language model on `prompt`, `chosen`, `rejected`, plain or chat.
 
     Without a prompt, chosen and rejected are whole chats, and their common beginning is the prompt.
     A column `certainty` (the share of raters who preferred the chosen completion, in [0, 1]) makes
     the labels of the losses "sigmoid" and "cdpo" as soft as the raters were; the others take every
     label for certain.
+
+    `train` returns `heldout_accuracy` (share of held-out pairs in order, by `implicit_rewards`),
+    where heldout_share > 0.
     """
+
+    config: DPOConfig
 
     def __init__(
         self,
@@ -207,11 +208,8 @@ class DPOTrainer:
         Raises:
             UserError: data that cannot be read; file and line are named.
         """
-        self.model, self.tokenizer = model, tokenizer
+        super().__init__(model, tokenizer, output_dir, logger, shown)
         self.config = config or DPOConfig()
-        self.output_dir = None if output_dir is None else expanded(output_dir)
-        self.logger = logger
-        self._shown = shown
         eos_id(tokenizer)  # without it no text would end
         check_vocabulary(model, tokenizer)
         self._policy = PolicyModule(split_lm(model))
@@ -236,23 +234,9 @@ class DPOTrainer:
             self._reference = self._reference_of(self.train_pairs)
             self._heldout_reference = self._reference_of(self.heldout_pairs)
 
-    def train(self, resume: bool = False) -> dict[str, float]:
-        """Train, save to output_dir, and return the final metrics.
-
-        Returns: `heldout_accuracy` (share of held-out pairs in order, by `implicit_rewards`) where
-            heldout_share > 0.
-
-        Args:
-            resume: go on, bit for bit, from the state that a run left in output_dir when it was
-                stopped; with the configuration, data and model that it began with.
-
-        Raises:
-            UserError: a state lies there and resume is not asked for, or none does and it is; what
-                differs from the run that left it is named. Weights or gradients not finite.
-        """
-        check_resume(self.output_dir, resume=resume)
+    def _task(self) -> FitTask:
         pairs = self.train_pairs
-        task = FitTask(
+        return FitTask(
             stage="dpo",
             lengths=[p.num_tokens for p in pairs],
             weights=[1.0] * len(pairs),
@@ -266,21 +250,10 @@ class DPOTrainer:
             ),
             prepare=self._estimate_kl,
         )
-        with open_logger(self.output_dir, self.logger) as logger:
-            fit(
-                self.model,
-                task,
-                self.config,
-                accelerator=make_accelerator(self._policy.device),
-                logger=logger,
-                state_dir=self.output_dir,
-                resume=resume,
-                shown=self._shown,
-            )
-        if self.output_dir is not None:
-            save_model(self.model, self.tokenizer, self.output_dir)
-            clear_state(self.output_dir)
-        return self.evaluate() if self.heldout_pairs else {}
+
+    @property
+    def _holds_out(self) -> bool:
+        return bool(self.heldout_pairs)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:

@@ -15,22 +15,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.chat import prompt_of
-from textrl.checkpoint import clear_state, save_model
 from textrl.classifiers import encode_for_scoring, max_text_length, split_classifier
 from textrl.config import RewardConfig
 from textrl.data import Records, Source, load_records, split_by_prompt
 from textrl.encoding import ranked_texts, reward_text
-from textrl.engine import make_accelerator
 from textrl.errors import UserError
-from textrl.loop import FitTask, fit
+from textrl.loop import FitTask
 from textrl.losses import bradley_terry_loss, plackett_luce_loss, ranking_loss
-from textrl.metrics import open_logger
 from textrl.models import ensure_pad, untrained_classifier
-from textrl.paths import expanded
-from textrl.resuming import check_resume
 from textrl.rewards import RewardModel
 from textrl.rows import Row
 from textrl.shared_prompts import with_shared_prompts
+from textrl.trainers.base import Trainer
 from textrl.trunks import check_vocabulary
 from textrl.updater import LossSum
 
@@ -64,12 +60,17 @@ def reward_model_from(name: str | Path, seed: int = 0) -> PreTrainedModel:
     return model
 
 
-class RewardTrainer:
+class RewardTrainer(Trainer):
     """Trains a sequence classifier to order completions as people did.
 
     Data: `chosen`, `rejected` (and `prompt`, `margin` where there are such columns), or
     `completions`, `ranks` (0 is best, ties allowed), plain or chat.
+
+    `train` returns `score_mean`, `score_std` (raw units) and, where heldout_share > 0,
+    `heldout_accuracy` (share of held-out pairs ordered as people did).
     """
+
+    config: RewardConfig
 
     def __init__(
         self,
@@ -103,57 +104,31 @@ class RewardTrainer:
             raise UserError(f"a reward model has 1 label, this one {model.config.num_labels}")
         check_vocabulary(model, tokenizer)
         ensure_pad(tokenizer, model)
-        self.model, self.tokenizer = model, tokenizer
+        super().__init__(model, tokenizer, output_dir, logger, shown)
         self._classifier = split_classifier(model)
         self.config = config or RewardConfig()
-        self.output_dir = None if output_dir is None else expanded(output_dir)
-        self.logger = logger
-        self._shown = shown
         records = with_shared_prompts(load_records(data, "rankings"))
         train, heldout = split_by_prompt(records, self.config.heldout_share)
         self.train_rankings = self._encode(train)
         self.heldout_rankings = self._encode(heldout)
         self._normalize_on = normalize_on or self._some_texts(records)
 
-    def train(self, resume: bool = False) -> dict[str, float]:
-        """Train, normalise the scores, save to output_dir, and return the final metrics.
-
-        Returns: `score_mean`, `score_std` (raw units) and, where heldout_share > 0,
-            `heldout_accuracy` (share of held-out pairs ordered as people did).
-
-        Args:
-            resume: go on, bit for bit, from the state that a run left in output_dir when it was
-                stopped; with the configuration, data and model that it began with.
-
-        Raises:
-            UserError: a state lies there and resume is not asked for, or none does and it is; what
-                differs from the run that left it is named. Weights or gradients not finite.
-        """
-        check_resume(self.output_dir, resume=resume)
+    def _task(self) -> FitTask:
         rankings = self.train_rankings
-        task = FitTask(
+        return FitTask(
             stage="reward",
             lengths=[r.num_tokens for r in rankings],
             weights=[1.0] * len(rankings),
             examples=rankings,
             loss=lambda rows: self._loss([rankings[i] for i in rows]),
         )
-        with open_logger(self.output_dir, self.logger) as logger:
-            fit(
-                self.model,
-                task,
-                self.config,
-                accelerator=make_accelerator(self.model.device),
-                logger=logger,
-                state_dir=self.output_dir,
-                resume=resume,
-                shown=self._shown,
-            )
-        metrics = self.normalize(self._normalize_on)
-        if self.output_dir is not None:
-            save_model(self.model, self.tokenizer, self.output_dir)
-            clear_state(self.output_dir)
-        return metrics | (self.evaluate() if self.heldout_rankings else {})
+
+    @property
+    def _holds_out(self) -> bool:
+        return bool(self.heldout_rankings)
+
+    def _finish(self) -> dict[str, float]:
+        return self.normalize(self._normalize_on)
 
     @torch.no_grad()
     def normalize(self, texts: list[str]) -> dict[str, float]:

@@ -8,24 +8,25 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.batching import filled_batches
 from textrl.chat import end_ids
-from textrl.checkpoint import clear_state, save_model
 from textrl.config import SFTConfig
 from textrl.data import Source, load_records, split_by_prompt
 from textrl.encoding import sft_sequences
-from textrl.engine import make_accelerator
-from textrl.loop import FitTask, fit
-from textrl.metrics import open_logger
+from textrl.loop import FitTask
 from textrl.models import eos_id, split_lm
-from textrl.paths import expanded
 from textrl.policy import PolicyModule
-from textrl.resuming import check_resume
+from textrl.trainers.base import Trainer
 from textrl.trunks import check_lengths, check_vocabulary
 from textrl.types import Sequence, stack_sequences
 from textrl.updater import LossSum
 
 
-class SFTTrainer:
-    """Trains a causal language model on `text`, `prompt` + `completion`, or chat `messages`."""
+class SFTTrainer(Trainer):
+    """Trains a causal language model on `text`, `prompt` + `completion`, or chat `messages`.
+
+    `train` returns `heldout_loss`, nats a token, where heldout_share > 0.
+    """
+
+    config: SFTConfig
 
     def __init__(
         self,
@@ -52,11 +53,8 @@ class SFTTrainer:
         Raises:
             UserError: data that cannot be read; file and line are named.
         """
-        self.model, self.tokenizer = model, tokenizer
+        super().__init__(model, tokenizer, output_dir, logger, shown)
         self.config = config or SFTConfig()
-        self.output_dir = None if output_dir is None else expanded(output_dir)
-        self.logger = logger
-        self._shown = shown
         eos_id(tokenizer)  # without it no text would end
         check_vocabulary(model, tokenizer)
         self._ends = end_ids(tokenizer, model)
@@ -70,43 +68,19 @@ class SFTTrainer:
             check_lengths(model, [len(s.ids) for s in sequences], "demonstration")
         self._policy = PolicyModule(split_lm(model))
 
-    def train(self, resume: bool = False) -> dict[str, float]:
-        """Train, save to output_dir, and return the final metrics.
-
-        Returns: `heldout_loss`, nats a token, where heldout_share > 0.
-
-        Args:
-            resume: go on, bit for bit, from the state that a run left in output_dir when it was
-                stopped; with the configuration, data and model that it began with.
-
-        Raises:
-            UserError: a state lies there and resume is not asked for, or none does and it is; what
-                differs from the run that left it is named. Weights or gradients not finite.
-        """
-        check_resume(self.output_dir, resume=resume)
+    def _task(self) -> FitTask:
         sequences = self.train_sequences
-        task = FitTask(
+        return FitTask(
             stage="sft",
             lengths=[len(s.ids) for s in sequences],
             weights=[float(s.num_counted) for s in sequences],
             examples=sequences,
             loss=lambda rows: self._loss([sequences[i] for i in rows]),
         )
-        with open_logger(self.output_dir, self.logger) as logger:
-            fit(
-                self.model,
-                task,
-                self.config,
-                accelerator=make_accelerator(self._policy.device),
-                logger=logger,
-                state_dir=self.output_dir,
-                resume=resume,
-                shown=self._shown,
-            )
-        if self.output_dir is not None:
-            save_model(self.model, self.tokenizer, self.output_dir)
-            clear_state(self.output_dir)
-        return self.evaluate() if self.heldout_sequences else {}
+
+    @property
+    def _holds_out(self) -> bool:
+        return bool(self.heldout_sequences)
 
     def evaluate(self) -> dict[str, float]:
         """Return the loss on the held-out part, nats a token."""

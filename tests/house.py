@@ -16,7 +16,7 @@ FLOORS = {
     "maths": "masking logprobs advantages losses preference_losses allowed batching",
     "models": "checkpoint precision trunks heads packing row_cache models adapters decoding "
     "generation policy",
-    "texts": "data chat seams encoding shared_prompts",
+    "texts": "data chat turns seams encoding shared_prompts",
     "training": "memory engine metrics updater resuming loop",
     "judging": "classifiers rewards evaluation",
 }

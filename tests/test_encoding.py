@@ -23,6 +23,7 @@ from textrl.errors import UserError
 from textrl.rewards import RewardModel
 from textrl.seams import decode, decode_completion
 
+CALL = {"function": {"name": "add", "arguments": {"a": 1}}}
 USER = [{"role": "user", "content": "hello"}]
 REPLY = [{"role": "assistant", "content": "yes"}]
 AGAIN = [{"role": "user", "content": "no"}, {"role": "assistant", "content": "world"}]
@@ -229,6 +230,77 @@ def test_empty_columns_ask_a_template_for_nothing_and_a_comment_reads_nothing() 
     row["chat_template_kwargs"] = {"thinking": True}
     with pytest.raises(UserError, match="does not read 'thinking'"):
         sft_sequence(mute, row, "f:1", 200)
+
+
+@pytest.mark.parametrize("role", ["developer", "human", "User"])
+def test_a_message_that_the_template_leaves_out_is_refused(role: str) -> None:
+    template = (
+        "{% for m in messages %}{% if m.role in ['user', 'assistant'] %}"
+        "{{ m.role + m.content + '<|im_end|>' }}{% endif %}{% endfor %}"
+    )
+    row = {"messages": [{"role": role, "content": "be kind"}, *USER, *REPLY]}
+    with pytest.raises(UserError, match=f"f:1: .* leaves out message 0 .*{role}"):
+        sft_sequence(qwen(template), row, "f:1", 200)
+    row["messages"][0] = {"role": role, "content": " "}  # nothing is lost
+    sft_sequence(qwen(template), row, "f:1", 200)
+
+
+@pytest.mark.parametrize("part", ["tool_calls", "reasoning_content"])
+def test_calls_and_thoughts_that_a_template_does_not_read_are_refused(part: str) -> None:
+    given = {"tool_calls": [CALL], "reasoning_content": "hm"}
+    row = {"messages": USER + [{**REPLY[0], part: given[part]}]}
+    with pytest.raises(UserError, match=f"f:1: the chat template does not read '{part}'"):
+        sft_sequence(phi3(), row, "f:1", 200)
+    row["messages"][-1][part] = None
+    plain = sft_sequence(phi3(), {"messages": USER + REPLY}, "f:1", 200)
+    assert sft_sequence(phi3(), row, "f:1", 200) == plain
+
+
+def test_a_word_in_a_text_of_the_template_reads_no_variable() -> None:
+    tokenizer = phi3()
+    tokenizer.chat_template += "Use tools.{{ 'tools' }}"
+    row = {"messages": USER + REPLY, "tools": [{"name": "add"}]}
+    with pytest.raises(UserError, match="does not read 'tools'"):
+        sft_sequence(tokenizer, row, "f:1", 200)
+
+
+@pytest.mark.parametrize("content", [None, "", "sure"])
+def test_calls_of_a_template_that_opens_the_last_turn_with_a_thought(content: str | None) -> None:
+    """As Qwen3's own: an empty thought stands in the last turn alone, calls behind the content."""
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+        "{% if m.role == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+        "{{ m.content or '' }}{% for c in m.tool_calls or [] %}"
+        "{% if not loop.first or m.content %}{{ '\n' }}{% endif %}{{ c.function | tojson }}"
+        "{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    tokenizer = qwen(template)
+    call = {"role": "assistant", "content": content, "tool_calls": [CALL]}
+    messages = [*USER, call, {"role": "tool", "content": "3"}, *REPLY]
+    found = sft_sequence(tokenizer, {"messages": messages}, "f:1", 400)
+    said = f"{content}\n" if content else ""
+    assert tokenizer.decode(counted(found)) == (
+        said + '{"name": "add", "arguments": {"a": 1}}<|im_end|>'
+        "<think>\n\n</think>\n\nyes<|im_end|>"
+    )
+
+
+def test_what_arrow_fills_in_does_not_reach_the_template() -> None:
+    """A table gives each dict the keys of all, None where it had none."""
+    template = (
+        "{{ tools | tojson }}{% for m in messages %}{{ m.content or '' }}"
+        "{{ (m.tool_calls or []) | tojson }}<|im_end|>{% endfor %}"
+    )
+    tokenizer, tools = qwen(template), [{"name": "a", "x": {"y": 1}}, {"name": "b"}]
+    filled = [{"name": "a", "x": {"y": 1, "z": None}}, {"name": "b", "x": None}]
+    call = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    other = {**call, "tool_calls": [{"function": {**CALL["function"], "more": None}, "id": None}]}
+    one, two = (
+        sft_sequence(tokenizer, {"messages": [*USER, turn], "tools": given}, "f:1", 400)
+        for turn, given in ((call, tools), (other, filled))
+    )
+    assert one == two
 
 
 def test_earlier_turns_that_the_template_shortens_count_as_it_shows_them() -> None:

@@ -1,10 +1,10 @@
-"""Chats to text: a tokenizer's template, its end-of-turn token, and the assistant's turns in it.
+"""Chats to text: a tokenizer's template and its end-of-turn tokens.
 
-A chat is rendered to text here and nowhere else; `encoding.py` makes ids of it. Which part of a
-rendered chat the assistant wrote is found by rendering beginnings of it, so that templates whose
-generation prompt differs from how a turn begins, or that shorten earlier turns, are read rightly.
+A chat is rendered to text here and nowhere else; `turns.py` finds the assistant's turns in it, and
+`encoding.py` makes ids of it.
 """
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -20,6 +20,11 @@ from textrl.rows import CHAT_COLUMNS, is_conversation
 Messages = list[dict[str, Any]]
 MARK = "textrlmark"
 """Stands for a message's content where its place in a rendered chat is looked for."""
+PARTS = ("tool_calls", "reasoning_content", "reasoning", "thinking")
+"""What a message may hold beside its content that a template must not lose."""
+EMPTY: tuple[Any, ...] = (None, "", [], {})
+CODE = re.compile(r"\{\{.*?\}\}|\{%.*?%\}", re.S)
+"""The parts of a template that are no text."""
 OURS = {"tokenize", "add_generation_prompt", "continue_final_message", "tools", "return_dict"}
 
 
@@ -54,29 +59,41 @@ class Chat:
         return self.having([*self.messages[:-1], joined, *reply[1:]])
 
     def unread_by(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-        """Return which of `tools` and the variables a tokenizer's template does not name.
+        """Return what a tokenizer's template does not name.
 
-        Empty ones ask for nothing. Comments, texts and parts of messages do not count.
+        That is `tools`, variables, and of the messages the calls and thoughts. Empty ones ask for
+        nothing. Comments and texts of the template name nothing.
         """
-        template = tokenizer.get_chat_template(tools=self.tools)
-        template = re.sub(r"\{#.*?#\}", "", template, flags=re.S)
+        code = " ".join(CODE.findall(_without_comments(tokenizer, self.tools)))
+        names = re.sub(r"'[^']*'|\"[^\"]*\"", "", code)  # a variable stands outside quotes
         given = {"tools": self.tools, **self.variables}
-        asked = [name for name, value in given.items() if value not in (None, "", [], {})]
-        return [
-            name for name in asked if not re.search(rf"(?<![.\w'\"]){re.escape(name)}\b", template)
+        unread = [
+            name
+            for name, value in given.items()
+            if value not in EMPTY and not re.search(rf"(?<![.\w]){re.escape(name)}\b", names)
         ]
+        parts = {
+            part for message in self.messages for part in PARTS if message.get(part) not in EMPTY
+        }
+        return unread + [part for part in sorted(parts) if not re.search(rf"\b{part}\b", code)]
 
     def read_by(self, tokenizer: PreTrainedTokenizerBase) -> "Chat":
         """Return the chat without what a tokenizer's template does not name."""
         unread = self.unread_by(tokenizer)
         kept = {name: value for name, value in self.variables.items() if name not in unread}
-        return replace(self, tools=None if "tools" in unread else self.tools, variables=kept)
+        messages = [
+            {name: value for name, value in message.items() if name not in unread}
+            for message in self.messages
+        ]
+        tools = None if "tools" in unread else self.tools
+        return replace(self, messages=messages, tools=tools, variables=kept)
 
 
 def chat_of(messages: Messages, row: Mapping[str, Any], place: str) -> Chat:
     """Return messages with the columns `tools` and `chat_template_kwargs` of their row.
 
-    A CSV cell holds these columns as JSON.
+    A CSV cell holds these columns as JSON. What is None in the dicts of tools and messages is left
+    out: Arrow gives every dict the keys of all.
 
     Raises:
         UserError: tools are no list, or the variables no mapping, or one of them is set by us.
@@ -91,7 +108,13 @@ def chat_of(messages: Messages, row: Mapping[str, Any], place: str) -> Chat:
     given = {name: value for name, value in (variables or {}).items() if value is not None}
     if taken := sorted(OURS & set(given)):
         raise UserError(f"{place}: chat_template_kwargs may not set {taken[0]!r}; leave it out")
-    return Chat(messages=messages, tools=tools or None, variables=given)
+    messages = [
+        {"content": None, **_without_nones(message)}
+        if "content" in message
+        else _without_nones(message)
+        for message in messages
+    ]
+    return Chat(messages=messages, tools=_without_nones(tools) or None, variables=given)
 
 
 def prompt_of(row: Mapping[str, Any], place: str) -> Any:
@@ -144,7 +167,47 @@ def render(
             f"tokenizer.chat_template that does"
         )
     _check_contents(chat, text, place)
+    if lost := _lost_message(tokenizer, chat, text):
+        raise UserError(
+            f"{place}: the chat template leaves out message {lost - 1} (its role is "
+            f"{chat.messages[lost - 1]['role']!r}); give it one that the template writes"
+        )
     return RenderedText(text)
+
+
+def _lost_message(tokenizer: PreTrainedTokenizerBase, chat: Chat, text: str) -> int:
+    """Return the number, from 1, of the first message whose content does not matter, 0 for none."""
+    contents = [message.get("content") for message in chat.messages]
+    if MARK in contents:
+        return 0
+    for turn, content in enumerate(contents):
+        if not isinstance(content, str) or content.strip() in text:
+            continue
+        texts = set()
+        for other in (MARK, MARK[::-1]):
+            messages = list(chat.messages)
+            messages[turn] = {**messages[turn], "content": other}
+            with contextlib.suppress(Exception):  # a template is code and raises what it likes
+                texts.add(
+                    tokenizer.apply_chat_template(
+                        messages, tools=chat.tools, tokenize=False, **chat.variables
+                    )
+                )
+        if len(texts) == 1:
+            return turn + 1
+    return 0
+
+
+def _without_comments(tokenizer: PreTrainedTokenizerBase, tools: list[Any] | None) -> str:
+    template = tokenizer.get_chat_template(tools=tools)
+    return re.sub(r"\{#.*?#\}", "", template, flags=re.S)
+
+
+def _without_nones(value: Any) -> Any:
+    """Return a value without what is None in its dicts."""
+    if isinstance(value, Mapping):
+        return {name: _without_nones(part) for name, part in value.items() if part is not None}
+    return [_without_nones(part) for part in value] if isinstance(value, list) else value
 
 
 def _check_contents(chat: Chat, text: str, place: str) -> None:
@@ -200,7 +263,7 @@ def split_end(
 
     White space behind or between end tokens goes with them: "no<|im_end|>\n" is ("no", im_end).
     """
-    names = _names(tokenizer, ends)
+    names = end_names(tokenizer, ends)
     found = None
     while True:
         bare = text.rstrip()
@@ -208,103 +271,6 @@ def split_end(
         if name is None:
             return text, found
         text, found = bare[: -len(name)], names[name]
-
-
-def assistant_spans(
-    tokenizer: PreTrainedTokenizerBase,
-    chat: Chat,
-    place: str,
-    ends: Iterable[int],
-    prompt: Chat | None = None,
-) -> tuple[str, list[tuple[int, int]]]:
-    """Return the text of a chat, and the beginning and end of each part that the assistant wrote.
-
-    Args:
-        tokenizer: has the template.
-        chat: ends with the assistant.
-        place: for error messages.
-        ends: the tokens that end a turn; the one that does belongs to the part.
-        prompt: the beginning of the chat, of which nothing counts; None if all turns do.
-
-    Raises:
-        UserError: the template shows the beginning of the chat differently once a turn follows.
-    """
-    turns = _Turns(tokenizer, chat, place, ends)
-    first = 0 if prompt is None else len(prompt.messages)
-    spans = []
-    if prompt is not None and prompt.awaits_more:
-        spans.append(turns.span(first - 1, prompt))
-    for turn, message in enumerate(chat.messages):
-        if turn >= first and message["role"] == "assistant":
-            spans.append(turns.span(turn, chat.having(chat.messages[:turn]), new_turn=True))
-    return turns.whole, spans
-
-
-class _Turns:
-    """Finds the assistant's turns in the text of one chat."""
-
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, chat: Chat, place: str, ends: Iterable[int]
-    ) -> None:
-        self.tokenizer = tokenizer
-        self.chat = chat
-        self.place = place
-        self.whole = render(tokenizer, chat, place)
-        self.ends = "|".join(re.escape(name) for name in _names(tokenizer, ends)) or r"(?!)"
-
-    def span(self, turn: int, before: Chat, *, new_turn: bool = False) -> tuple[int, int]:
-        """Return where a turn begins and ends, given what the assistant saw before it."""
-        start = self._start(turn, before, new_turn)
-        return start, self._stop(turn, start)
-
-    def _start(self, turn: int, before: Chat, new: bool) -> int:
-        """Return where the model goes on: after what it is prompted with, or with the content."""
-        header = ""
-        if before.messages:
-            prompted = render(self.tokenizer, before, self.place, for_reply=True, new_turn=new)
-            if self.whole.startswith(prompted):
-                return len(prompted)
-            header = render(self.tokenizer, before, self.place)
-        # The generation prompt writes what the turn does not, such as an opened <think>.
-        around = self._around(turn)
-        continued = before.awaits_more and not new
-        if around is None or continued or not self.whole.startswith(header):
-            raise self._rewritten(turn)
-        return around[0]
-
-    def _stop(self, turn: int, start: int) -> int:
-        alone = render(self.tokenizer, self.chat.having(self.chat.messages[: turn + 1]), self.place)
-        # Of several end tokens in a row (Phi's <|end|> and EOS) the first one ends the turn.
-        pattern = rf"({self.ends})(?:\s*(?:{self.ends}))*"
-        clusters = list(re.finditer(pattern, alone[start:]))
-        if clusters:
-            alone = RenderedText(alone[: start + clusters[-1].end(1)])
-        if len(alone) > start and self.whole.startswith(alone):
-            return len(alone)
-        around = self._around(turn)  # the template shortens this turn once others follow
-        if around is None or around[1] < start:
-            raise self._rewritten(turn)
-        end = re.match(rf"\s*({self.ends})", self.whole[around[1] :])
-        return around[1] + (end.end() if end else 0)
-
-    def _around(self, turn: int) -> tuple[int, int] | None:
-        """Return where the content of a message stands in the text, None if it cannot be told."""
-        messages = self.chat.messages
-        if not isinstance(messages[turn].get("content"), str):
-            return None
-        marked = [*messages[:turn], {**messages[turn], "content": MARK}, *messages[turn + 1 :]]
-        text = render(self.tokenizer, self.chat.having(marked), self.place)
-        before, found, after = text.partition(MARK)
-        fits = found and self.whole.startswith(before) and self.whole.endswith(after)
-        if not fits or len(before) + len(after) > len(self.whole):
-            return None
-        return len(before), len(self.whole) - len(after)
-
-    def _rewritten(self, turn: int) -> UserError:
-        return UserError(
-            f"{self.place}: the chat template rewrites what stands before message {turn} once it "
-            f"follows, so the assistant's tokens cannot be told apart; use one that only appends"
-        )
 
 
 def _turn_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -337,7 +303,8 @@ def _model_ends(model: PreTrainedModel | None) -> list[int]:
     return found
 
 
-def _names(tokenizer: PreTrainedTokenizerBase, ends: Iterable[int]) -> dict[str, int]:
+def end_names(tokenizer: PreTrainedTokenizerBase, ends: Iterable[int]) -> dict[str, int]:
+    """Return the end tokens by what they are called in a text."""
     return {str(tokenizer.convert_ids_to_tokens(token)): token for token in ends}
 
 

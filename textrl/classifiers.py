@@ -21,7 +21,15 @@ from textrl.checkpoint import check_finite
 from textrl.errors import UserError
 from textrl.packing import Packing, packing_of, plan, take
 from textrl.seams import one_bos, without_eos
-from textrl.trunks import Trunk, examined, max_positions
+from textrl.trunks import (
+    Trunk,
+    alike,
+    examined,
+    first_output,
+    max_positions,
+    probe_ids,
+    unadapted,
+)
 
 SCORING_TOKENS = 8192
 """Tokens of the texts that a classifier reads at once where no gradient is wanted."""
@@ -68,8 +76,9 @@ HOOKING = threading.Lock()
 class Classifier:
     """A sequence classifier, and what of it need not run on every token.
 
-    A decoder (whose head is called `score`) is read at each text's last token whatever the padding
-    id is: transformers' own pooling looks for ids != pad, which goes wrong where pad == EOS.
+    A decoder (whose head is called `score`, and whose states do not depend on what follows) is read
+    at each text's last token whatever the padding id is: transformers' own pooling looks for
+    ids != pad, which goes wrong where pad == EOS.
     """
 
     model: PreTrainedModel
@@ -80,6 +89,8 @@ class Classifier:
     last_mlp: nn.Module | None
     """A decoder's, where running it at the last tokens alone is known to change no score."""
     packing: Packing
+    alone: bool
+    """Whether padding changes what pools by itself, so that texts of one length share a pass."""
 
     def scores(self, encoded: list[list[int]]) -> Tensor:
         """Return one score a text (of a token or more), [N], float32.
@@ -111,7 +122,7 @@ class Classifier:
         return logits
 
     def _encoder_logits(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
-        batches = like_lengths(lengths.tolist(), self.packing.pass_cost)
+        batches = like_lengths(lengths.tolist(), 0 if self.alone else self.packing.pass_cost)
         found = []
         for rows in batches:
             width = int(lengths[rows].max())
@@ -123,26 +134,50 @@ class Classifier:
 
 
 def split_classifier(model: PreTrainedModel) -> Classifier:
-    """Return the classifier and what of it need not run on every token, found by a trial.
+    """Return the classifier and what of it need not run on every token, found by trials.
 
     Raises:
         UserError: a weight is not finite.
     """
     check_finite(model, "cannot be used")
-    head = dict(model.named_children()).get("score")
-    trunk = Trunk(module=model.base_model, plain=0, alone_beyond=sys.maxsize, cached=0)
+    body = unadapted(model)
+    head = dict(body.named_children()).get("score")
+    trunk = Trunk(module=body.base_model, plain=0, alone_beyond=sys.maxsize, cached=0)
     was_training = model.training
     model.eval()
+    if head is not None and not _is_causal(body):
+        head = None
     if head is not None:
-        trunk = examined(model.base_model, model)
+        trunk = examined(body.base_model, body)
+    alone = head is None and _padding_matters(model)
     model.train(was_training)
     return Classifier(
         model=model,
         trunk=trunk.module,
         head=head,
-        last_mlp=None if head is None else _last_mlp(model),
+        last_mlp=None if head is None else _last_mlp(body),
         packing=packing_of(model, trunk),
+        alone=alone,
     )
+
+
+@torch.no_grad()
+def _is_causal(body: PreTrainedModel) -> bool:
+    """Return whether the states of a text's beginning do not depend on what follows it."""
+    ids = probe_ids(body, 1, 7)
+    whole = first_output(body.base_model(input_ids=ids, use_cache=False))
+    beginning = first_output(body.base_model(input_ids=ids[:, :4], use_cache=False))
+    return alike(beginning, whole[:, :4])
+
+
+@torch.no_grad()
+def _padding_matters(model: PreTrainedModel) -> bool:
+    """Return whether a masked tail changes the score of a text."""
+    ids = probe_ids(model, 1, 7)
+    mask = (torch.arange(7, device=ids.device) < 4).long().unsqueeze(0)
+    padded = ids * mask  # as `Classifier` pads
+    found = model(input_ids=padded, attention_mask=mask).logits
+    return not alike(found, model(input_ids=ids[:, :4], attention_mask=mask[:, :4]).logits)
 
 
 def last_states(

@@ -17,7 +17,6 @@ from transformers import PreTrainedTokenizerBase
 from textrl.chat import (
     Chat,
     Messages,
-    assistant_spans,
     chat_of,
     end_ids,
     prompt_of,
@@ -29,6 +28,7 @@ from textrl.data import Records
 from textrl.errors import UserError
 from textrl.rows import Row, is_conversation
 from textrl.seams import ids_after, one_bos, without_eos, without_second
+from textrl.turns import assistant_spans
 from textrl.types import Sequence
 
 

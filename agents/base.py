@@ -84,20 +84,6 @@ def make_agent(name: str, policy: PreTrainedModel, venv: AnyVectorEnv) -> Agent:
     return factory_of(name)(policy, venv)
 
 
-def checked_config(agent: object, config: Any, config_class: type[Any]) -> Any:
-    """Return the configuration of an agent, the class's defaults for None.
-
-    Raises:
-        UserError: it is of another class.
-    """
-    config = config_class() if config is None else config
-    if not isinstance(config, config_class):
-        raise UserError(
-            f"{type(agent).__name__} takes {config_class.__name__}, got {type(config).__name__}"
-        )
-    return config
-
-
 def check_timesteps(total_timesteps: object) -> None:
     """Raise UserError unless it is a number of tokens; 0 is one."""
     if not isinstance(total_timesteps, Real) or not 0 <= float(total_timesteps) < math.inf:

@@ -12,14 +12,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from textrl.agents.base import AnyVectorEnv, Observation, State, checked_config
+from textrl.agents.base import AnyVectorEnv, Observation, State
 from textrl.agents.collect import prompts_of
-from textrl.agents.text_env import TextEnv, check_live
+from textrl.agents.text_env import TextEnv
+from textrl.bounds import checked_config
 from textrl.checkpoint import read_agent, save_model, write_json
 from textrl.config import BestOfNConfig
 from textrl.generation import sample
 from textrl.models import load_causal_lm, split_lm
 from textrl.paths import expanded
+from textrl.trainable import check_live
 
 
 class BestOfN:

@@ -30,7 +30,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from textrl.advantages import gae
-from textrl.agents.base import AnyVectorEnv, checked_config
+from textrl.agents.base import AnyVectorEnv
 from textrl.agents.collect import collect
 from textrl.agents.critic import Critic, make_critic
 from textrl.agents.diagnostics import explained_variance, ratio_report, update_report
@@ -39,6 +39,7 @@ from textrl.agents.minibatches import Numbers, Steps
 from textrl.agents.text_agent import TextAgent
 from textrl.agents.text_env import TextEnv
 from textrl.batching import filled_batches
+from textrl.bounds import checked_config
 from textrl.checkpoint import check_finite
 from textrl.config import PPOConfig
 from textrl.data import Source, load_records

@@ -18,13 +18,12 @@ from stable_baselines3.common.logger import Logger
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from textrl.adapters import load_policy, save_adapter
+from textrl.adapters import save_adapter
 from textrl.agents.base import (
     AnyVectorEnv,
     Observation,
     State,
     check_timesteps,
-    checked_config,
 )
 from textrl.agents.collect import check_groups, collect, concatenate
 from textrl.agents.critic import Critic, ValueHead
@@ -33,6 +32,7 @@ from textrl.agents.minibatches import Numbers, Steps
 from textrl.agents.predict import next_tokens
 from textrl.agents.text_env import TextEnv
 from textrl.batching import filled_batches
+from textrl.bounds import checked_config
 from textrl.checkpoint import load_state, read_agent, save_model, save_state, write_json
 from textrl.config import AgentConfig
 from textrl.engine import make_accelerator, one_process
@@ -40,7 +40,7 @@ from textrl.masking import masked_mean
 from textrl.metrics import StageProgress, log
 from textrl.models import split_lm
 from textrl.paths import expanded
-from textrl.policy import Evaluation, PolicyModule, ReferenceStates
+from textrl.policy import Evaluation, PolicyModule, ReferenceStates, load_policy
 from textrl.precision import autocast, pick_precision
 from textrl.types import Rollout
 from textrl.updater import Updater

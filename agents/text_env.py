@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import torch
 from gymnasium import spaces
 from gymnasium.vector import SyncVectorEnv, VectorEnv
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,6 +12,7 @@ from textrl.agents.base import AnyVectorEnv
 from textrl.allowed import AllowedTokens
 from textrl.errors import UserError
 from textrl.rewards import RewardModel
+from textrl.trainable import check_live, check_trainable
 
 
 class TextEnv:
@@ -100,11 +100,7 @@ class TextEnv:
                 "(copy.deepcopy, or load it twice)"
             )
         check_apart(policy, self.reference)
-        if not any(parameter.requires_grad for parameter in policy.parameters()):
-            raise UserError(
-                "no parameter of the policy takes a gradient (a copy of the frozen reference is "
-                "frozen too); call policy.requires_grad_(True)"
-            )
+        check_trainable(policy)
         if episodes_per_iteration % self.num_envs:
             raise UserError(
                 f"episodes_per_iteration is {episodes_per_iteration}; expected a multiple of the "
@@ -127,12 +123,3 @@ class TextEnv:
         """Return whether the first sub-environment of a SyncVectorEnv has this attribute."""
         base = self.venv.unwrapped
         return isinstance(base, SyncVectorEnv) and base.envs[0].has_wrapper_attr(name)
-
-
-def check_live(policy: object) -> None:
-    """Raise UserError unless the policy is a model and not the name of one."""
-    if not isinstance(policy, torch.nn.Module):
-        raise UserError(
-            f"the policy is {policy!r}; expected a live model: textrl.models.load_causal_lm("
-            f'{str(policy)!r}, dtype="float32")'
-        )

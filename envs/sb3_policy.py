@@ -35,6 +35,7 @@ from textrl.envs.sb3_buffer import require_no_discount
 from textrl.envs.sb3_vec_env import TextVecEnv
 from textrl.errors import UserError
 from textrl.models import load_causal_lm, split_lm
+from textrl.trainable import check_trainable
 
 Observations = Tensor | dict[str, Tensor]
 Masks = np.ndarray | Tensor | None
@@ -132,13 +133,15 @@ class TokenPolicy(BasePolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         """Make the value head and the optimiser; called by SB3's constructor."""
         model: PreTrainedModel = self.__dict__.pop("_model")
-        self.model = model.requires_grad_(True).float().eval()
+        self.model = model.float().eval()
+        check_trainable(self.model)
         self._lm = split_lm(self.model)
         self.value_head = nn.Linear(self._lm.state_size, 1)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
         self._growing = GrowingTexts(self._lm)
-        trained = [*self.model.parameters(), *self.value_head.parameters()]
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        trained += self.value_head.parameters()
         options = self.optimizer_kwargs | {"lr": lr_schedule(1)}
         self.optimizer = self.optimizer_class(trained, **options)
 

@@ -19,12 +19,12 @@ from transformers import (
 )
 
 import textrl  # noqa: F401  # registers TextRLHF-v0
-from textrl import demo
 from textrl.agents import PPO, OnlineDPO, OnlineDPOConfig, PPOConfig
 from textrl.checkpoint import save_model
 from textrl.config import RewardConfig
 from textrl.data import load_records, prompt_key, split_by_prompt
 from textrl.decoding import Decoder
+from textrl.demo import run as demo
 from textrl.demo.config import DemoConfig
 from textrl.encoding import ranked_texts
 from textrl.envs import tiny_model, tiny_score, tiny_tokenizer

@@ -84,3 +84,17 @@ def _check_type(config: object, field: str, kind: Any) -> None:
         fits = any(isinstance(value, _KINDS[kind][0]) for kind in kinds)
         fits = fits and not (isinstance(value, Real) and not math.isfinite(value))
     require(config, field, fits, " or ".join(_KINDS[kind][1] for kind in kinds))
+
+
+def checked_config(owner: object, config: Any, config_class: type[Any]) -> Any:
+    """Return the configuration of an agent or a trainer, the class's defaults for None.
+
+    Raises:
+        UserError: it is of another class.
+    """
+    config = config_class() if config is None else config
+    if not isinstance(config, config_class):
+        raise UserError(
+            f"{type(owner).__name__} takes {config_class.__name__}, got {type(config).__name__}"
+        )
+    return config

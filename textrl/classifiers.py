@@ -145,6 +145,13 @@ def split_classifier(model: PreTrainedModel) -> Classifier:
     trunk = Trunk(module=body.base_model, plain=0, alone_beyond=sys.maxsize, cached=0)
     was_training = model.training
     model.eval()
+    with torch.no_grad():
+        logits = model(input_ids=probe_ids(model, 1, 4)).logits
+    if logits.dim() != 2:
+        raise UserError(
+            f"{type(body).__name__} answers a text with output of shape {list(logits.shape[1:])}; "
+            f"a reward model is a sequence classifier (train one with `textrl reward`)"
+        )
     if head is not None and not _is_causal(body):
         head = None
     if head is not None:

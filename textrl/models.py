@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -24,6 +23,7 @@ from transformers import (
 )
 from transformers.cache_utils import Cache
 
+from textrl.adapters import base_of, holds_head, with_adapter
 from textrl.errors import UserError
 from textrl.heads import head_of
 from textrl.packing import Packing, action_states, packing_of, read, take
@@ -70,7 +70,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     name = local_or_hub(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
         raise _no_model(name, "tokenizer", error) from error
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
@@ -84,15 +84,20 @@ def load_causal_lm(
 ) -> PreTrainedModel:
     """Return the causal language model of a folder or hub id, in eval mode.
 
+    An adapter's folder gives its model with the adapter around it, which alone takes a gradient.
+
     Raises:
         UserError: there is none, or its weights are incomplete.
     """
     device, name = pick_device(device), local_or_hub(name)
+    if base := base_of(name):
+        model = load_causal_lm(base, dtype=dtype, device=device)
+        return in_eval(moved(with_adapter(model, name), device))
     try:
         found: Any = AutoModelForCausalLM.from_pretrained(
             name, dtype=pick_dtype(dtype, device), output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # of files, formats and packages that a checkpoint asks for
         raise _no_model(name, "language model", error) from error
     model, report = found
     if report["missing_keys"]:
@@ -133,11 +138,14 @@ def untrained_classifier(name: str | Path) -> tuple[PreTrainedModel, set[str]]:
 
 def _classifier(name: str | Path, **options: Any) -> tuple[PreTrainedModel, set[str]]:
     name = local_or_hub(name)
+    if base := base_of(name):
+        model, missing = _classifier(base, **(options | {"num_labels": 1}))
+        return with_adapter(model, name), missing if not holds_head(name) else set()
     try:
         model, report = AutoModelForSequenceClassification.from_pretrained(
             name, output_loading_info=True, **options
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:
         raise _no_model(name, "sequence classifier", error) from error
     assert isinstance(model, PreTrainedModel)
     return model, set(report["missing_keys"])

@@ -7,13 +7,16 @@ log-probs, entropies, a value head's values, the exact KL to a reference. Next t
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from textrl.adapters import ADAPTER_FOLDER, SETTINGS, with_adapter
 from textrl.allowed import AllowedTokens
 from textrl.logprobs import counted_from_0, map_positions, token_entropy, token_kl, token_logprobs
-from textrl.models import SplitLM
+from textrl.models import SplitLM, in_eval, load_causal_lm, moved
 from textrl.packing import read_before, take
 from textrl.types import Sequences
 
@@ -125,3 +128,26 @@ class PolicyModule(nn.Module):
         ids, mask = sequences.input_ids, sequences.mask
         found: Evaluation = self(ids, counted_from_0(ids), mask, temperature=temperature)
         return found.logprobs
+
+
+def load_policy(folder: Path, device: torch.device, frozen: list[str]) -> PreTrainedModel:
+    """Return the float32 policy that an agent saved to a folder, with its adapter if it had one.
+
+    Args:
+        folder: of the merged model, with the adapter beside it (`save_adapter`).
+        device: where the policy goes.
+        frozen: names of its parameters that were not trained.
+
+    Raises:
+        UserError: there is none, or `peft` is not installed.
+    """
+    adapter = folder / ADAPTER_FOLDER
+    if adapter.exists():
+        base = load_causal_lm(adapter / "base", dtype="float32", device=device)
+        own = next(adapter.rglob(SETTINGS)).parent  # one with a name has a folder of that name
+        policy = in_eval(moved(with_adapter(base, own), device))
+    else:
+        policy = load_causal_lm(folder, dtype="float32", device=device)
+    for name, parameter in policy.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    return policy

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import ClassVar
 
 from stable_baselines3.common.logger import Logger
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -9,16 +10,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from textrl.checkpoint import clear_state, save_model
 from textrl.config import TrainingConfig
 from textrl.engine import make_accelerator
+from textrl.errors import UserError
 from textrl.loop import FitTask, fit
 from textrl.metrics import open_logger
 from textrl.paths import expanded
 from textrl.resuming import check_resume
+from textrl.trainable import check_trainable
 
 
 class Trainer(ABC):
     """Trains a model on a fixed data set; a subclass says what is read and what is minimised."""
 
     config: TrainingConfig
+    what: ClassVar[str] = "policy"
+    """What the model is called in error messages."""
 
     def __init__(
         self,
@@ -28,7 +33,17 @@ class Trainer(ABC):
         logger: Logger | None,
         shown: bool,
     ) -> None:
-        """Take what is trained, and where the run goes (see a subclass)."""
+        """Take what is trained, and where the run goes (see a subclass).
+
+        Raises:
+            UserError: no model, or one without weights to train; no tokenizer.
+        """
+        check_trainable(model, self.what)
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            raise UserError(
+                f"the tokenizer is {tokenizer!r}; expected a live one: "
+                f"textrl.models.load_tokenizer(NAME)"
+            )
         self.model, self.tokenizer, self.logger = model, tokenizer, logger
         self.output_dir = None if output_dir is None else expanded(output_dir)
         self._shown = shown

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.batching import filled_batches
+from textrl.bounds import checked_config
 from textrl.chat import end_ids, prompt_of
 from textrl.config import DPOConfig
 from textrl.data import Records, Source, load_records, split_by_prompt
@@ -209,7 +210,7 @@ class DPOTrainer(Trainer):
             UserError: data that cannot be read; file and line are named.
         """
         super().__init__(model, tokenizer, output_dir, logger, shown)
-        self.config = config or DPOConfig()
+        self.config = checked_config(self, config, DPOConfig)
         eos_id(tokenizer)  # without it no text would end
         check_vocabulary(model, tokenizer)
         self._policy = PolicyModule(split_lm(model))

@@ -5,6 +5,7 @@ in one batch element (InstructGPT: shuffled pairs of one prompt over-fit). The t
 normalised on samples of the SFT policy; their mean and std live in the checkpoint's config.
 """
 
+import copy
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from stable_baselines3.common.logger import Logger
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from textrl.bounds import checked_config
 from textrl.chat import prompt_of
 from textrl.classifiers import encode_for_scoring, max_text_length, split_classifier
 from textrl.config import RewardConfig
@@ -71,6 +73,7 @@ class RewardTrainer(Trainer):
     """
 
     config: RewardConfig
+    what = "reward model"
 
     def __init__(
         self,
@@ -88,7 +91,7 @@ class RewardTrainer(Trainer):
 
         Args:
             model: a classifier with one label, trained in place (see `reward_model_from`).
-            tokenizer: of the model; gets a padding token distinct from EOS.
+            tokenizer: of the model; a copy gets a padding token distinct from EOS, if need be.
             data: a file, hub name, list of dicts or `datasets.Dataset`.
             config: sizes and rates.
             normalize_on: texts (samples of the SFT policy) on which the score gets mean 0, std 1;
@@ -100,13 +103,14 @@ class RewardTrainer(Trainer):
         Raises:
             UserError: data that cannot be read, or a model with more than one label.
         """
+        tokenizer = copy.deepcopy(tokenizer)  # it may get a padding token of its own
+        super().__init__(model, tokenizer, output_dir, logger, shown)
         if model.config.num_labels != 1:
             raise UserError(f"a reward model has 1 label, this one {model.config.num_labels}")
         check_vocabulary(model, tokenizer)
         ensure_pad(tokenizer, model)
-        super().__init__(model, tokenizer, output_dir, logger, shown)
         self._classifier = split_classifier(model)
-        self.config = config or RewardConfig()
+        self.config = checked_config(self, config, RewardConfig)
         records = with_shared_prompts(load_records(data, "rankings"))
         train, heldout = split_by_prompt(records, self.config.heldout_share)
         self.train_rankings = self._encode(train)

@@ -7,6 +7,7 @@ from stable_baselines3.common.logger import Logger
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.batching import filled_batches
+from textrl.bounds import checked_config
 from textrl.chat import end_ids
 from textrl.config import SFTConfig
 from textrl.data import Source, load_records, split_by_prompt
@@ -54,7 +55,7 @@ class SFTTrainer(Trainer):
             UserError: data that cannot be read; file and line are named.
         """
         super().__init__(model, tokenizer, output_dir, logger, shown)
-        self.config = config or SFTConfig()
+        self.config = checked_config(self, config, SFTConfig)
         eos_id(tokenizer)  # without it no text would end
         check_vocabulary(model, tokenizer)
         self._ends = end_ids(tokenizer, model)

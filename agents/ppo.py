@@ -36,6 +36,7 @@ from textrl.agents.critic import Critic, make_critic
 from textrl.agents.diagnostics import explained_variance, ratio_report, update_report
 from textrl.agents.kl_control import adapted_kl_coef
 from textrl.agents.minibatches import Numbers, Steps
+from textrl.agents.saving import read_policy, restore
 from textrl.agents.text_agent import TextAgent
 from textrl.agents.text_env import TextEnv
 from textrl.batching import filled_batches
@@ -137,12 +138,12 @@ class PPO(TextAgent):
         Raises:
             UserError: the folder holds no PPO agent.
         """
-        policy, config = cls.read(path, venv)
+        policy, config = read_policy(cls, expanded(path), venv)
         assert isinstance(config, PPOConfig)
         agent = cls(policy, venv, config, demonstrations=demonstrations, logger=logger)
         load_critic(agent.critic, expanded(path) / "critic.safetensors")
-        state = agent.restore(path)
-        if state and config.kl_target is not None:  # a fixed one is the environment's own
+        state = restore(agent, expanded(path))
+        if config.kl_target is not None:  # a fixed one is the environment's own
             agent.env.kl_coef = state["kl_coef"]
         return agent
 

@@ -4,11 +4,10 @@ An agent is a subclass that says in `train_on` what it does with an iteration's 
 holds the whole algorithm. Here are `learn`, `predict`, `save`, `load` and the optimiser steps.
 """
 
-import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -18,7 +17,6 @@ from stable_baselines3.common.logger import Logger
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from textrl.adapters import save_adapter
 from textrl.agents.base import (
     AnyVectorEnv,
     Observation,
@@ -30,17 +28,17 @@ from textrl.agents.critic import Critic, ValueHead
 from textrl.agents.diagnostics import rollout_report
 from textrl.agents.minibatches import Numbers, Steps
 from textrl.agents.predict import next_tokens
+from textrl.agents.saving import read_policy, restore, save_agent
 from textrl.agents.text_env import TextEnv
 from textrl.batching import filled_batches
 from textrl.bounds import checked_config
-from textrl.checkpoint import load_state, read_agent, save_model, save_state, write_json
 from textrl.config import AgentConfig
 from textrl.engine import make_accelerator, one_process
 from textrl.masking import masked_mean
 from textrl.metrics import StageProgress, log
 from textrl.models import split_lm
 from textrl.paths import expanded
-from textrl.policy import Evaluation, PolicyModule, ReferenceStates, load_policy
+from textrl.policy import Evaluation, PolicyModule, ReferenceStates
 from textrl.precision import autocast, pick_precision
 from textrl.types import Rollout
 from textrl.updater import Updater
@@ -266,58 +264,37 @@ class TextAgent(ABC):
         `agent.json` holds the configuration, `trainer_state/` what `load` needs to go on as if
         nothing had happened, `adapter/` what was merged.
         """
-        folder = expanded(path)
-        save_model(self.policy, self.env.tokenizer, folder)
-        save_adapter(self.policy, folder)
-        frozen = [name for name, p in self.policy.named_parameters() if not p.requires_grad]
-        saved = {"agent": self.name, "config": asdict(self.config), "frozen": frozen}
-        write_json(folder / "agent.json", saved)
-        state: dict[str, Any] = {
-            "counters": [self.iteration, self.env_steps],
-            "generator": self._generator.get_state(),
-            "kl_coef": self.env.kl_coef,
-            **self._updater.state(),
-        }
-        if hasattr(self.env.venv.unwrapped, "prompt_state"):
-            state["prompts"] = json.dumps(self.env.venv.unwrapped.prompt_state())
-        save_state(folder, state)
+        save_agent(self, expanded(path))
 
     @classmethod
     def load(cls, path: str | Path, venv: AnyVectorEnv, *, logger: Logger | None = None) -> Self:
         """Return a saved agent in an environment; learning goes on bit for bit.
 
-        Except for the prompts of a SyncVectorEnv, which start afresh.
+        The prompts of a SyncVectorEnv start afresh, and with a warning those of an environment with
+        other rows or prompts.
 
         Raises:
-            UserError: the folder holds no agent of this kind.
+            UserError: the folder holds no agent of this kind, or not its state.
         """
-        policy, config = cls.read(path, venv)
+        policy, config = read_policy(cls, expanded(path), venv)
         agent = cls(policy, venv, config, logger=logger)
-        agent.restore(path)
+        restore(agent, expanded(path))
         return agent
 
-    @classmethod
-    def read(cls, path: str | Path, venv: AnyVectorEnv) -> tuple[PreTrainedModel, AgentConfig]:
-        """Return the policy and the configuration that `save` wrote to a folder.
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs beside the weights."""
+        return {
+            "counters": [self.iteration, self.env_steps],
+            "generator": self._generator.get_state(),
+            "kl_coef": self.env.kl_coef,
+            **self._updater.state(),
+        }
 
-        Raises:
-            UserError: the folder holds no agent of this kind.
-        """
-        saved, config = read_agent(path, cls.name, cls.config_class)
-        device = TextEnv(venv).reference.device
-        return load_policy(expanded(path), device, saved.get("frozen", [])), config
-
-    def restore(self, path: str | Path) -> dict[str, Any]:
-        """Go on from the state that `save` wrote; return it, empty where there is none."""
-        state = load_state(expanded(path))
-        if state is None:
-            return {}
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
         self.iteration, self.env_steps = state["counters"]
         self._generator.set_state(state["generator"])
         self._updater.load(state)
-        if "prompts" in state and hasattr(self.env.venv.unwrapped, "load_prompt_state"):
-            self.env.venv.unwrapped.load_prompt_state(json.loads(state["prompts"]))
-        return state
 
     @torch.no_grad()
     def _with_agreeing_logprobs(self, rollout: Rollout) -> Rollout:

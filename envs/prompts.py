@@ -1,5 +1,6 @@
 """Prompts of an environment: read once, encoded once, handed out in shuffled epochs."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,12 @@ class PromptSet:
     def __len__(self) -> int:
         """Return the number of prompts."""
         return len(self.prompts)
+
+    @property
+    def digest(self) -> str:
+        """What tells these prompts and columns from others."""
+        whole = repr([prompt.ids for prompt in self.prompts]) + repr(sorted(self.columns.items()))
+        return hashlib.sha256(whole.encode(errors="replace")).hexdigest()
 
 
 def load_prompts(

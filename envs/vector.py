@@ -179,14 +179,29 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
             return None
         return tuple(render_row(self.core, row) for row in range(self.num_envs))
 
-    def prompt_state(self) -> list[dict[str, Any]]:
+    def prompt_state(self) -> dict[str, Any]:
         """Return where each row's prompt stream stands, JSON-able, for an exact resume."""
-        return [stream.state() for stream in self._streams]
+        streams = [stream.state() for stream in self._streams]
+        return {"streams": streams, "prompts": self.core.prompts.digest}
 
-    def load_prompt_state(self, state: list[dict[str, Any]]) -> None:
-        """Continue the prompt streams from a state of as many rows."""
+    def load_prompt_state(self, state: dict[str, Any]) -> None:
+        """Continue the prompt streams from a state.
+
+        Raises:
+            UserError: it is of other prompts or of another number of rows.
+        """
+        if len(state["streams"]) != self.num_envs:
+            raise UserError(
+                f"the prompts were drawn for {len(state['streams'])} rows, and the environment has "
+                f"{self.num_envs}; make it with num_envs={len(state['streams'])}"
+            )
+        if state["prompts"] != self.core.prompts.digest:
+            raise UserError(
+                "the environment has other prompts or columns than those that were drawn from; "
+                "give the same"
+            )
         self._seed_streams(0, np.ones(self.num_envs, dtype=bool))
-        for stream, saved in zip(self._streams, state, strict=True):
+        for stream, saved in zip(self._streams, state["streams"], strict=True):
             stream.load(saved)
 
     def _seed_streams(self, seed: int | Sequence[int | None] | None, rows: np.ndarray) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from textrl import demo
+from textrl.demo import run as demo
 from textrl.demo.config import DemoConfig
 from textrl.demo.presets import PRESETS
 from textrl.demo.reviews import Review

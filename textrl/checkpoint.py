@@ -4,9 +4,11 @@ run/                  config.yaml, the model (safetensors, tokenizer, generation
 run/trainer_state/    what --resume needs; a finished trainer deletes it, an agent keeps it
 """
 
+import contextlib
 import copy
 import json
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -57,11 +59,12 @@ def refuse_to_delete(path: Path, inputs: Sequence[str]) -> None:
         raise UserError(f"{path} holds no run of textrl (no {CONFIG_FILE}); delete it yourself")
     whole = path.resolve()
     for other in (str(Path.cwd()), *inputs):
-        if Path(other).exists() and whole in (
-            Path(other).resolve(),
-            *Path(other).resolve().parents,
-        ):
-            raise UserError(f"{path} holds {other}, which --overwrite would delete; move it first")
+        file = expanded(re.sub(r"^sqlite(\+\w+)?:///([^?]*).*", r"\2", other))  # a label database
+        with contextlib.suppress(OSError):  # a text that can be no path
+            if file.exists() and whole in (file.resolve(), *file.resolve().parents):
+                raise UserError(
+                    f"{path} holds {other}, which --overwrite would delete; move it first"
+                )
 
 
 def prepare_run_dir(
@@ -91,6 +94,8 @@ def prepare_run_dir(
         shutil.rmtree(path)
     if resume and kept.exists():
         before = yaml.safe_load(kept.read_text(encoding="utf-8"))
+        if not isinstance(before, dict):
+            raise UserError(f"{kept} holds no settings; put back a copy, or start the run anew")
         for name, value in settings.items():
             if name not in MAY_CHANGE and before.get(name) != value:
                 raise UserError(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -108,10 +109,10 @@ def run_agent(
     folder, venv = _checked(run), _environment(policy, env)
     extra = {} if ptx is None else {"demonstrations": ptx.demonstrations}
     saved = latest_folder(folder / "last") or (folder if (folder / "agent.json").exists() else None)
-    if run.resume and saved is None:
-        raise UserError(f"{folder} holds no saved agent to resume; start the run without --resume")
     if run.resume:
-        agent = kind.load(saved, venv, **extra)
+        if saved is None:
+            raise UserError(f"{folder} holds no saved agent to resume; start without --resume")
+        agent = _resumed(kind, saved, venv, config, extra)
     else:
         model = load_causal_lm(policy.model, dtype="float32", device=policy.device)
         agent = kind(model, venv, config, **extra)
@@ -127,6 +128,24 @@ def run_agent(
     agent.save(folder)
     shutil.rmtree(folder / "last", ignore_errors=True)
     print(f"saved to {folder}")
+
+
+def _resumed(
+    kind: Any, saved: Path, venv: "TextRLHFVectorEnv", config: AgentConfig, extra: dict[str, Any]
+) -> Any:
+    """Return the saved agent, whose configuration and prompts must be those of this command."""
+    from textrl.agents.saving import OtherPrompts
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", OtherPrompts)
+        try:
+            agent = kind.load(saved, venv, **extra)
+        except OtherPrompts as warning:
+            raise UserError(f"--resume: {str(warning).partition(': ')[2]}") from None
+    for name, value in asdict(config).items():
+        if (before := getattr(agent.config, name)) != value:
+            raise UserError(f"--resume with another {name}: the run has {before!r}, not {value!r}")
+    return agent
 
 
 def run_outside_agent(
@@ -255,11 +274,8 @@ def _begin(run: RunConfig, *configs: Any) -> Path:
         elif isinstance(value, tuple):  # as YAML reads it back
             settings[name] = list(value)
     settings |= {"output_dir": run.output_dir, "log_table": run.log_table}
-    inputs = [
-        str(settings[key])
-        for key in ("model", "data", "prompts", "heldout", "reward")
-        if settings.get(key)
-    ]
+    inputs = [value for name, value in settings.items() if isinstance(value, str)]
+    inputs.remove(run.output_dir)
     return prepare_run_dir(
         run.output_dir, settings, resume=run.resume, overwrite=run.overwrite, inputs=inputs
     )

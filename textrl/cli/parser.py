@@ -117,6 +117,7 @@ def parse(arguments: list[str]) -> tuple[str, list[Any]]:
         hint = did_you_mean(first, COMMANDS)
         raise UserError(f"unknown command {first!r}{hint}; known: {', '.join(COMMANDS)}")
     kinds = [kind for _, needed in COMMANDS.values() for kind in needed]
+    arguments = _config_first(arguments)
     given = with_plain_integers([_underscored(argument) for argument in arguments], kinds)
     try:
         chosen = parser.parse_args(given)
@@ -137,6 +138,7 @@ def make_parser() -> tuple[ArgumentParser, dict[str, list[str]]]:
         description="Reinforcement learning from human feedback as a Gymnasium problem.",
         version=__version__,
         exit_on_error=False,
+        allow_abbrev=False,
         formatter_class=PlainHelp,
     )
     subcommands = parser.add_subcommands(title="commands", metavar="COMMAND")
@@ -145,6 +147,7 @@ def make_parser() -> tuple[ArgumentParser, dict[str, list[str]]]:
         sub = ArgumentParser(
             description=purpose[0].upper() + purpose[1:] + ".",
             exit_on_error=False,
+            allow_abbrev=False,
         )
         sub.add_argument("--config", action="config", help="YAML file with any of these options")
         for kind in kinds:
@@ -179,6 +182,15 @@ def _named_agent(arguments: list[str]) -> list[str]:
         f"no agent named {agent!r} to train{hint}; known: {', '.join(AGENTS)}, or yours as "
         f"package.module:Name"
     )
+
+
+def _config_first(arguments: list[str]) -> list[str]:
+    """Return the arguments with --config before the options, which then go before the file's."""
+    places = [i for i, word in enumerate(arguments) if word.partition("=")[0] == "--config"]
+    taken = {j for i in places for j in (i, *([] if "=" in arguments[i] else [i + 1]))}
+    files = [word for i, word in enumerate(arguments) if i in taken]
+    rest = [word for i, word in enumerate(arguments) if i not in taken]
+    return [*rest[:1], *files, *rest[1:]]
 
 
 def _underscored(argument: str) -> str:

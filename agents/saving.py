@@ -1,0 +1,97 @@
+"""How an agent is saved to a folder and read back.
+
+A folder holds the policy as a plain transformers checkpoint, `agent.json` (which agent it is, its
+configuration), `trainer_state/` (what it takes to go on) and, of an adapted policy, `adapter/`.
+"""
+
+import json
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from transformers import PreTrainedModel
+
+from textrl.adapters import save_adapter
+from textrl.agents.base import AnyVectorEnv
+from textrl.agents.text_env import TextEnv
+from textrl.checkpoint import (
+    load_state,
+    read_agent,
+    save_model,
+    save_state,
+    state_file,
+    write_json,
+)
+from textrl.config import AgentConfig
+from textrl.errors import UserError
+from textrl.policy import load_policy
+
+
+class OtherPrompts(UserWarning):
+    """A loaded agent's environment has other prompts or rows than the one it was saved in."""
+
+
+class Saved(Protocol):
+    """What is asked of an agent here (`TextAgent` has it)."""
+
+    name: ClassVar[str]
+    policy: PreTrainedModel
+    env: TextEnv
+
+    @property
+    def config(self) -> AgentConfig:
+        """Its configuration."""
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs beside the weights."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+
+
+def save_agent(agent: Saved, folder: Path) -> None:
+    """Write the policy, the agent's configuration and its state to a folder."""
+    save_model(agent.policy, agent.env.tokenizer, folder)
+    save_adapter(agent.policy, folder)
+    frozen = [name for name, p in agent.policy.named_parameters() if not p.requires_grad]
+    saved = {"agent": agent.name, "config": asdict(agent.config), "frozen": frozen}
+    write_json(folder / "agent.json", saved)
+    state = agent.state()
+    base = agent.env.venv.unwrapped
+    if hasattr(base, "prompt_state"):
+        state["prompts"] = json.dumps(base.prompt_state())
+    save_state(folder, state)
+
+
+def read_policy(kind: Any, folder: Path, venv: AnyVectorEnv) -> tuple[PreTrainedModel, AgentConfig]:
+    """Return the policy and the configuration that an agent of this class wrote to a folder.
+
+    Raises:
+        UserError: the folder holds no agent of this kind.
+    """
+    saved, config = read_agent(folder, kind.name, kind.config_class)
+    device = TextEnv(venv).reference.device
+    return load_policy(folder, device, saved.get("frozen", [])), config
+
+
+def restore(agent: Saved, folder: Path) -> dict[str, Any]:
+    """Let an agent go on from the state that lies in a folder; return the state.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    state = load_state(folder)
+    if state is None:
+        raise UserError(
+            f"{folder} lacks the agent's state ({state_file(folder)}), without which it would go "
+            f"on from elsewhere; put it back, or make a new agent on the policy alone"
+        )
+    agent.load_state(state)
+    base = agent.env.venv.unwrapped
+    if "prompts" in state and hasattr(base, "load_prompt_state"):
+        try:
+            base.load_prompt_state(json.loads(state["prompts"]))
+        except UserError as error:
+            warnings.warn(f"its prompts start afresh: {error}", OtherPrompts, stacklevel=3)
+    return state

@@ -5,10 +5,11 @@ Its KL to the policy is at most log n - (n - 1) / n nats a sequence (2401.01879)
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
+from gymnasium.vector import VectorRewardWrapper
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -18,6 +19,7 @@ from textrl.agents.text_env import TextEnv
 from textrl.bounds import checked_config
 from textrl.checkpoint import read_agent, save_model, write_json
 from textrl.config import BestOfNConfig
+from textrl.errors import UserError
 from textrl.generation import sample
 from textrl.models import load_causal_lm, split_lm
 from textrl.paths import expanded
@@ -40,13 +42,30 @@ class BestOfN:
         venv: AnyVectorEnv,
         config: BestOfNConfig | None = None,
     ) -> None:
-        """Take a policy as it is; it may be the environment's reference itself."""
+        """Take a policy as it is; it may be the environment's reference itself.
+
+        Raises:
+            UserError: the environment pays another thing than its scores, which are compared.
+        """
         check_live(policy)
         self.config = checked_config(self, config, BestOfNConfig)
         self.env, self.policy, self.lm = TextEnv(venv), policy, split_lm(policy)
+        if self.env.on_length == "truncate":
+            raise UserError(
+                "best of n compares scores, and a truncated text has none; make the environment "
+                'with on_length="score"'
+            )
+        layer: Any = venv
+        while layer is not venv.unwrapped:
+            if isinstance(layer, VectorRewardWrapper):
+                raise UserError(
+                    f"best of n compares the environment's scores, which {type(layer).__name__} "
+                    f"does not change; change the reward function instead"
+                )
+            layer = layer.env
         self._generator = torch.Generator().manual_seed(self.config.seed)
         self._plans: dict[int, list[int]] = {}
-        self._greedy = False  # how the plans were made
+        self._deterministic = False  # how the plans were made
 
     def learn(self, total_timesteps: int, progress_bar: bool = False) -> Self:
         """Return the agent as it is: there is nothing to train."""
@@ -61,7 +80,8 @@ class BestOfN:
     ) -> tuple[np.ndarray, State]:
         """Return the next token for an observation [L] or a batch of them [B L], and the state.
 
-        With deterministic, one greedy continuation takes the place of n drawn ones.
+        With deterministic the n continuations are drawn from the configuration's seed each time, so
+        that a text always gets the same token.
         """
         single = np.asarray(observation["input_ids"]).ndim == 1
         if single:
@@ -69,17 +89,18 @@ class BestOfN:
         lengths = np.asarray(observation["attention_mask"]).sum(1)
         seen = [ids[:n].tolist() for ids, n in zip(observation["input_ids"], lengths, strict=True)]
         begins = lengths == np.asarray(observation["prompt_length"])[:, 0]
-        if deterministic is not self._greedy:
+        if deterministic is not self._deterministic:
             self._plans.clear()
-        self._greedy = deterministic
+        self._deterministic = deterministic
         new = [
             row
             for row, ids in enumerate(seen)
             if begins[row] or self._plans.get(row, [])[: len(ids)] != ids
         ]
-        if new:
-            part = {name: np.asarray(array)[new] for name, array in observation.items()}
-            self._plan(new, [seen[row] for row in new], part, deterministic)
+        # drawn one by one, a text's plan does not depend on the others
+        for rows in [[row] for row in new] if deterministic else [new] if new else []:
+            part = {name: np.asarray(array)[rows] for name, array in observation.items()}
+            self._plan(rows, [seen[row] for row in rows], part, deterministic)
         plans = [self._plans[row] for row in range(len(seen))]
         # past its end a plan has no next token: the episode is over and any token will do
         tokens = np.array(
@@ -109,10 +130,12 @@ class BestOfN:
         return cls(policy, venv, config)
 
     def _plan(
-        self, rows: list[int], seen: list[list[int]], part: Observation, greedy: bool
+        self, rows: list[int], seen: list[list[int]], part: Observation, deterministic: bool
     ) -> None:
         """Draw n continuations of each row's text and keep the best-scored one as its plan."""
-        n = 1 if greedy else self.config.n
+        n, generator = self.config.n, self._generator
+        if deterministic:
+            generator = torch.Generator().manual_seed(self.config.seed)
         _, prompt_lengths = prompts_of(part, self.lm.device)
         lengths = torch.tensor([len(ids) for ids in seen])
         ids = torch.zeros(len(seen), int(lengths.max()), dtype=torch.long)
@@ -125,9 +148,8 @@ class BestOfN:
             lengths.repeat_interleave(n),
             max_new_tokens=int(left.max()),
             end_ids=self.env.end_token_ids,
-            generator=self._generator,
+            generator=generator,
             temperature=self.env.temperature,
-            greedy=greedy,
             allowed=self.env.allowed,
             begun=(lengths - prompt_lengths.cpu()).repeat_interleave(n),
         )

@@ -184,7 +184,9 @@ def _pay_step_by_step(env: TextEnv, actions: np.ndarray, mask: np.ndarray) -> Pa
             env.venv.reset(options={"reset_mask": over, "index": 0})
         counts = mask[:, t]
         tokens = np.where(counts, actions[:, t], env.allowed.filler)
-        _, reward, terminated, truncated, infos = env.venv.step(tokens)
+        observation, reward, terminated, truncated, infos = env.venv.step(tokens)
+        if not isinstance(infos, dict):
+            raise UserError(f"{env.venv} gives its infos in another form; leave that wrapper out")
         over = terminated | truncated
         rewards[counts, t] = reward[counts]
         ref_logprobs[counts, t] = _info(infos, "ref_logprob", over)[counts]
@@ -192,7 +194,44 @@ def _pay_step_by_step(env: TextEnv, actions: np.ndarray, mask: np.ndarray) -> Pa
         if ended.any():
             scores[ended] = _info(infos, "score", over)[ended]
         truncated_rows |= counts & truncated
+        going_on = mask[:, t + 1] if t + 1 < mask.shape[1] else np.zeros_like(over)
+        if (early := counts & over & going_on).any():
+            raise UserError(
+                f"a wrapper ended the episode of row {int(early.argmax())} after {t + 1} tokens, "
+                f"but the agent samples whole completions: let the environment end them, by an end "
+                f"token or max_completion_tokens"
+            )
+        _check_tokens(observation, tokens, counts & ~over)
+        last = np.where(ended, scores, 0.0) - env.missing_eos_penalty * (
+            ended & ~np.isin(tokens, env.end_token_ids)
+        )
+        _check_rewards(reward, env.kl_coef * ref_logprobs[:, t] + last, counts)
     return Paid(rewards=rewards, ref_logprobs=ref_logprobs, scores=scores, truncated=truncated_rows)
+
+
+def _check_tokens(observation: Observation, tokens: np.ndarray, rows: np.ndarray) -> None:
+    """Raise UserError where a row shows another token than the one that the agent gave."""
+    ends = np.asarray(observation["attention_mask"]).sum(1).astype(np.int64) - 1
+    shown = np.asarray(observation["input_ids"])[np.arange(len(tokens)), ends]
+    if (other := rows & (shown != tokens)).any():
+        row = int(other.argmax())
+        raise UserError(
+            f"a wrapper took token {shown[row]} in row {row} where the agent gave {tokens[row]}, "
+            f"so that it would learn of tokens never taken; leave that wrapper out"
+        )
+
+
+def _check_rewards(rewards: np.ndarray, expected: np.ndarray, rows: np.ndarray) -> None:
+    """Raise UserError where a row was paid another thing than the environment pays."""
+    far = np.abs(rewards - expected) > 1e-4 * (1 + np.abs(expected))
+    if (other := rows & far).any():
+        row = int(other.argmax())
+        raise UserError(
+            f"row {row} was paid {rewards[row]:.4g} where the environment pays "
+            f"{expected[row]:.4g}: a wrapper that changes rewards changes half of the KL alone (or "
+            f"the rows have settings of their own); change the reward function instead: "
+            f"reward=[score, (bonus, 1.0)]"
+        )
 
 
 def _info(infos: dict[str, Any], name: str, over: np.ndarray) -> np.ndarray:

@@ -98,6 +98,11 @@ class PPO(TextAgent):
         config = checked_config(self, config, PPOConfig)
         env = TextEnv(venv)
         env.check(policy, config.episodes_per_iteration)
+        if config.kl_target is not None and env.kl_coef == 0:
+            raise UserError(
+                "kl_target steers the environment's kl_coef, which is 0 and would stay so; make "
+                "the environment with a kl_coef to begin with"
+            )
         critic = make_critic(
             config.critic,
             config.critic_head,
@@ -293,7 +298,7 @@ class PPO(TextAgent):
         if not self.config.ptx_coef:
             raise UserError("demonstrations are given but ptx_coef is 0; set it, or leave them out")
         limit = self.env.max_completion_tokens + self.env.max_prompt_tokens
-        records, ends = load_records(demonstrations), self.env.end_token_ids
+        records, ends = load_records(demonstrations, "demonstrations"), self.env.end_token_ids
         return sft_sequences(self.env.tokenizer, records, limit, ends)
 
 

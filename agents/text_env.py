@@ -12,7 +12,7 @@ from textrl.agents.base import AnyVectorEnv
 from textrl.allowed import AllowedTokens
 from textrl.errors import UserError
 from textrl.rewards import RewardModel
-from textrl.trainable import check_live, check_trainable
+from textrl.trainable import check_live, check_same_width, check_trainable
 
 
 class TextEnv:
@@ -44,6 +44,7 @@ class TextEnv:
         self.max_prompt_tokens = int(self._get("max_prompt_tokens"))
         self.group_size = int(self._get("group_size"))
         self.allowed: AllowedTokens = self._get("allowed")
+        self.on_length = str(self._get("on_length"))
         self.missing_eos_penalty = float(self._get("missing_eos_penalty"))
         self.eos_token_id = int(self._get("eos_token_id"))
         self.end_token_ids = tuple(int(token) for token in self._get("end_token_ids"))
@@ -101,6 +102,7 @@ class TextEnv:
             )
         check_apart(policy, self.reference)
         check_trainable(policy)
+        check_same_width(policy, self.reference)
         if episodes_per_iteration % self.num_envs:
             raise UserError(
                 f"episodes_per_iteration is {episodes_per_iteration}; expected a multiple of the "

@@ -64,6 +64,11 @@ class TaskAttributes:
         return self.core.config.missing_eos_penalty
 
     @property
+    def on_length(self) -> str:
+        """What the budget does to an episode: "score" or "truncate"."""
+        return self.core.config.on_length
+
+    @property
     def eos_token_id(self) -> int:
         """The tokenizer's end of a text, one of `end_token_ids`."""
         return self.core.eos_token_id

@@ -66,6 +66,11 @@ class CandidateActions(
         super().__init__(env)  # type: ignore[arg-type]  # Gymnasium's own types forget ObsType
         if not isinstance(env.unwrapped, TextRLHFEnv):
             raise UserError(f"CandidateActions chooses tokens of TextRLHF-v0, got {env}")
+        if env.has_wrapper_attr("pays_policy_kl"):
+            raise UserError(
+                "PolicyKL pays a policy over all tokens its half of the KL; leave it out below "
+                "CandidateActions"
+            )
         self._core, self._k, self._shaping = env.unwrapped.core, k, shaping
         _prepare(self._core, k, shaping)
         self.observation_space, self.action_space = state_space(self._core), spaces.Discrete(k)

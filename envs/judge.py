@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from textrl.chat import Chat
 from textrl.envs.prompts import Prompt, PromptSet
+from textrl.errors import UserError
 from textrl.rewards import Scorer
 from textrl.seams import decode, decode_completion
 
@@ -52,8 +53,19 @@ class Judge:
         """Return the scores of token ids, float64 [N].
 
         A prompt of the set brings its text, messages and columns; any other is decoded.
+
+        Raises:
+            UserError: a prompt is in the set several times, with other columns.
         """
-        known = {tuple(prompt.ids): index for index, prompt in enumerate(self.prompts.prompts)}
+        known: dict[tuple[int, ...], int] = {}
+        for index, prompt in enumerate(self.prompts.prompts):
+            first = known.setdefault(tuple(prompt.ids), index)
+            for name, values in self.prompts.columns.items():
+                if values[first] != values[index] and list(prompt.ids) in prompts:
+                    raise UserError(
+                        f"prompts {first} and {index} are the same tokens with another {name!r}, "
+                        f"so that a text does not tell which one is meant; make them different"
+                    )
         indices = [known.get(tuple(ids)) for ids in prompts]
         found = [
             Prompt(text=decode(self.tokenizer, ids), ids=ids)

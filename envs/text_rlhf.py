@@ -75,6 +75,8 @@ class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
         Raises:
             UserError: an argument out of range or unknown, a model or prompt that does not load.
         """
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise UserError(f"render_mode is {render_mode!r}; expected 'ansi', 'human' or None")
         self.core = TextCore(1, core_config(arguments, type(self)))
         self.render_mode = render_mode
         # Gymnasium's Dict space is typed by its subspaces, Env by the observation's type.
@@ -162,8 +164,8 @@ def chosen_prompt(options: dict[str, Any], row: int) -> Any:
     Raises:
         UserError: neither or both keys.
     """
-    if len({"prompt", "index"} & set(options)) != 1:
-        raise UserError(f"reset options are 'prompt' or 'index', got {sorted(options)}")
+    if set(options) not in ({"prompt"}, {"index"}):
+        raise UserError(f"reset options are 'prompt' or 'index', got {sorted(map(str, options))}")
     if "index" in options:
         index = options["index"]
         if isinstance(index, list | tuple | np.ndarray) and np.ndim(index) and row < len(index):

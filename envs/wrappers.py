@@ -1,5 +1,6 @@
 """Wrappers for agents that cannot do a part of the work themselves."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from gymnasium.utils import RecordConstructorArgs
 
 from textrl.envs.core_config import require_exact_shaping
 from textrl.envs.text_rlhf import Observation
+from textrl.errors import UserError
 
 
 class PolicyKL(gym.Wrapper[Observation, np.int64, Observation, np.int64], RecordConstructorArgs):
@@ -35,6 +37,8 @@ class PolicyKL(gym.Wrapper[Observation, np.int64, Observation, np.int64], Record
             UserError: the environment's shaping is not the exact one.
         """
         require_exact_shaping("PolicyKL", env.get_wrapper_attr("shaping"))
+        if env.has_wrapper_attr("pays_policy_kl"):
+            raise UserError("PolicyKL is around this environment already; leave one out")
         RecordConstructorArgs.__init__(self, logprob_fn=logprob_fn)
         super().__init__(env)
         self._logprob_fn = logprob_fn
@@ -50,6 +54,8 @@ class PolicyKL(gym.Wrapper[Observation, np.int64, Observation, np.int64], Record
     def step(self, action: np.int64) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Append one token and pay both halves of the KL."""
         logprob = float(self._logprob_fn(self._observation, action))
+        if not -math.inf < logprob <= 1e-5:
+            raise UserError(f"logprob_fn returned {logprob}; expected a log-prob, finite and <= 0")
         self._observation, reward, terminated, truncated, info = self.env.step(action)
         info["policy_logprob"] = logprob
         shaped = float(reward) - self.env.get_wrapper_attr("kl_coef") * logprob

@@ -144,7 +144,10 @@ def test_pad_equal_to_eos_does_not_hide_the_end() -> None:
         ({"prompt": "a", "completion": ""}, "the completion is empty"),
         ({"prompt": "abcdefghij", "completion": "a"}, "11 tokens and max_length is 8"),
         ({"prompt": 3, "completion": "a"}, "string or a list"),
-        ({"prompt": "a", "completion": [{"role": "assistant", "content": "b"}]}, "both be text"),
+        (
+            {"prompt": "a", "completion": [{"role": "assistant", "content": "b"}]},
+            "give both as one",
+        ),
         ({"messages": [{"role": "user", "content": "a"}]}, "end with the assistant"),
         (
             {

@@ -28,6 +28,9 @@ class Bound:
 Number = TypeVar("Number")
 Positive = Annotated[Number, Bound(lambda value: value > 0, "a positive number")]
 NotNegative = Annotated[Number, Bound(lambda value: value >= 0, "0 or a positive number")]
+Seed = Annotated[
+    Number, Bound(lambda value: 0 <= value < 2**63, "a whole number from 0 to below 2**63")
+]
 Share = Annotated[Number, Bound(lambda value: 0 <= value < 1, "a share in [0, 1)")]
 
 
@@ -50,7 +53,8 @@ def require(config: object, field: str, ok: bool, expected: str) -> None:
 def check_fields(config: object) -> None:
     """Raise UserError for the first field whose value is not of its type or out of its bound."""
     for field in fields(config):  # type: ignore[arg-type]  # any of the dataclasses here
-        value, kind = config.__dict__[field.name], bare(field.type)
+        value, kind = _plain(config.__dict__[field.name]), bare(field.type)
+        object.__setattr__(config, field.name, value)
         if get_origin(kind) is Literal:
             known = get_args(kind)
             hint = did_you_mean(str(value), [str(name) for name in known])
@@ -59,6 +63,13 @@ def check_fields(config: object) -> None:
         for bound in getattr(field.type, "__metadata__", ()):
             fits = value is None or bound.holds(value)
             require(config, field.name, fits, bound.expected)
+
+
+def _plain(value: Any) -> Any:
+    """Return numpy's numbers as Python's, which files can hold."""
+    if isinstance(value, bool | int | float) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 _KINDS = {

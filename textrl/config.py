@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from textrl.bounds import NotNegative, Positive, Share, check_fields, require
+from textrl.bounds import NotNegative, Positive, Seed, Share, check_fields, require
 from textrl.errors import did_you_mean
 from textrl.loss_names import SMOOTHED_LOSSES, PreferenceLossName
 
@@ -61,7 +61,7 @@ class TrainingConfig:
     GPUs; CPUs with AMX from 100M parameters on), else float32."""
     save_every: NotNegative[int] = 0
     """Updates between resumable states; 0 is once an epoch."""
-    seed: NotNegative[int] = 0
+    seed: Seed[int] = 0
     """Seed of the data order and of fresh weights."""
 
     def __post_init__(self) -> None:
@@ -125,7 +125,7 @@ class AgentConfig:
     precision: Precision = "float32"
     """Of matrix products; weights and losses stay float32. auto: bfloat16 where it is faster (new
     GPUs; CPUs with AMX from 100M parameters on), else float32."""
-    seed: NotNegative[int] = 0
+    seed: Seed[int] = 0
     """Seed of sampling and of the minibatches."""
 
     def __post_init__(self) -> None:
@@ -175,7 +175,7 @@ class BestOfNConfig:
 
     n: Positive[int] = 16
     """Samples for each prompt."""
-    seed: NotNegative[int] = 0
+    seed: Seed[int] = 0
     """Seed of sampling."""
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ import gzip
 import hashlib
 import io
 import json
+import math
 import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,8 +24,9 @@ from typing import Any
 
 from textrl.errors import UserError, did_you_mean, hide_password
 from textrl.paths import expanded, local_or_hub
-from textrl.rows import Kind, Row, is_conversation, refuse_foreign
+from textrl.rows import CHAT_COLUMNS, Kind, Row, is_conversation, refuse_foreign
 
+TEXT_COLUMNS = {"text", "messages", "prompt", "completion", "chosen", "rejected", *CHAT_COLUMNS}
 Source = str | Path | Sequence[Row]
 """A .jsonl, .json, .csv, .tsv or .parquet file, a hub name, the URL of a label database,
 a list of dicts, or a `datasets.Dataset`."""
@@ -130,7 +132,21 @@ def _number_rows(rows: Iterable[Any], name: str) -> Records:
     for index, row in enumerate(listed):
         if not isinstance(row, dict):
             raise UserError(f"{name} {index}: expected a dict, got {type(row).__name__}")
+        listed[index] = {column: _as_lists(value, column) for column, value in row.items()}
     return Records(rows=listed, places=[f"{name} {index}" for index in range(len(listed))])
+
+
+def _as_lists(value: Any, column: str) -> Any:
+    """Return arrays and tuples, as data frames hold them, as lists; NaN for no text is None."""
+    if isinstance(value, float) and math.isnan(value) and column in TEXT_COLUMNS:
+        return None
+    if isinstance(value, tuple) or type(value).__name__ == "ndarray":
+        value = list(value)
+    if isinstance(value, list):
+        return [_as_lists(part, "") for part in value]
+    if isinstance(value, dict):
+        return {name: _as_lists(part, "") for name, part in value.items()}
+    return value
 
 
 def _open(path: Path) -> str:
@@ -164,7 +180,7 @@ def _read_json(path: Path) -> Records:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_unique)
         except json.JSONDecodeError as error:
             raise UserError(
                 f"{path}:{number}: not JSON ({error.msg}, column {error.colno})"
@@ -176,6 +192,15 @@ def _read_json(path: Path) -> Records:
         rows.append(row)
         places.append(f"{path}:{number}")
     return Records(rows=rows, places=places)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} stands twice")
+    return found
 
 
 def _read_csv(path: Path, delimiter: str) -> Records:
@@ -284,6 +309,10 @@ def split_by_prompt(records: Records, heldout_share: float) -> tuple[Records, Re
     sides = [heldout(row) for row in records.rows]
     if all(sides):
         raise UserError(f"heldout_share {heldout_share} leaves no prompt to train on; lower it")
+    if not any(sides):
+        raise UserError(
+            f"heldout_share {heldout_share} holds out no prompt; raise it, or set it to 0"
+        )
     return (
         records.subset(i for i, side in enumerate(sides) if not side),
         records.subset(i for i, side in enumerate(sides) if side),
@@ -291,9 +320,13 @@ def split_by_prompt(records: Records, heldout_share: float) -> tuple[Records, Re
 
 
 def refuse_existing(output: str | None) -> None:
-    """Raise UserError if a file to be written is there already."""
-    if output is not None and expanded(output).exists():
+    """Raise UserError if a file to be written is there already, or its ending says another form."""
+    if output is None:
+        return
+    if expanded(output).exists():
         raise UserError(f"{output} exists; name another file")
+    if expanded(output).suffix.lower() not in (".jsonl", ".ndjson", ".json", ""):
+        raise UserError(f"{output}: JSON lines are written; name a file that ends with .jsonl")
 
 
 def write_lines(rows: Iterable[dict[str, Any]], output: str | None) -> None:

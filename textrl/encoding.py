@@ -187,8 +187,12 @@ def continuation(
         )
     if not completion or (isinstance(completion, str) and not completion.strip()):
         raise UserError(f"{place}: the completion is empty")
-    if isinstance(prompt, str) != isinstance(completion, str):
-        raise UserError(f"{place}: prompt and completion must both be text or both be messages")
+    if not isinstance(prompt, str) and isinstance(completion, str):  # as `textrl generate` writes
+        completion = [{"role": "assistant", "content": completion}]
+    if isinstance(prompt, str) and not isinstance(completion, str):
+        raise UserError(
+            f"{place}: the prompt is text and the completion messages; give both as one"
+        )
     if isinstance(prompt, str):
         assert isinstance(completion, str)
         if not split_end(tokenizer, completion, ends)[0].strip():
@@ -202,6 +206,11 @@ def continuation(
     if not is_conversation(completion) or completion[-1]["role"] != "assistant":
         raise UserError(
             f"{place}: a completion must be role/content dicts that end with the assistant"
+        )
+    if completion[: len(chat.messages)] == chat.messages:
+        raise UserError(
+            f"{place}: the completion repeats the prompt's messages, which would stand twice; leave "
+            f"them out of it"
         )
     whole = chat.with_reply(completion)
     return _chat_sequence(tokenizer, whole, chat, place, max_length, ends)

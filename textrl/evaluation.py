@@ -18,6 +18,7 @@ from textrl.models import SplitLM, eos_id, split_lm
 from textrl.policy import PolicyModule
 from textrl.rewards import Reward, RewardModel, make_scorer
 from textrl.seams import decode, decode_completion
+from textrl.trainable import check_same_width
 from textrl.trunks import check_lengths, check_vocabulary
 from textrl.types import Sequence as TokenSequence
 from textrl.types import stack_sequences
@@ -75,6 +76,9 @@ def sample_and_score(
     check_vocabulary(policy, tokenizer)
     if policy is not reference:
         check_apart(policy, reference)
+        check_same_width(policy, reference)
+    if isinstance(prompts, str):
+        raise UserError(f"prompts are one text, {prompts[:40]!r}; expected a list of them")
     lm, ref = split_lm(policy), split_lm(reference)
     generator = torch.Generator().manual_seed(seed)
     eos_id(tokenizer)  # without it no text would end
@@ -83,7 +87,8 @@ def sample_and_score(
         encode_prompt(tokenizer, prompt, f"prompt {row}") for row, prompt in enumerate(prompts)
     ]
     needed = [len(ids) + max_new_tokens for ids in encoded]
-    check_lengths(policy, needed, f"with max_new_tokens={max_new_tokens}, prompt")
+    for model in (policy, reference):
+        check_lengths(model, needed, f"with max_new_tokens={max_new_tokens}, prompt")
     token_ids: list[list[int]] = []
     logprobs: list[list[float]] = []
     ref_logprobs: list[list[float]] = []

@@ -4,6 +4,7 @@ Sampling is always from the full softmax at one temperature: what ships in a mod
 config never leaks in. The stepping itself is in `decoding.py`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from textrl.allowed import AllowedTokens
 from textrl.decoding import Decoder
+from textrl.errors import UserError
 from textrl.models import SplitLM
 
 
@@ -82,7 +84,12 @@ def sample(
         observe: maps states [n H] to one number each [n], such as a value head.
         allowed: the tokens that may be drawn; None for all.
         begun: tokens of the completion that stand in the prompt already; by default 0. Shape [B].
+
+    Raises:
+        UserError: the temperature is no positive number.
     """
+    if not 0 < temperature < math.inf:
+        raise UserError(f"temperature is {temperature!r}; expected a positive number")
     batch, device = prompt_ids.shape[0], lm.device
     ends = torch.tensor(list(end_ids), dtype=torch.long, device=device)
     alive = torch.arange(batch, device=device)

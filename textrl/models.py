@@ -41,9 +41,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def pick_device(device: str | torch.device | None) -> torch.device:
     """Return the device asked for, or the GPU if there is one, else the CPU."""
     try:
-        return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except (RuntimeError, TypeError) as error:
         raise UserError(f"device is {device!r}; expected cpu, cuda, cuda:1, ...") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device is {device!r}, but torch finds no CUDA device here; use cpu")
+    return found
 
 
 def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype | str:

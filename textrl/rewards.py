@@ -307,6 +307,12 @@ def _call(
     parameters = inspect.signature(function).parameters
     everything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     extra = {name: c for name, c in columns.items() if everything or name in parameters}
+    names = [name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD]
+    if "completions" not in names and "prompts" in names[1:]:
+        raise UserError(
+            f"a reward function of {', '.join(names)} gets the prompts first and the completions "
+            f"second; call its arguments prompts and completions, in any order"
+        )
     if "completions" not in parameters:
         extra.pop("prompts", None)
         extra.pop("completions", None)

@@ -3,17 +3,49 @@
 from typing import Any
 
 from textrl.data import Records
+from textrl.errors import UserError
 from textrl.rows import is_conversation
 
+LONG_PROMPT = 20
+"""Characters from which a completion that begins with its prompt repeats it."""
 
-def with_shared_prompts(records: Records) -> Records:
+
+def with_shared_prompts(records: Records, *, texts: bool = False) -> Records:
     """Return pairs of whole chats as what they share, the prompt, and what follows in each.
 
-    So with no column `prompt`, or one that is the text of the last shared message; any other row is
-    as it was.
+    So with no column `prompt`, or one that is the text of the last shared message, or the shared
+    messages; any other row is as it was.
+
+    Args:
+        records: pairs.
+        texts: whether plain texts without a prompt are split, too: where a word differs first.
+
+    Raises:
+        UserError: both texts of a pair begin with their whole prompt, which would stand twice.
     """
-    rows = [_with_shared_prompt(row) for row in records.rows]
+    rows = []
+    for row, place in zip(records.rows, records.places, strict=True):
+        prompt, chosen, rejected = (row.get(name) for name in ("prompt", "chosen", "rejected"))
+        if isinstance(chosen, str) and isinstance(rejected, str):
+            if isinstance(prompt, str) and len(prompt) >= LONG_PROMPT:
+                if chosen.startswith(prompt) and rejected.startswith(prompt):
+                    raise UserError(
+                        f"{place}: chosen and rejected both begin with the prompt, which would "
+                        f"stand twice; leave it out of them"
+                    )
+            elif texts and prompt is None:
+                row = _with_shared_words(row, chosen, rejected)
+        rows.append(_with_shared_prompt(row))
     return Records(rows=rows, places=records.places)
+
+
+def _with_shared_words(row: dict[str, Any], chosen: str, rejected: str) -> dict[str, Any]:
+    same = [one == other for one, other in zip(chosen, rejected, strict=False)]
+    shared = chosen[: same.index(False) if False in same else len(same)]
+    cut = max(shared.rfind(space) for space in " \n\t")
+    if cut <= 0:
+        return row
+    return row | {"prompt": chosen[:cut], "chosen": chosen[cut:], "rejected": rejected[cut:]}
 
 
 def _with_shared_prompt(row: dict[str, Any]) -> dict[str, Any]:
@@ -25,6 +57,6 @@ def _with_shared_prompt(row: dict[str, Any]) -> dict[str, Any]:
     same, most = 0, min(len(chosen), len(rejected)) - 1  # a reply is left to each
     while same < most and chosen[same] == rejected[same]:
         same += 1
-    if not same or (prompt and prompt != chosen[same - 1].get("content")):
+    if not same or (prompt and prompt not in (chosen[same - 1].get("content"), chosen[:same])):
         return row
     return row | {"prompt": chosen[:same], "chosen": chosen[same:], "rejected": rejected[same:]}

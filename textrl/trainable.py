@@ -55,6 +55,20 @@ def check_trainable(model: PreTrainedModel, what: str = "policy") -> None:
     _check_generation(model, what)
 
 
+def check_same_width(policy: PreTrainedModel, reference: PreTrainedModel) -> None:
+    """Raise UserError unless two models' logits are over as many tokens."""
+    widths = []
+    for model in (policy, reference):
+        head: Any = unadapted(model).get_output_embeddings()
+        weight = getattr(getattr(head, "base_layer", head), "weight", None)
+        widths.append(None if weight is None else int(weight.shape[0]))
+    if None not in widths and widths[0] != widths[1]:
+        raise UserError(
+            f"the policy chooses among {widths[0]} tokens and the reference among {widths[1]}; "
+            f"give both the same tokenizer and size (resize_token_embeddings)"
+        )
+
+
 def _check_generation(model: PreTrainedModel, what: str) -> None:
     """Refuse a generation config that transformers would refuse to save after the training."""
     settings = getattr(model, "generation_config", None)

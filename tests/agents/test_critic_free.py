@@ -244,14 +244,23 @@ def test_best_of_n_plans_once_and_again_where_the_text_is_another() -> None:
     assert int(token) == agent._plans[0][int(single["attention_mask"].sum())]
 
 
-def test_best_of_n_deterministic_is_greedy() -> None:
-    venv = make_venv(4, group_size=1)
-    agent = BestOfN(tiny_model(seed=2), venv)
-    observation, _ = venv.reset(seed=0)
-    tokens, _ = agent.predict(observation, deterministic=True)
-    prompt = str(tiny_tokenizer().decode(observation["input_ids"][0, :2]))
-    assert prompt.startswith("<bos>")
-    with torch.no_grad():
-        ids = torch.as_tensor(observation["input_ids"][:, :2]).long()
-        expected = agent.policy(input_ids=ids).logits[:, -1].argmax(-1)
-    assert tokens.tolist() == expected.tolist()
+def test_best_of_n_deterministic_is_best_of_n_too_and_repeats_itself() -> None:
+    def mean_score(n: int, deterministic: bool) -> float:
+        venv = make_venv(64, group_size=1)
+        agent = BestOfN(tiny_model(seed=2), venv, BestOfNConfig(n=n))
+        observation, _ = venv.reset(seed=0)
+        scores, left = [], np.ones(64, dtype=bool)
+        while left.any():
+            tokens, _ = agent.predict(observation, deterministic=deterministic)
+            assert (agent.predict(observation, deterministic=deterministic)[0] == tokens)[
+                left
+            ].all()
+            observation, _, terminated, _, infos = venv.step(tokens)
+            scores += infos["score"][left & terminated].tolist() if "score" in infos else []
+            left &= ~terminated
+        assert len(scores) == 64
+        return float(np.mean(scores))
+
+    once, again, one = mean_score(16, True), mean_score(16, True), mean_score(1, True)
+    assert once == again
+    assert once > one + 0.1

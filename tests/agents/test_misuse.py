@@ -151,17 +151,17 @@ def test_micro_batches_of_demonstrations_never_change_the_result() -> None:
 
 
 def test_best_of_n_plans_every_episode_anew() -> None:
-    """A row that meets the same prompt again would act as before, greedily or not."""
+    """A row that meets the same prompt again would act as before, deterministic or not."""
     venv = gym.make_vec("TextRLHF-v0", num_envs=8, prompts=["ab"], max_completion_tokens=4)
     agent = BestOfN(tiny_model(), venv, BestOfNConfig(n=1))
     observation, _ = venv.reset(seed=0)
     first, again = agent.predict(observation)[0], agent.predict(observation)[0]
     assert (first != again).any()
-    greedy = agent.predict(observation, deterministic=True)[0]
-    assert len(set(greedy.tolist())) == 1
-    after, *_ = venv.step(greedy)
+    same = agent.predict(observation, deterministic=True)[0]
+    assert len(set(same.tolist())) == 1
+    after, *_ = venv.step(same)
     agent.predict(after)
-    assert len({tuple(plan) for plan in agent._plans.values()}) > 1  # no longer the greedy plan
+    assert len({tuple(plan) for plan in agent._plans.values()}) > 1  # no longer the one plan
 
 
 @pytest.mark.parametrize("name", NAMES)

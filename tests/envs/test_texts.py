@@ -201,6 +201,7 @@ def test_reward_training_reads_what_the_environment_has_scored() -> None:
         "tools": [tool],
     }
     model = tiny(tokenizer, LlamaForSequenceClassification, num_labels=1, pad_token_id=0)
+    model.requires_grad_(True)
     trainer = RewardTrainer(model, tokenizer, [row], shown=False)
     encoded: list[list[int]] = []
     judge = trainer.reward_model()

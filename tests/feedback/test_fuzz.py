@@ -6,8 +6,9 @@ import pytest
 from fastapi import FastAPI
 from labels import task
 
-from textrl.feedback import lead, security
+from textrl.feedback import security
 from textrl.feedback.app import create_app
+from textrl.labels import lead
 from textrl.labels.answers import Submission
 from textrl.labels.store import Store
 from textrl.labels.tasks import NewTask

@@ -11,8 +11,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from textrl.errors import UserError
-from textrl.feedback import store as store_module
 from textrl.labels import lead
+from textrl.labels import store as store_module
 from textrl.labels.answers import InvalidAnswerError, Submission
 from textrl.labels.backup import back_up
 from textrl.labels.store import Assignment, RefusedError, Store

@@ -5,7 +5,7 @@ Standard library only, as `config.py`; the text under each field is its help.
 
 from dataclasses import dataclass
 
-from textrl.bounds import NotNegative, Positive, check_fields
+from textrl.bounds import Positive, Seed, check_fields
 from textrl.task_config import TaskConfig
 
 
@@ -83,7 +83,7 @@ class GenerateConfig:
     """Completions of each prompt."""
     temperature: Positive[float] = 1.0
     """Of sampling, always from the full softmax."""
-    seed: NotNegative[int] = 0
+    seed: Seed[int] = 0
     """Seed of sampling."""
 
     def __post_init__(self) -> None:
@@ -107,7 +107,7 @@ class EvaluateConfig:
     """Token budget of a completion."""
     temperature: Positive[float] = 1.0
     """Of sampling and of every log-prob."""
-    seed: NotNegative[int] = 0
+    seed: Seed[int] = 0
     """Seed of sampling."""
 
     def __post_init__(self) -> None:

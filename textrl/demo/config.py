@@ -6,7 +6,7 @@ Standard library only, as `textrl/config.py`; the text under each field is its h
 from dataclasses import dataclass
 from typing import Literal
 
-from textrl.bounds import NotNegative, Positive, check_fields, require
+from textrl.bounds import Positive, Seed, check_fields, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,7 @@ class DemoConfig:
     """Folder of everything; must be new or empty."""
     preset: Literal["quick", "tiny", "smollm2"] = "tiny"
     """tiny: a 4M Llama from nothing; quick: half its updates; smollm2: SmolLM2-135M and MiniLM."""
-    seed: NotNegative[int] = 0
+    seed: Seed[int] = 0
     """Seed of everything."""
     threads: Positive[int] = 2
     """CPU threads; more than there are free cores is far slower."""

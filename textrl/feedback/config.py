@@ -6,7 +6,7 @@ Standard library only, as `textrl/config.py`; the text under each field is its h
 from dataclasses import dataclass
 from typing import Literal
 
-from textrl.bounds import NotNegative, Positive, check_fields, require
+from textrl.bounds import NotNegative, Positive, Seed, check_fields, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class CollectConfig:
     """Token budget of an output."""
     temperature: Positive[float] = 1.0
     """Of sampling, always from the full softmax."""
-    seed: NotNegative[int] = 0
+    seed: Seed[int] = 0
     """Seed of sampling."""
     overlap: Positive[int] = 1
     """Labelers for each new task; the lead's page changes it later."""

@@ -5,6 +5,7 @@ A pure function of the database. `read` serves `--data sqlite:///labels.db` of e
 """
 
 import itertools
+import re
 import unicodedata
 from collections import defaultdict
 from dataclasses import dataclass
@@ -51,6 +52,8 @@ def read(url: str, kind: Kind) -> list[Row]:
     """
     parsed = parse_url(url)
     query = {key: str(value) for key, value in parsed.query.items()}
+    if empty := re.search(r"[?&](min_agreement|drop_flagged|labelers)=?(&|$)", url):
+        raise UserError(f"{hide_password(url)}: {empty.group(1)} has no value")
     own = {key: query.pop(key) for key in list(query) if key in Filters.__dataclass_fields__}
     if query and parsed.get_backend_name() == "sqlite":
         known = ", ".join(Filters.__dataclass_fields__)
@@ -91,6 +94,8 @@ def rows(store: Store, kind: Kind, filters: Filters = Filters()) -> list[Row]:  
     an answer orders. `prompts`: prompt and the file's other columns, one row a task. All but the
     last with labeler, task, agreement, flags, and the tools and chat_template_kwargs of the task.
     """
+    if kind == "prompts" and filters.labelers:
+        raise UserError("prompts are not of a labeler; leave labelers out")
     if kind not in get_args(Kind):
         raise UserError(f"{kind!r}: expected one of {', '.join(get_args(Kind))}")
     with Session(store.engine) as session:

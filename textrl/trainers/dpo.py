@@ -163,8 +163,12 @@ def label_smoothing(pairs: list[Pair], config: DPOConfig, device: torch.device) 
     flipped = config.label_smoothing
     if all(p.certainty == 1.0 for p in pairs):
         return flipped
-    if "robust" in loss_weights(config.loss_type):
-        raise UserError("robust takes all labels for equally certain; drop the column certainty")
+    names = list(loss_weights(config.loss_type))
+    if "robust" in names or not {"sigmoid", "cdpo"} & set(names):
+        raise UserError(
+            f"{names[0]} takes all labels for equally certain; drop the column certainty, or take "
+            f"sigmoid or cdpo"
+        )
     certainty = torch.tensor([p.certainty for p in pairs], device=device)
     return certainty * flipped + (1 - certainty) * (1 - flipped)
 
@@ -219,7 +223,7 @@ class DPOTrainer(Trainer):
         if isinstance(data, list) and data and isinstance(data[0], Pair):
             self.train_pairs, self.heldout_pairs = cast(list[Pair], data), list[Pair]()
         else:
-            records = with_shared_prompts(load_records(cast(Source, data), "pairs"))
+            records = with_shared_prompts(load_records(cast(Source, data), "pairs"), texts=True)
             train, heldout = split_by_prompt(records, self.config.heldout_share)
             self.train_pairs, self.heldout_pairs = self._encode(train), self._encode(heldout)
         for pairs in (self.train_pairs, self.heldout_pairs):
@@ -294,6 +298,9 @@ class DPOTrainer(Trainer):
 
     def _encode(self, records: Records) -> list[Pair]:
         records.require("prompt", "chosen", "rejected")
+        for row, place in zip(records.rows, records.places, strict=True):
+            if row.get("margin") not in (None, ""):
+                raise UserError(f"{place}: DPO has no margin (a reward model has); leave it out")
         ends, limit = end_ids(self.tokenizer, self.model), self.config.max_length
         sides = {
             side: [
@@ -320,7 +327,7 @@ class DPOTrainer(Trainer):
 
 def _certainty(value: Any, place: str) -> float:
     """Return a row's certainty, 1 where it has none."""
-    if value is None:
+    if value in (None, ""):
         return 1.0
     try:
         share = float(value)

@@ -115,7 +115,15 @@ class RewardTrainer(Trainer):
         train, heldout = split_by_prompt(records, self.config.heldout_share)
         self.train_rankings = self._encode(train)
         self.heldout_rankings = self._encode(heldout)
+        if isinstance(normalize_on, str):
+            raise UserError(
+                f"normalize_on is one text, {normalize_on[:40]!r}; expected a list of texts"
+            )
         self._normalize_on = normalize_on or self._some_texts(records)
+        if len(set(self._normalize_on)) < 2:
+            raise UserError("normalize_on holds one text; scores of several are needed")
+        for row, text in enumerate(self._normalize_on):  # too long a one is found before training
+            self._encode_text(text, f"text {row}")
 
     def _task(self) -> FitTask:
         rankings = self.train_rankings
@@ -196,6 +204,11 @@ class RewardTrainer(Trainer):
     def _encode(self, records: Records) -> list[Ranking]:
         rankings = []
         for row, place in zip(records.rows, records.places, strict=True):
+            if row.get("certainty") not in (None, "", 1, 1.0):
+                raise UserError(
+                    f"{place}: a reward model takes every label for certain; leave certainty out, or "
+                    f"leave uncertain rows out"
+                )
             _, ranks, margin = ranked_texts(row, place)
             encoded = [self._encode_text(text, place) for text in self._whole_texts(row, place)]
             _refuse_same_tokens(encoded, ranks, place)

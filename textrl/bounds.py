@@ -67,7 +67,7 @@ def check_fields(config: object) -> None:
 
 def _plain(value: Any) -> Any:
     """Return numpy's numbers as Python's, which files can hold."""
-    if isinstance(value, bool | int | float) or not isinstance(value, Real):
+    if type(value) in (bool, int, float) or not isinstance(value, Real):
         return value
     return int(value) if isinstance(value, Integral) else float(value)
 

@@ -310,9 +310,7 @@ def split_by_prompt(records: Records, heldout_share: float) -> tuple[Records, Re
     if all(sides):
         raise UserError(f"heldout_share {heldout_share} leaves no prompt to train on; lower it")
     if not any(sides):
-        raise UserError(
-            f"heldout_share {heldout_share} holds out no prompt; raise it, or set it to 0"
-        )
+        raise UserError(f"heldout_share {heldout_share} holds out no prompt; raise it, or leave it")
     return (
         records.subset(i for i, side in enumerate(sides) if not side),
         records.subset(i for i, side in enumerate(sides) if side),

@@ -190,9 +190,7 @@ def continuation(
     if not isinstance(prompt, str) and isinstance(completion, str):  # as `textrl generate` writes
         completion = [{"role": "assistant", "content": completion}]
     if isinstance(prompt, str) and not isinstance(completion, str):
-        raise UserError(
-            f"{place}: the prompt is text and the completion messages; give both as one"
-        )
+        raise UserError(f"{place}: the prompt is text, the completion messages; give both as one")
     if isinstance(prompt, str):
         assert isinstance(completion, str)
         if not split_end(tokenizer, completion, ends)[0].strip():
@@ -209,8 +207,8 @@ def continuation(
         )
     if completion[: len(chat.messages)] == chat.messages:
         raise UserError(
-            f"{place}: the completion repeats the prompt's messages, which would stand twice; leave "
-            f"them out of it"
+            f"{place}: the completion repeats the prompt's messages, which would stand twice; "
+            f"leave them out of it"
         )
     whole = chat.with_reply(completion)
     return _chat_sequence(tokenizer, whole, chat, place, max_length, ends)

@@ -201,8 +201,7 @@ def test_reward_training_reads_what_the_environment_has_scored() -> None:
         "tools": [tool],
     }
     model = tiny(tokenizer, LlamaForSequenceClassification, num_labels=1, pad_token_id=0)
-    model.requires_grad_(True)
-    trainer = RewardTrainer(model, tokenizer, [row], shown=False)
+    trainer = RewardTrainer(model.requires_grad_(True), tokenizer, [row], shown=False)
     encoded: list[list[int]] = []
     judge = trainer.reward_model()
     scores = judge.classifier.scores
@@ -219,13 +218,13 @@ def test_reward_training_reads_what_the_environment_has_scored() -> None:
     assert encoded == trainer.train_rankings[0].encoded[:1]
     assert tokenizer.decode(encoded[0]).startswith("<|im_start|>tools add")
     plain = {"prompt": "hello", "chosen": " yes<|im_end|>", "rejected": " no"}
-    trainer = RewardTrainer(model, tokenizer, [plain], shown=False)
+    trainer = RewardTrainer(model.requires_grad_(True), tokenizer, [plain], shown=False)
     env = gym.make("TextRLHF-v0", **settings(policy, reward=judge, prompts=["hello"]))
     run(env, [*ids_of(policy, " yes"), policy.eos_token_id])
     assert encoded[1:] == trainer.train_rankings[0].encoded[:1]
     long = plain | {"chosen": " yes" * 600}
     with pytest.raises(UserError, match="record 0: the text has .* tokens and the limit is 512"):
-        RewardTrainer(model, tokenizer, [long], shown=False)
+        RewardTrainer(model.requires_grad_(True), tokenizer, [long], shown=False)
 
 
 def test_a_text_beyond_the_limit_names_the_sample() -> None:

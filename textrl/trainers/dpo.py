@@ -178,8 +178,7 @@ class DPOTrainer(Trainer):
 
     Without a prompt, chosen and rejected are whole chats, and their common beginning is the prompt.
     A column `certainty` (the share of raters who preferred the chosen completion, in [0, 1]) makes
-    the labels of the losses "sigmoid" and "cdpo" as soft as the raters were; the others take every
-    label for certain.
+    the labels of the losses "sigmoid" and "cdpo" as soft as the raters were; the others refuse it.
 
     `train` returns `heldout_accuracy` (share of held-out pairs in order, by `implicit_rewards`),
     where heldout_share > 0.

@@ -206,8 +206,8 @@ class RewardTrainer(Trainer):
         for row, place in zip(records.rows, records.places, strict=True):
             if row.get("certainty") not in (None, "", 1, 1.0):
                 raise UserError(
-                    f"{place}: a reward model takes every label for certain; leave certainty out, or "
-                    f"leave uncertain rows out"
+                    f"{place}: a reward model takes every label for certain; leave the column "
+                    f"certainty out"
                 )
             _, ranks, margin = ranked_texts(row, place)
             encoded = [self._encode_text(text, place) for text in self._whole_texts(row, place)]

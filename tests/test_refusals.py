@@ -65,6 +65,17 @@ def test_a_resumed_run_is_the_one_that_was_saved(folder: Path, checkpoint: str, 
     assert "lacks the agent's state" in fails(capsys, *train(checkpoint, "run", 40, *resume))
 
 
+def test_a_reference_that_reads_other_tokens(folder: Path, checkpoint: str, capsys) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["new"])
+    tiny_model().save_pretrained("other")
+    tokenizer.save_pretrained("other")
+    error = fails(capsys, *train(checkpoint, "run", 20, "--reference=other"))
+    assert "other reads other tokens than" in error
+    arguments = ("--prompts=prompts.jsonl", "--reward=my_reward:letters", "--reference=other")
+    assert "reads other tokens" in fails(capsys, "evaluate", f"--model={checkpoint}", *arguments)
+
+
 def test_overwriting_deletes_no_input(folder: Path, checkpoint: str, monkeypatch, capsys) -> None:
     main(train(checkpoint, "run", 20))
     monkeypatch.setenv("HOME", str(folder))

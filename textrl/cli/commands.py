@@ -168,10 +168,26 @@ def run_outside_agent(
     print(f"saved to {folder}")
 
 
+def _check_same_tokens(model: str, reference: str) -> None:
+    """Raise UserError if the reference's tokenizer, where it has one, reads other tokens."""
+    from textrl.models import load_tokenizer
+
+    try:
+        theirs = load_tokenizer(reference).get_vocab()
+    except UserError:  # a folder of a model alone
+        return
+    if theirs != load_tokenizer(model).get_vocab():
+        raise UserError(
+            f"{reference} reads other tokens than {model}, so that a KL between them means "
+            f"nothing; give a reference with the same tokenizer"
+        )
+
+
 def _environment(policy: AgentRunConfig, env: EnvConfig) -> "TextRLHFVectorEnv":
     from textrl.envs import TextRLHFVectorEnv
     from textrl.models import load_tokenizer
 
+    _check_same_tokens(policy.model, env.reference or policy.model)
     return TextRLHFVectorEnv(
         num_envs=policy.num_envs,
         reference=env.reference or policy.model,
@@ -220,6 +236,7 @@ def run_evaluate(config: EvaluateConfig) -> None:
     from textrl.models import load_causal_lm, load_tokenizer
     from textrl.rewards import make_scorer
 
+    _check_same_tokens(config.model, config.reference)
     records = load_records(config.prompts)
     records.require("prompt")
     scorer = make_scorer(resolve_reward(config.reward))

@@ -20,7 +20,7 @@ from textrl.bounds import checked_config
 from textrl.checkpoint import read_agent, save_model, write_json
 from textrl.config import BestOfNConfig
 from textrl.errors import UserError
-from textrl.generation import sample
+from textrl.generation import ModelSampler, Sampler
 from textrl.models import load_causal_lm, split_lm
 from textrl.paths import expanded
 from textrl.trainable import check_live
@@ -50,6 +50,7 @@ class BestOfN:
         check_live(policy)
         self.config = checked_config(self, config, BestOfNConfig)
         self.env, self.policy, self.lm = TextEnv(venv), policy, split_lm(policy)
+        self.sampler: Sampler = ModelSampler(self.lm)
         if self.env.on_length == "truncate":
             raise UserError(
                 "best of n compares scores, and a truncated text has none; make the environment "
@@ -142,8 +143,7 @@ class BestOfN:
         for row, text in enumerate(seen):
             ids[row, : len(text)] = torch.tensor(text)
         left = self.env.max_completion_tokens - (lengths - prompt_lengths.cpu())
-        samples = sample(
-            self.lm,
+        samples = self.sampler.sample(
             ids.repeat_interleave(n, dim=0),
             lengths.repeat_interleave(n),
             max_new_tokens=int(left.max()),

@@ -5,6 +5,7 @@ actions in one `step_sequence` where it has it, else step by step, with equal re
 this MDP is the tokens themselves, so nothing the environment says changes what the policy does.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +15,9 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from textrl.agents.base import Observation
-from textrl.agents.critic import Critic, ValueHead, values_at
 from textrl.agents.text_env import TextEnv
 from textrl.errors import UserError
-from textrl.generation import sample
-from textrl.models import SplitLM
+from textrl.generation import Sampler
 from textrl.types import Rollout, completion_positions
 
 
@@ -37,31 +36,31 @@ class Paid:
 
 
 def collect(
-    lm: SplitLM,
+    sampler: Sampler,
     env: TextEnv,
     generator: torch.Generator,
     *,
-    critic: ValueHead | Critic | None = None,
+    values_at: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
 ) -> Rollout:
     """Return one finished episode of every row.
 
     Args:
-        lm: the policy.
+        sampler: of the policy; what it observed are the values.
         env: reset here, all rows.
         generator: the only source of randomness.
-        critic: whose values the rollout holds; a value head reads the states of sampling.
+        values_at: a critic's values before some actions: (input_ids [B L], positions [B T], mask
+            [B T]) to [B T]; of all actions where the sampler observed none, and of the state behind
+            a truncated episode.
     """
     observation, _ = env.venv.reset()
-    prompt_ids, prompt_lengths = prompts_of(observation, lm.device)
-    samples = sample(
-        lm,
+    prompt_ids, prompt_lengths = prompts_of(observation, env.reference.device)
+    samples = sampler.sample(
         prompt_ids,
         prompt_lengths,
         max_new_tokens=env.max_completion_tokens,
         end_ids=env.end_token_ids,
         generator=generator,
         temperature=env.temperature,
-        observe=critic if isinstance(critic, ValueHead) else None,
         allowed=env.allowed,
     )
     actions, mask = samples.completion_ids.cpu().numpy(), samples.mask.cpu().numpy()
@@ -71,20 +70,22 @@ def collect(
         paid = _pay_step_by_step(env, actions, mask)
     input_ids = join(prompt_ids, prompt_lengths, samples.completion_ids, samples.mask)
     positions = completion_positions(prompt_lengths, samples.mask)
-    values = samples.observed
-    bootstrap = torch.zeros(len(mask), device=lm.device)
-    if critic is not None:
-        if isinstance(critic, Critic):
-            values = values_at(critic, lm, input_ids, positions, samples.mask)
+    values, bootstrap = samples.observed, torch.zeros_like(samples.logprobs[:, 0])
+    if values_at is not None:
+        if values is None:
+            values = values_at(input_ids, positions, samples.mask)
         if paid.truncated.any():
-            first = torch.ones(len(mask), 1, dtype=torch.bool, device=lm.device)
+            first = torch.ones_like(samples.mask[:, :1])
             ends = prompt_lengths + samples.mask.sum(1)
-            after = values_at(critic, lm, input_ids, ends.unsqueeze(1), first)[:, 0]
-            bootstrap = torch.where(torch.as_tensor(paid.truncated, device=lm.device), after, 0.0)
+            after = values_at(input_ids, ends.unsqueeze(1), first)[:, 0]
+            truncated = torch.as_tensor(paid.truncated, device=after.device)
+            bootstrap = torch.where(truncated, after, 0.0)
+    if values is None:
+        values = torch.zeros_like(samples.logprobs)
     last = samples.completion_ids.gather(1, samples.mask.sum(1, keepdim=True) - 1).squeeze(1)
 
     def tensor(array: np.ndarray) -> Tensor:
-        return torch.as_tensor(array, dtype=torch.float32, device=lm.device)
+        return torch.as_tensor(array, dtype=torch.float32, device=input_ids.device)
 
     return Rollout(
         input_ids=input_ids,

@@ -32,7 +32,7 @@ from transformers import PreTrainedModel
 from textrl.advantages import gae
 from textrl.agents.base import AnyVectorEnv
 from textrl.agents.collect import collect
-from textrl.agents.critic import Critic, make_critic
+from textrl.agents.critic import Critic, make_critic, values_at
 from textrl.agents.diagnostics import explained_variance, ratio_report, update_report
 from textrl.agents.kl_control import adapted_kl_coef
 from textrl.agents.minibatches import Numbers, Steps
@@ -154,7 +154,8 @@ class PPO(TextAgent):
 
     def collect_batch(self) -> Rollout:
         """Return one finished episode of every row, with the critic's values."""
-        return collect(self.lm, self.env, self._generator, critic=self.critic)
+        values = partial(values_at, self.critic, self.lm)
+        return collect(self.sampler, self.env, self._generator, values_at=values)
 
     def train_on(self, rollout: Rollout, steps: Steps) -> Numbers:
         """Update actor and critic from an iteration's episodes; return what to log."""

@@ -34,6 +34,7 @@ from textrl.batching import filled_batches
 from textrl.bounds import checked_config
 from textrl.config import AgentConfig
 from textrl.engine import make_accelerator, one_process
+from textrl.generation import ModelSampler, Sampler
 from textrl.masking import masked_mean
 from textrl.metrics import StageProgress, log
 from textrl.models import split_lm
@@ -95,7 +96,9 @@ class TextAgent(ABC):
         if self.compares_samples:
             self.env.check_groups(type(self).__name__)
         self.policy, self.lm = policy.eval(), split_lm(policy)
-        self.module = PolicyModule(self.lm, critic if isinstance(critic, ValueHead) else None)
+        head = critic if isinstance(critic, ValueHead) else None
+        self.module = PolicyModule(self.lm, head)
+        self.sampler: Sampler = ModelSampler(self.lm, observe=head)
         self.logger = logger or Logger(folder=None, output_formats=[])
         self.iteration = self.env_steps = 0
         rate = self.config.learning_rate
@@ -213,7 +216,7 @@ class TextAgent(ABC):
 
     def collect_batch(self) -> Rollout:
         """Return one finished episode of every row of the environment."""
-        return collect(self.lm, self.env, self._generator)
+        return collect(self.sampler, self.env, self._generator)
 
     def steps(self, show: Callable[[float, Numbers], None] = lambda share, step: None) -> Steps:
         """Return what makes the optimiser steps of an iteration; `show` follows them."""

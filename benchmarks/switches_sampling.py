@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from textrl import generation
 from textrl.decoding import Decoder
-from textrl.generation import Samples, sample
+from textrl.generation import ModelSampler, Samples
 from textrl.models import SplitLM
 
 ROWS, NEW = 64, 48
@@ -33,7 +33,9 @@ def equal_prompts(setup: Setup) -> Switch:
 
     def draw() -> Tensor:
         generator = torch.Generator().manual_seed(0)
-        found = sample(lm, prompts, lengths, max_new_tokens=4, end_ids=(), generator=generator)
+        found = ModelSampler(lm).sample(
+            prompts, lengths, max_new_tokens=4, end_ids=(), generator=generator
+        )
         return found.logprobs
 
     def apart() -> Tensor:
@@ -61,8 +63,7 @@ def finished_rows(setup: Setup) -> Switch:
     prompts = torch.tensor([s.ids[:PROMPT] for s in setup.prompted[:ROWS]])
 
     def draw(*ends: int) -> Samples:
-        return sample(
-            lm,
+        return ModelSampler(lm).sample(
             prompts,
             torch.full((ROWS,), PROMPT),
             max_new_tokens=NEW,

@@ -36,7 +36,7 @@ from textrl.config import DPOConfig, RewardConfig, SFTConfig, TrainingConfig
 from textrl.decoding import Decoder
 from textrl.engine import make_accelerator
 from textrl.envs import TextRLHFVectorEnv, tiny_tokenizer
-from textrl.generation import sample
+from textrl.generation import ModelSampler
 from textrl.loop import FitTask, _fit_update
 from textrl.losses import bradley_terry_loss
 from textrl.memory import keep_freed_memory
@@ -175,7 +175,7 @@ def generation(
     new = length - prompt
 
     def ours() -> None:
-        sample(lm, ids, lengths, max_new_tokens=new, end_ids=(), generator=generator)
+        ModelSampler(lm).sample(ids, lengths, max_new_tokens=new, end_ids=(), generator=generator)
 
     def theirs() -> None:
         ends = {"eos_token_id": None, "pad_token_id": 0, "max_new_tokens": new}

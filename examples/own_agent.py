@@ -6,6 +6,7 @@ from textrl.agents.collect import collect
 from textrl.agents.predict import next_tokens
 from textrl.agents.text_env import TextEnv
 from textrl.checkpoint import save_model
+from textrl.generation import ModelSampler
 from textrl.models import split_lm
 
 
@@ -23,7 +24,7 @@ class MyAgent:
         """Train for at least so many tokens more."""
         end = self.env_steps + total_timesteps
         while self.env_steps < end:
-            rollout = collect(self.lm, self.env, self.generator)  # one episode a row
+            rollout = collect(ModelSampler(self.lm), self.env, self.generator)  # one episode a row
             # what the environment paid, and the agent's half of the KL
             rewards = rollout.rewards - self.env.kl_coef * rollout.logprobs
             returns = (rewards * rollout.mask).sum(1)

@@ -20,6 +20,7 @@ from textrl.agents import PPO, OnlineDPO, OnlineDPOConfig, PPOConfig, make_agent
 from textrl.agents.collect import collect
 from textrl.benchmark.agents import LANGUAGE_MODEL, STOCK
 from textrl.envs import tiny_model, tiny_tokenizer
+from textrl.generation import ModelSampler
 from textrl.metrics import open_logger, read_progress
 from textrl.trainers import DPOTrainer, RewardTrainer, SFTTrainer, reward_model_from
 
@@ -80,7 +81,12 @@ def test_the_tutorials_agent_is_the_example_and_learns(tmp_path: Path, learning)
     def score(agent: Any, seed: int) -> float:
         generator = torch.Generator().manual_seed(seed)
         return float(
-            np.mean([collect(agent.lm, agent.env, generator).scores.mean() for _ in range(4)])
+            np.mean(
+                [
+                    collect(ModelSampler(agent.lm), agent.env, generator).scores.mean()
+                    for _ in range(4)
+                ]
+            )
         )
 
     def gain(seed: int) -> float:

@@ -16,7 +16,7 @@ from textrl.classifiers import encode_for_scoring, split_classifier
 from textrl.decoding import Decoder
 from textrl.envs import tiny_model, tiny_tokenizer
 from textrl.errors import UserError
-from textrl.generation import draw, sample
+from textrl.generation import ModelSampler, draw
 from textrl.logprobs import chunked_token_logprobs, token_logprobs
 from textrl.models import (
     ensure_pad,
@@ -85,8 +85,7 @@ def test_sampled_logprobs_are_those_of_the_training_pass(name: str) -> None:
     lm = split_lm(make(name))
     prompts = torch.tensor([[1, 5, 6], [1, 7, 0], [1, 8, 9]]).repeat(8, 1)
     lengths = torch.tensor([3, 2, 3]).repeat(8)
-    samples = sample(
-        lm,
+    samples = ModelSampler(lm).sample(
         prompts,
         lengths,
         max_new_tokens=8,
@@ -109,8 +108,7 @@ def test_sampled_logprobs_are_those_of_the_training_pass(name: str) -> None:
 def test_a_row_keeps_its_own_uniforms_when_its_neighbours_leave() -> None:
     model = make("llama")
     prompts, lengths = torch.tensor([[1, 5], [1, 6]]).repeat(8, 1), torch.tensor([2] * 16)
-    samples = sample(
-        split_lm(model),
+    samples = ModelSampler(split_lm(model)).sample(
         prompts,
         lengths,
         max_new_tokens=8,
@@ -221,7 +219,7 @@ def test_equal_prompts_are_read_once(name: str, monkeypatch) -> None:
 
     monkeypatch.setattr(Decoder, "prefill", counted)
     arguments = dict(max_new_tokens=6, end_ids=(), generator=torch.Generator().manual_seed(0))
-    samples = sample(lm, prompts, lengths, **arguments)
+    samples = ModelSampler(lm).sample(prompts, lengths, **arguments)
     assert read == [2]
     for row in range(4):
         length = int(lengths[row])
@@ -238,10 +236,14 @@ def test_generation_settings_of_the_model_do_not_leak_in() -> None:
     plain = split_lm(model)
     arguments = dict(max_new_tokens=8, end_ids=(2,))
     prompts, lengths = torch.tensor([[1, 5]] * 4), torch.tensor([2] * 4)
-    first = sample(plain, prompts, lengths, generator=torch.Generator().manual_seed(0), **arguments)
+    first = ModelSampler(plain).sample(
+        prompts, lengths, generator=torch.Generator().manual_seed(0), **arguments
+    )
     model.generation_config.top_k = 1
     model.generation_config.repetition_penalty = 9.0
-    again = sample(plain, prompts, lengths, generator=torch.Generator().manual_seed(0), **arguments)
+    again = ModelSampler(plain).sample(
+        prompts, lengths, generator=torch.Generator().manual_seed(0), **arguments
+    )
     assert torch.equal(first.completion_ids, again.completion_ids)
 
 

@@ -13,7 +13,7 @@ from textrl.adapters import check_apart
 from textrl.chat import Chat, Messages, end_ids
 from textrl.encoding import encode_prompt
 from textrl.errors import UserError
-from textrl.generation import Samples, sample
+from textrl.generation import ModelSampler, Sampler, Samples
 from textrl.models import SplitLM, eos_id, split_lm
 from textrl.policy import PolicyModule
 from textrl.rewards import Reward, RewardModel, make_scorer
@@ -65,6 +65,7 @@ def sample_and_score(
     max_new_tokens: int,
     seed: int,
     temperature: float = 1.0,
+    sampler: Sampler | None = None,
 ) -> Sampled:
     """Return one completion a prompt with its log-probs under policy and reference, and score.
 
@@ -80,6 +81,7 @@ def sample_and_score(
     if isinstance(prompts, str):
         raise UserError(f"prompts are one text, {prompts[:40]!r}; expected a list of them")
     lm, ref = split_lm(policy), split_lm(reference)
+    sampler = sampler or ModelSampler(lm)
     generator = torch.Generator().manual_seed(seed)
     eos_id(tokenizer)  # without it no text would end
     ends = end_ids(tokenizer, policy)
@@ -94,7 +96,7 @@ def sample_and_score(
     ref_logprobs: list[list[float]] = []
     for start in range(0, len(encoded), PROMPTS_PER_PASS):
         part = encoded[start : start + PROMPTS_PER_PASS]
-        samples = _sample(lm, part, max_new_tokens, ends, generator, temperature)
+        samples = _sample(sampler, part, max_new_tokens, ends, generator, temperature)
         counts = samples.mask.sum(1).tolist()
         ids = [row[:n] for row, n in zip(samples.completion_ids.tolist(), counts, strict=True)]
         token_ids += ids
@@ -216,7 +218,7 @@ def summarize(
 
 
 def _sample(
-    lm: SplitLM,
+    sampler: Sampler,
     encoded: list[list[int]],
     max_new_tokens: int,
     ends: Sequence[int],
@@ -227,8 +229,7 @@ def _sample(
     prompt_ids = torch.zeros(len(encoded), int(lengths.max()), dtype=torch.long)
     for row, ids in enumerate(encoded):
         prompt_ids[row, : len(ids)] = torch.tensor(ids)
-    return sample(
-        lm,
+    return sampler.sample(
         prompt_ids,
         lengths,
         max_new_tokens=max_new_tokens,

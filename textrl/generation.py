@@ -7,6 +7,7 @@ config never leaks in. The stepping itself is in `decoding.py`.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -51,85 +52,107 @@ class Samples:
     """[B T], of the distribution sampled from, in nats."""
     entropies: Tensor
     """[B T], in nats."""
-    observed: Tensor
-    """[B T], what `observe` returned at the state just before each token (values)."""
+    observed: Tensor | None
+    """[B T], what a sampler saw in the state just before each token (values), None if nothing."""
 
 
-@torch.no_grad()
-def sample(
-    lm: SplitLM,
-    prompt_ids: Tensor,
-    prompt_lengths: Tensor,
-    *,
-    max_new_tokens: int,
-    end_ids: Sequence[int],
-    generator: torch.Generator,
-    temperature: float = 1.0,
-    greedy: bool = False,
-    observe: Callable[[Tensor], Tensor] | None = None,
-    allowed: AllowedTokens | None = None,
-    begun: Tensor | None = None,
-) -> Samples:
-    """Return sampled completions with their log-probs, entropies and observed values.
+class Sampler(Protocol):
+    """Where completions come from: `ModelSampler`, or another engine that gives their log-probs."""
 
-    Args:
-        lm: the policy.
-        prompt_ids: right-padded. Shape [B P].
-        prompt_lengths: >= 1. Shape [B].
-        max_new_tokens: the token budget.
-        end_ids: each of these ends a completion and is part of it (`chat.end_ids`).
-        generator: a CPU generator, the only source of randomness.
-        temperature: of sampling and of the log-probs returned.
-        greedy: take the most likely token instead of drawing.
-        observe: maps states [n H] to one number each [n], such as a value head.
-        allowed: the tokens that may be drawn; None for all.
-        begun: tokens of the completion that stand in the prompt already; by default 0. Shape [B].
+    def sample(
+        self,
+        prompt_ids: Tensor,
+        prompt_lengths: Tensor,
+        *,
+        max_new_tokens: int,
+        end_ids: Sequence[int],
+        generator: torch.Generator,
+        temperature: float = 1.0,
+        allowed: AllowedTokens | None = None,
+        begun: Tensor | None = None,
+    ) -> Samples:
+        """Return sampled completions with their log-probs and entropies.
 
-    Raises:
-        UserError: the temperature is no positive number.
-    """
-    if not 0 < temperature < math.inf:
-        raise UserError(f"temperature is {temperature!r}; expected a positive number")
-    batch, device = prompt_ids.shape[0], lm.device
-    ends = torch.tensor(list(end_ids), dtype=torch.long, device=device)
-    alive = torch.arange(batch, device=device)
-    done = torch.zeros_like(alive) if begun is None else begun.to(device)
-    decoder, states = _prefilled(
-        lm, prompt_ids.to(device), prompt_lengths.to(device), max_new_tokens
-    )
-    ids = torch.zeros(batch, max_new_tokens, dtype=torch.long, device=device)
-    mask = torch.zeros(batch, max_new_tokens, dtype=torch.bool, device=device)
-    logprobs, entropies, observed = (
-        torch.zeros(batch, max_new_tokens, device=device) for _ in range(3)
-    )
-    for step in range(max_new_tokens):
-        uniforms = torch.rand(batch, dtype=torch.float64, generator=generator).to(device)
-        logits = lm.head(states).float()
-        if allowed is not None:
-            logits = allowed.restrict(logits, done[alive] + step)
-        log_p = (logits / temperature).log_softmax(-1)
-        tokens = log_p.argmax(-1) if greedy else draw(log_p, uniforms[alive])
-        ids[alive, step], mask[alive, step] = tokens, True
-        logprobs[alive, step] = log_p.gather(1, tokens.unsqueeze(1)).squeeze(1)
-        finite = log_p.clamp_min(torch.finfo(log_p.dtype).min)  # a banned token: 0 log 0 = 0
-        entropies[alive, step] = -(log_p.exp() * finite).sum(-1)
-        if observe is not None:
-            observed[alive, step] = observe(states).float()
-        going = (~torch.isin(tokens, ends)).nonzero().squeeze(1)
-        if len(going) == 0 or step + 1 == max_new_tokens:
-            break
-        if len(going) < len(alive):
-            decoder.select(going)
-            alive, tokens = alive[going], tokens[going]
-        states = decoder.step(tokens)
-    longest = int(mask.sum(1).max())
-    return Samples(
-        completion_ids=ids[:, :longest],
-        mask=mask[:, :longest],
-        logprobs=logprobs[:, :longest],
-        entropies=entropies[:, :longest],
-        observed=observed[:, :longest],
-    )
+        Args:
+            prompt_ids: right-padded. Shape [B P].
+            prompt_lengths: >= 1. Shape [B].
+            max_new_tokens: the token budget.
+            end_ids: each of these ends a completion and is part of it (`chat.end_ids`).
+            generator: a CPU generator, the only source of randomness.
+            temperature: of sampling and of the log-probs returned.
+            allowed: the tokens that may be drawn; None for all.
+            begun: tokens of the completion that stand in the prompt already; by default 0.
+                Shape [B].
+
+        Raises:
+            UserError: the temperature is no positive number.
+        """
+
+
+@dataclass(frozen=True)
+class ModelSampler:
+    """Samples from a language model in this process, as it is at the moment."""
+
+    lm: SplitLM
+    observe: Callable[[Tensor], Tensor] | None = None
+    """Maps states [n H] to one number each [n], such as a value head."""
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompt_ids: Tensor,
+        prompt_lengths: Tensor,
+        *,
+        max_new_tokens: int,
+        end_ids: Sequence[int],
+        generator: torch.Generator,
+        temperature: float = 1.0,
+        allowed: AllowedTokens | None = None,
+        begun: Tensor | None = None,
+    ) -> Samples:
+        """Return sampled completions, and what `observe` says of each state; see `Sampler`."""
+        if not 0 < temperature < math.inf:
+            raise UserError(f"temperature is {temperature!r}; expected a positive number")
+        batch, device = prompt_ids.shape[0], self.lm.device
+        ends = torch.tensor(list(end_ids), dtype=torch.long, device=device)
+        alive = torch.arange(batch, device=device)
+        done = torch.zeros_like(alive) if begun is None else begun.to(device)
+        decoder, states = _prefilled(
+            self.lm, prompt_ids.to(device), prompt_lengths.to(device), max_new_tokens
+        )
+        ids = torch.zeros(batch, max_new_tokens, dtype=torch.long, device=device)
+        mask = torch.zeros(batch, max_new_tokens, dtype=torch.bool, device=device)
+        logprobs, entropies, observed = (
+            torch.zeros(batch, max_new_tokens, device=device) for _ in range(3)
+        )
+        for step in range(max_new_tokens):
+            uniforms = torch.rand(batch, dtype=torch.float64, generator=generator).to(device)
+            logits = self.lm.head(states).float()
+            if allowed is not None:
+                logits = allowed.restrict(logits, done[alive] + step)
+            log_p = (logits / temperature).log_softmax(-1)
+            tokens = draw(log_p, uniforms[alive])
+            ids[alive, step], mask[alive, step] = tokens, True
+            logprobs[alive, step] = log_p.gather(1, tokens.unsqueeze(1)).squeeze(1)
+            finite = log_p.clamp_min(torch.finfo(log_p.dtype).min)  # a banned token: 0 log 0 = 0
+            entropies[alive, step] = -(log_p.exp() * finite).sum(-1)
+            if self.observe is not None:
+                observed[alive, step] = self.observe(states).float()
+            going = (~torch.isin(tokens, ends)).nonzero().squeeze(1)
+            if len(going) == 0 or step + 1 == max_new_tokens:
+                break
+            if len(going) < len(alive):
+                decoder.select(going)
+                alive, tokens = alive[going], tokens[going]
+            states = decoder.step(tokens)
+        longest = int(mask.sum(1).max())
+        return Samples(
+            completion_ids=ids[:, :longest],
+            mask=mask[:, :longest],
+            logprobs=logprobs[:, :longest],
+            entropies=entropies[:, :longest],
+            observed=None if self.observe is None else observed[:, :longest],
+        )
 
 
 def _prefilled(

@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+from functools import partial
 
 import gymnasium as gym
 import numpy as np
@@ -11,11 +12,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import textrl  # noqa: F401  # registers TextRLHF-v0
 from textrl.agents import PPO, PPOConfig
 from textrl.agents.collect import collect, concatenate
-from textrl.agents.critic import make_critic
+from textrl.agents.critic import make_critic, values_at
 from textrl.agents.ppo import adapted_kl_coef
 from textrl.agents.text_env import TextEnv
 from textrl.envs import tiny_model, tiny_score, tiny_tokenizer
 from textrl.errors import UserError
+from textrl.generation import ModelSampler
 from textrl.models import split_lm
 from textrl.trainers import reward_model_from
 
@@ -163,10 +165,10 @@ def test_step_and_step_sequence_give_equal_episodes(mode: AutoresetMode, on_leng
         agent = PPO(tiny_model(seed=1), venv, config(episodes_per_iteration=8))
         rollouts.append(
             collect(
-                agent.lm,
+                agent.sampler,
                 agent.env,
                 torch.Generator().manual_seed(0),
-                critic=agent.critic,
+                values_at=partial(values_at, agent.critic, agent.lm),
             )
         )
     one, other = rollouts
@@ -377,7 +379,7 @@ def test_concatenate_pads_to_the_widest() -> None:
     env = TextEnv(make_venv(4))
     lm = split_lm(tiny_model())
     generator = torch.Generator().manual_seed(0)
-    parts = [collect(lm, env, generator) for _ in range(3)]
+    parts = [collect(ModelSampler(lm), env, generator) for _ in range(3)]
     whole = concatenate(parts)
     assert whole.mask.sum() == sum(part.mask.sum() for part in parts)
     assert whole.lengths.tolist() == [n for part in parts for n in part.lengths.tolist()]

@@ -20,6 +20,7 @@ from textrl.envs import CandidateActions, PolicyKL, VectorCandidateActions, tiny
 from textrl.envs.core_config import Shaping
 from textrl.envs.sb3 import SubtractPolicyKL, TextVecEnv
 from textrl.errors import UserError
+from textrl.generation import ModelSampler
 from textrl.models import split_lm
 
 OPTIONS = dict(max_completion_tokens=5, kl_coef=0.1)
@@ -179,7 +180,9 @@ def trained(agent, learning_rate: float, seed: int, tokens: int = 4_000) -> tupl
 def of_the_reference() -> tuple[float, float]:
     """Return mean score and length of 800 texts sampled from the reference."""
     venv = gym.make_vec("TextRLHF-v0", num_envs=800, **BUDGET, autoreset_mode="Disabled")
-    rollout = collect(split_lm(tiny_model()), TextEnv(venv), torch.Generator().manual_seed(0))
+    rollout = collect(
+        ModelSampler(split_lm(tiny_model())), TextEnv(venv), torch.Generator().manual_seed(0)
+    )
     return float(rollout.scores.mean()), float(rollout.mask.sum(1).double().mean())
 
 

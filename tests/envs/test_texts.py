@@ -23,7 +23,7 @@ from textrl.encoding import encode_prompt
 from textrl.envs.candidates import CandidateActions
 from textrl.errors import UserError
 from textrl.evaluation import sample_and_score
-from textrl.generation import sample
+from textrl.generation import ModelSampler
 from textrl.models import split_lm
 from textrl.rewards import RewardModel, conversational
 from textrl.trainers import RewardTrainer
@@ -112,8 +112,7 @@ def test_sampling_evaluation_and_agents_stop_at_a_turns_end() -> None:
     end = tokenizer.convert_tokens_to_ids("<end_of_turn>")
     ids = torch.tensor([encode_prompt(tokenizer, USER)])
     model = tiny(tokenizer)
-    forced = sample(
-        split_lm(model),
+    forced = ModelSampler(split_lm(model)).sample(
         ids,
         torch.tensor([ids.shape[1]]),
         max_new_tokens=5,

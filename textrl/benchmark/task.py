@@ -11,6 +11,7 @@ from textrl.agents.collect import collect
 from textrl.agents.text_env import TextEnv
 from textrl.benchmark.config import BenchmarkConfig
 from textrl.envs import TextRLHFVectorEnv, VectorCandidateActions, tiny_model
+from textrl.generation import ModelSampler
 from textrl.models import load_causal_lm, load_tokenizer, split_lm
 from textrl.resolve import resolve_reward
 
@@ -61,7 +62,7 @@ def model_measure(venv: TextRLHFVectorEnv, policy: Callable[[], PreTrainedModel]
     def measure() -> tuple[float, float | None]:
         venv.reset(seed=MEASURE_SEED)
         generator = torch.Generator().manual_seed(MEASURE_SEED)
-        rollout = collect(split_lm(policy()), TextEnv(venv), generator)
+        rollout = collect(ModelSampler(split_lm(policy())), TextEnv(venv), generator)
         return float(rollout.scores.mean()), float(rollout.sequence_kl.mean())
 
     return measure

@@ -60,6 +60,7 @@ check: $(VENV)/.stamp-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/typos
 
 environments: $(FLOOR)/.stamp-floor $(EXAMPLES)/.stamp-examples
 

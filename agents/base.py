@@ -54,7 +54,12 @@ def register(name: str, factory: AgentFactory) -> None:
     """Make an agent available by name to `make_agent` and to benchmarks that this process starts.
 
     The command line knows an outside agent as package.module:Name, without being registered.
+
+    Raises:
+        UserError: the name is another agent's.
     """
+    if _FACTORIES.get(name, factory) is not factory:
+        raise UserError(f"the name {name!r} is taken by another agent; choose another one")
     _FACTORIES[name] = factory
 
 

@@ -24,7 +24,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
@@ -259,6 +259,8 @@ class SubtractPolicyKL(BaseCallback):
                     "leave VecNormalize out: token ids cannot be normalised, and rewards hold half "
                     "of the KL, whose other half would keep its scale"
                 )
+            if isinstance(env, VecFrameStack):
+                raise UserError("leave VecFrameStack out: an observation holds the whole text")
             if not hasattr(env, "venv"):
                 raise UserError(
                     f"{type(env).__name__} holds a model for every row; use "

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from textrl.agents import PPO, register
 from textrl.cli import main, parse
 from textrl.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig
 from textrl.data import load_records, split_by_prompt
@@ -17,6 +18,7 @@ from textrl.errors import UserError
 from textrl.evaluation import sample_completions
 from textrl.labels.export import Filters, read, rows
 from textrl.labels.store import Store
+from textrl.losses import dpo_loss, ppo_policy_loss
 from textrl.models import load_classifier, pick_device
 from textrl.shared_prompts import with_shared_prompts
 from textrl.trainers import DPOTrainer, RewardTrainer, reward_model_from
@@ -221,3 +223,27 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_attention_heads": "two"}))
     with pytest.raises(UserError, match="no sequence classifier at"):
         load_classifier(tmp_path)
+
+
+def test_what_is_not_there_cannot_be_evaluated() -> None:
+    trainer = DPOTrainer(tiny_model(), tiny_tokenizer(), [PAIR])
+    with pytest.raises(UserError, match="nothing is held out to evaluate on; set heldout_share"):
+        trainer.evaluate()
+    with pytest.raises(UserError, match="record 0: column 'prompt' is empty"):
+        load_records([{"prompt": None}]).require("prompt")
+
+
+def test_a_name_is_one_agents() -> None:
+    with pytest.raises(UserError, match="the name 'ppo' is taken"):
+        register("ppo", Path)
+    register("ppo", PPO)
+
+
+def test_numbers_that_turn_a_loss_around() -> None:
+    ones, mask = torch.ones(1, 2), torch.ones(1, 2, dtype=torch.bool)
+    for clip_range in (0.0, -0.2, math.nan):
+        with pytest.raises(ValueError, match="clip_range must be positive"):
+            ppo_policy_loss(ones, ones, ones, mask, clip_range=clip_range)
+    for weight in (-1.0, 0.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="the weight of 'hinge' must be positive"):
+            dpo_loss(*[torch.zeros(1)] * 4, loss_type={"sigmoid": 1.0, "hinge": weight})

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from textrl import fetch
+from textrl.demo import fetch
 from textrl.demo.reviews import (
     Review,
     krippendorff_alpha,

@@ -1,7 +1,7 @@
 """How far one PPO iteration walks: the files it enters, and the calls back up between them.
 
-`python tests/walk.py` runs two iterations on the built-in task and traces the second. A call goes up
-if it enters a file that stands above the caller's in the order of imports (`house.py`): a callback.
+`python tests/walk.py` runs two iterations on the built-in task and traces the second. A call goes
+up if it enters a file that stands above the caller's in the order of imports (`house.py`).
 """
 
 import sys

@@ -57,7 +57,9 @@ class Records:
         """Raise UserError naming place and column unless every row has these columns, not None."""
         for row, place in zip(self.rows, self.places, strict=True):
             for column in columns:
-                if row.get(column) is None:
+                if column in row and row[column] is None:
+                    raise UserError(f"{place}: column {column!r} is empty; drop the row")
+                if column not in row:
                     hint, found = did_you_mean(column, row), sorted(map(str, row))
                     raise UserError(f"{place}: column {column!r} is missing{hint}; found: {found}")
 

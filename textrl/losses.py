@@ -56,6 +56,8 @@ def ppo_policy_loss(
     -2.0
     """
     check_shapes(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages, mask=mask)
+    if not clip_range > 0:
+        raise ValueError(f"clip_range must be positive, got {clip_range}")
     advantages = zero_masked(advantages, mask)
     ratio = zero_masked(logprobs - old_logprobs, mask).exp()
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range)

@@ -4,6 +4,7 @@ Pure functions of log-probs summed over a completion. `dpo_loss` checks and look
 losses is their weighted sum. Next to read: `trainers/dpo.py`, `agents/online_dpo.py`.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -214,6 +215,8 @@ def _check_settings(mix: Mapping[str, float], beta: float, label_smoothing: floa
         if name not in PREFERENCE_LOSSES:
             hint = did_you_mean(name, PREFERENCE_LOSSES)
             raise ValueError(f"unknown loss_type {name!r}{hint}; known: {list(PREFERENCE_LOSSES)}")
+        if not 0 < mix[name] < math.inf:
+            raise ValueError(f"the weight of {name!r} must be positive, got {mix[name]}")
     if not beta > 0:
         raise ValueError(f"beta must be positive, got {beta}")
     if isinstance(label_smoothing, Tensor):

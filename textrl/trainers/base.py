@@ -52,9 +52,19 @@ class Trainer(ABC):
     def _task(self) -> FitTask:
         """Return the examples and their loss."""
 
-    @abstractmethod
     def evaluate(self) -> dict[str, float]:
-        """Return the metrics of the held-out part."""
+        """Return the metrics of the held-out part (see the class).
+
+        Raises:
+            UserError: nothing is held out.
+        """
+        if not self._holds_out:
+            raise UserError("nothing is held out to evaluate on; set heldout_share")
+        return self._evaluate()
+
+    @abstractmethod
+    def _evaluate(self) -> dict[str, float]:
+        """Return the metrics of the held-out part, which is not empty."""
 
     @property
     @abstractmethod

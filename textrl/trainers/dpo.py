@@ -260,7 +260,7 @@ class DPOTrainer(Trainer):
         return bool(self.heldout_pairs)
 
     @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
+    def _evaluate(self) -> dict[str, float]:
         """Return the share of held-out pairs whose implicit reward is in the right order."""
         pairs, right = self.heldout_pairs, 0.0
         tokens = self.config.micro_batch_tokens

@@ -155,7 +155,7 @@ class RewardTrainer(Trainer):
         return {"score_mean": mean, "score_std": std}
 
     @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
+    def _evaluate(self) -> dict[str, float]:
         """Return the share of held-out pairs (ties left out) that the model orders rightly."""
         right = total = 0.0
         for ranking in self.heldout_rankings:

@@ -83,7 +83,7 @@ class SFTTrainer(Trainer):
     def _holds_out(self) -> bool:
         return bool(self.heldout_sequences)
 
-    def evaluate(self) -> dict[str, float]:
+    def _evaluate(self) -> dict[str, float]:
         """Return the loss on the held-out part, nats a token."""
         return self._heldout_loss(self.heldout_sequences)
 

@@ -39,8 +39,9 @@ from textrl.masking import masked_mean
 from textrl.metrics import StageProgress, log
 from textrl.models import split_lm
 from textrl.paths import expanded
-from textrl.policy import Evaluation, PolicyModule, ReferenceStates
+from textrl.policy import PolicyModule
 from textrl.precision import autocast, pick_precision
+from textrl.token_pass import Evaluation, ReferenceStates
 from textrl.types import Rollout
 from textrl.updater import Updater
 

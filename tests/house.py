@@ -15,7 +15,7 @@ FLOORS = {
     "ground": "errors bounds paths rows types config resolve loss_names task_config",
     "maths": "masking logprobs advantages losses preference_losses allowed batching",
     "models": "checkpoint precision trunks heads packing row_cache models adapters decoding "
-    "generation policy trainable",
+    "generation devices token_pass policy trainable",
     "texts": "data chat turns seams encoding shared_prompts",
     "training": "memory engine metrics updater resuming loop",
     "judging": "classifiers rewards evaluation",

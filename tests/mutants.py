@@ -195,15 +195,15 @@ AGENTS = [
         ("kl_coef steered the wrong way", "kl / config.kl_target - 1", "1 - kl / config.kl_target"),
     ),
     *of(
-        "textrl/policy.py",
+        "textrl/token_pass.py",
         f"{GRADIENT} -k 'value_head-exact-score'",
         ("the entropy at temperature 1", "token_entropy(logits, temperature=temperature)", "token_entropy(logits)"),
         ("the KL the other way round", "token_kl(logits, other_logits,", "token_kl(other_logits, logits,"),
     ),
     *of(
-        "textrl/policy.py",
+        "textrl/token_pass.py",
         "tests/agents/test_bans.py -k 'what_is_allowed or obey_and_both'",
-        ("an update that is not renormalised", "restricted(self.lm.head(states), places)", "self.lm.head(states)"),
+        ("an update that is not renormalised", "restricted(head(states), places)", "head(states)"),
     ),
     *of(
         "agents/collect.py",

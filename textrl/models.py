@@ -24,44 +24,22 @@ from transformers import (
 from transformers.cache_utils import Cache
 
 from textrl.adapters import base_of, holds_head, with_adapter
+from textrl.devices import pick_device as pick_device
+from textrl.devices import pick_dtype as pick_dtype
 from textrl.errors import UserError
 from textrl.heads import head_of
+from textrl.logprobs import counted_from_0
 from textrl.packing import Packing, action_states, packing_of, read, take
 from textrl.paths import local_or_hub
+from textrl.token_pass import token_pass
 from textrl.trunks import Trunk, cache_argument, causal_logits, examined, first_output
+from textrl.types import Sequences
 
 CHUNK_BYTES = 1 << 27
 """Float32 logits that are held at once: 8,192 positions of a 4,096 vocabulary, 680 of SmolLM2's.
 
 A chunk that is not the only one is computed again in the backward pass: large ones save time.
 """
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def pick_device(device: str | torch.device | None) -> torch.device:
-    """Return the device asked for, or the GPU if there is one, else the CPU."""
-    try:
-        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except (RuntimeError, TypeError) as error:
-        raise UserError(f"device is {device!r}; expected cpu, cuda, cuda:1, ...") from error
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device is {device!r}, but torch finds no CUDA device here; use cpu")
-    return found
-
-
-def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype | str:
-    """Return the dtype to load weights in; "auto" is float32 on a CPU, the checkpoint's elsewhere.
-
-    Raises:
-        UserError: an unknown name.
-    """
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype == "auto":
-        return torch.float32 if device.type == "cpu" else "auto"
-    if dtype not in DTYPES:
-        raise UserError(f"dtype {dtype!r} is unknown; use 'auto' or one of {list(DTYPES)}")
-    return DTYPES[dtype]
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
@@ -276,6 +254,20 @@ class SplitLM:
         if lengths is None:
             return first_output(self.trunk(input_ids=input_ids, use_cache=False))
         return take(*read(self.trunk, self.packing, input_ids, lengths))
+
+    def token_logprobs(self, sequences: Sequences, temperature: float = 1.0) -> Tensor:
+        """Return the log-probs of the tokens that count, in nats, [B L]; 0 elsewhere."""
+        ids, mask = sequences.input_ids, sequences.mask
+        return token_pass(
+            self.trunk,
+            self.packing,
+            self.head,
+            self.chunk_size,
+            ids,
+            counted_from_0(ids),
+            mask,
+            temperature=temperature,
+        ).logprobs
 
     def action_states(self, input_ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         """Return the states that chose the actions, [B T H]; arbitrary where the mask is False.

@@ -17,7 +17,7 @@ from torch import Tensor
 from textrl.agents.base import Observation
 from textrl.agents.text_env import TextEnv
 from textrl.errors import UserError
-from textrl.generation import Sampler
+from textrl.generation import Sampler, Samples
 from textrl.types import Rollout, completion_positions
 
 
@@ -25,14 +25,18 @@ from textrl.types import Rollout, completion_positions
 class Paid:
     """What the environment paid for one completion a row."""
 
-    rewards: np.ndarray
+    rewards: Tensor
     """[B T]."""
-    ref_logprobs: np.ndarray
+    ref_logprobs: Tensor
     """[B T], in nats."""
-    scores: np.ndarray
+    scores: Tensor
     """[B], NaN where truncated."""
-    truncated: np.ndarray
+    truncated: Tensor
     """Bool [B]."""
+
+
+ValuesAt = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(input_ids [B L], positions [B T], mask [B T]) -> values before these actions, [B T]."""
 
 
 def collect(
@@ -40,7 +44,7 @@ def collect(
     env: TextEnv,
     generator: torch.Generator,
     *,
-    values_at: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+    values_at: ValuesAt | None = None,
 ) -> Rollout:
     """Return one finished episode of every row.
 
@@ -48,9 +52,8 @@ def collect(
         sampler: of the policy; what it observed are the values.
         env: reset here, all rows.
         generator: the only source of randomness.
-        values_at: a critic's values before some actions: (input_ids [B L], positions [B T], mask
-            [B T]) to [B T]; of all actions where the sampler observed none, and of the state behind
-            a truncated episode.
+        values_at: a critic, asked for all actions where the sampler observed no values, and for the
+            state behind a truncated episode.
     """
     observation, _ = env.venv.reset()
     prompt_ids, prompt_lengths = prompts_of(observation, env.reference.device)
@@ -63,30 +66,10 @@ def collect(
         temperature=env.temperature,
         allowed=env.allowed,
     )
-    actions, mask = samples.completion_ids.cpu().numpy(), samples.mask.cpu().numpy()
-    if hasattr(env.venv, "step_sequence"):  # a wrapped environment must see every step
-        paid = _pay_at_once(env, actions, mask)
-    else:
-        paid = _pay_step_by_step(env, actions, mask)
+    paid = _pay(env, samples)
     input_ids = join(prompt_ids, prompt_lengths, samples.completion_ids, samples.mask)
     positions = completion_positions(prompt_lengths, samples.mask)
-    values, bootstrap = samples.observed, torch.zeros_like(samples.logprobs[:, 0])
-    if values_at is not None:
-        if values is None:
-            values = values_at(input_ids, positions, samples.mask)
-        if paid.truncated.any():
-            first = torch.ones_like(samples.mask[:, :1])
-            ends = prompt_lengths + samples.mask.sum(1)
-            after = values_at(input_ids, ends.unsqueeze(1), first)[:, 0]
-            truncated = torch.as_tensor(paid.truncated, device=after.device)
-            bootstrap = torch.where(truncated, after, 0.0)
-    if values is None:
-        values = torch.zeros_like(samples.logprobs)
     last = samples.completion_ids.gather(1, samples.mask.sum(1, keepdim=True) - 1).squeeze(1)
-
-    def tensor(array: np.ndarray) -> Tensor:
-        return torch.as_tensor(array, dtype=torch.float32, device=input_ids.device)
-
     return Rollout(
         input_ids=input_ids,
         prompt_lengths=prompt_lengths,
@@ -95,13 +78,40 @@ def collect(
         mask=samples.mask,
         logprobs=samples.logprobs,
         entropies=samples.entropies,
-        values=values.masked_fill(~samples.mask, 0.0),
-        bootstrap_values=bootstrap,
-        ref_logprobs=tensor(paid.ref_logprobs),
-        rewards=tensor(paid.rewards),
-        scores=tensor(paid.scores),
+        values=_values(samples, input_ids, positions, values_at),
+        bootstrap_values=_bootstrap(input_ids, prompt_lengths, samples.mask, paid, values_at),
+        ref_logprobs=paid.ref_logprobs,
+        rewards=paid.rewards,
+        scores=paid.scores,
         ended_by_eos=torch.isin(last, last.new_tensor(env.end_token_ids)),
     )
+
+
+def _values(
+    samples: Samples, input_ids: Tensor, positions: Tensor, values_at: ValuesAt | None
+) -> Tensor:
+    """Return what the sampler observed, or else the critic's values, or else 0, [B T]."""
+    values = samples.observed
+    if values is None and values_at is not None:
+        values = values_at(input_ids, positions, samples.mask)
+    if values is None:
+        values = torch.zeros_like(samples.logprobs)
+    return values.masked_fill(~samples.mask, 0.0)
+
+
+def _bootstrap(
+    input_ids: Tensor,
+    prompt_lengths: Tensor,
+    mask: Tensor,
+    paid: Paid,
+    values_at: ValuesAt | None,
+) -> Tensor:
+    """Return the critic's value of the state behind each truncated episode, 0 elsewhere, [B]."""
+    if values_at is None or not paid.truncated.any():
+        return torch.zeros(len(mask), device=mask.device)
+    ends = prompt_lengths + mask.sum(1)
+    after = values_at(input_ids, ends.unsqueeze(1), torch.ones_like(mask[:, :1]))[:, 0]
+    return torch.where(paid.truncated, after, 0.0)
 
 
 def concatenate(parts: list[Rollout]) -> Rollout:
@@ -158,18 +168,32 @@ def join(
     return result
 
 
-def _pay_at_once(env: TextEnv, actions: np.ndarray, mask: np.ndarray) -> Paid:
-    # Ours has it beyond Gymnasium's interface; collect() asked before it came here.
-    rewards, infos = env.venv.step_sequence(actions, mask)  # type: ignore[attr-defined]
-    return Paid(
-        rewards=rewards,
-        ref_logprobs=infos["ref_logprobs"],
-        scores=infos["score"],
-        truncated=infos["truncated"],
+def _pay(env: TextEnv, samples: Samples) -> Paid:
+    """Have the environment take the actions."""
+    actions, mask = samples.completion_ids.cpu().numpy(), samples.mask.cpu().numpy()
+    if hasattr(env.venv, "step_sequence"):  # a wrapped environment must see every step
+        paid = _pay_at_once(env, actions, mask)
+    else:
+        paid = _pay_step_by_step(env, actions, mask)
+    device = samples.mask.device
+    rewards, ref_logprobs, scores = (
+        torch.as_tensor(array, dtype=torch.float32, device=device) for array in paid[:3]
     )
+    truncated = torch.as_tensor(paid[3], device=device)
+    return Paid(rewards=rewards, ref_logprobs=ref_logprobs, scores=scores, truncated=truncated)
 
 
-def _pay_step_by_step(env: TextEnv, actions: np.ndarray, mask: np.ndarray) -> Paid:
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""Rewards, reference log-probs, scores, truncated: as in `Paid`."""
+
+
+def _pay_at_once(env: TextEnv, actions: np.ndarray, mask: np.ndarray) -> Arrays:
+    # Ours has it beyond Gymnasium's interface; _pay() asked before it came here.
+    rewards, infos = env.venv.step_sequence(actions, mask)  # type: ignore[attr-defined]
+    return rewards, infos["ref_logprobs"], infos["score"], infos["truncated"]
+
+
+def _pay_step_by_step(env: TextEnv, actions: np.ndarray, mask: np.ndarray) -> Arrays:
     """Take the actions step by step; rows that are over step on in an episode of no account.
 
     Where the environment leaves it to us, that episode has a given prompt: the rows of a group must
@@ -207,7 +231,7 @@ def _pay_step_by_step(env: TextEnv, actions: np.ndarray, mask: np.ndarray) -> Pa
             ended & ~np.isin(tokens, env.end_token_ids)
         )
         _check_rewards(reward, env.kl_coef * ref_logprobs[:, t] + last, counts)
-    return Paid(rewards=rewards, ref_logprobs=ref_logprobs, scores=scores, truncated=truncated_rows)
+    return rewards, ref_logprobs, scores, truncated_rows
 
 
 def _check_tokens(observation: Observation, tokens: np.ndarray, rows: np.ndarray) -> None:

@@ -8,22 +8,32 @@ import math
 import torch
 from torch import Tensor
 
+from textrl.advantages import kl_shaped_rewards
 from textrl.losses import approx_kl
 from textrl.masking import masked_mean, masked_var
 from textrl.types import Rollout, Targets
 
 
-def rollout_report(rollout: Rollout) -> dict[str, float]:
+def rollout_report(rollout: Rollout, kl_coef: float) -> dict[str, float]:
     """Return what an iteration's episodes look like.
 
     `rollout/kl` is the sampled KL(pi || pi_ref) (k1: unbiased, single batches may fall below 0),
-    `rollout/kl_error` its standard error over episodes.
+    `rollout/kl_error` its standard error over episodes. `rollout/objective` is what RLHF maximises,
+    the score less kl_coef times that KL; a truncated episode has no score, which counts as 0.
     """
     scored = rollout.scores[~rollout.scores.isnan()]
     kl, mask = rollout.sequence_kl, rollout.mask
+    objective = kl_shaped_rewards(
+        rollout.scores.nan_to_num(nan=0.0),
+        rollout.logprobs,
+        rollout.ref_logprobs,
+        mask,
+        kl_coef=kl_coef,
+    ).sum(1)
     return {
         "rollout/score": float(scored.mean()) if len(scored) else math.nan,
         "rollout/score_std": float(scored.std(unbiased=False)) if len(scored) else math.nan,
+        "rollout/objective": float(objective.mean()),
         "rollout/kl": float(kl.mean()),
         "rollout/kl_error": float(kl.std(unbiased=False) / len(kl) ** 0.5),
         "rollout/length": float(mask.sum(1).float().mean()),

@@ -106,6 +106,7 @@ class TextAgent(ABC):
         self._updater = Updater(
             [(policy, rate), *([(critic.eval(), critic_learning_rate or rate)] if critic else [])],
             accelerator=one_process(make_accelerator(policy.device), type(self).__name__),
+            betas=(self.config.adam_beta1, self.config.adam_beta2),
             max_grad_norm=self.config.max_grad_norm,
             schedule=lambda update: self._learning_rate_factor(),
         )
@@ -164,7 +165,7 @@ class TextAgent(ABC):
             collected = self.collect(lambda tokens: show(self._collect_share, tokens, {}))
             rollout, kl_coef = self._with_agreeing_logprobs(collected), self.env.kl_coef
         between, tokens = time.monotonic(), int(rollout.mask.sum())
-        report = rollout_report(rollout)
+        report = rollout_report(rollout, kl_coef)
         episodes = {name: report[name] for name in ("rollout/score", "rollout/kl")}
 
         def show_step(share: float, step: Numbers) -> None:

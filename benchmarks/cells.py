@@ -6,23 +6,15 @@ optimum at beta = kl_coef.
 """
 
 import functools
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import stable_baselines3
 import torch
-from small_tasks import (
-    PROMPTS,
-    enumeration,
-    make_venv,
-    new_policy,
-    reference,
-    tokenizer,
-)
+from drawn_labels import encoded, labelled, reward_model
+from small_tasks import enumeration, make_venv, new_policy, tokenizer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from transformers import PreTrainedModel
 
@@ -39,13 +31,11 @@ from textrl.agents import (
     RLOOConfig,
 )
 from textrl.agents.text_agent import TextAgent
-from textrl.config import DPOConfig, RewardConfig
+from textrl.config import DPOConfig
 from textrl.envs.sb3 import CausalLMPolicy, EpisodeRolloutBuffer, SubtractPolicyKL, TextVecEnv
 from textrl.evaluation import best_of_kl
-from textrl.rewards import RewardModel
-from textrl.trainers import DPOTrainer, RewardTrainer, reward_model_from
+from textrl.trainers import DPOTrainer
 from textrl.trainers.dpo import Pair
-from textrl.types import Sequence
 
 ROWS = 512
 """Episodes of an iteration."""
@@ -59,8 +49,6 @@ PAIRS = 80_000
 RATERS = 512
 """Bradley-Terry draws for each pair; the "one label" agents get one. With 64 some seeds of DPO
 missed their bar on the sparse task at beta 1: the noise of the labels outweighs the tilt."""
-REWARD_MODEL_RATERS = 64
-"""The same for the reward model of PPO's critic."""
 FLIPPED = 0.2
 """Share of the labels turned round for the losses that are made for that."""
 CURVE_EVERY = 8
@@ -270,7 +258,9 @@ def dpo(
             rejected=encoded(prompt, rejected),
             certainty=certainty,
         )
-        for prompt, chosen, rejected, certainty in labelled(cell, raters, flipped)
+        for prompt, chosen, rejected, certainty in labelled(
+            cell.task, cell.seed, raters=raters, flipped=flipped, count=PAIRS
+        )
     ]
     DPOTrainer(policy, tokenizer(), pairs, config, shown=False).train()
     return policy
@@ -283,72 +273,6 @@ def ipo(cell: Cell, curve: list[list[float]]) -> PreTrainedModel:
     optima agree to first order (2310.12036, section 4).
     """
     return dpo(cell, curve, loss_type="ipo", beta=cell.kl_coef / 4, raters=1)
-
-
-@functools.cache
-def prompt_ids(prompt: str) -> list[int]:
-    """Return the tokens of a prompt."""
-    ids: list[int] = tokenizer()(prompt).input_ids
-    return ids
-
-
-@functools.cache
-def encoded(prompt: str, index: int) -> Sequence:
-    """Return a prompt and the tokens of a completion, of which the completion counts."""
-    ids = prompt_ids(prompt)
-    completion = enumeration("dense").completions[index]  # the same in all tasks
-    counts = [False] * len(ids) + [True] * len(completion)
-    return Sequence(ids=ids + completion, counts=counts)
-
-
-def labelled(
-    cell: Cell, raters: int, flipped: float, count: int | None = None
-) -> list[tuple[str, int, int, float]]:
-    """Return (prompt, index of the chosen completion, of the rejected one, share of raters for it).
-
-    `count` pairs, PAIRS unless given. Both are samples of the reference; each rater's label is a
-    Bradley-Terry draw from their scores, and a share of the labels is then turned round.
-    """
-    rng, count = np.random.default_rng([cell.seed, 1]), count or PAIRS
-    enumerated, rows = enumeration(cell.task), []
-    for index, prompt in enumerate(PROMPTS):
-        p = enumerated.ref_logprobs[index].exp().numpy()
-        drawn = rng.choice(len(p), size=(count // len(PROMPTS), 2), p=p / p.sum())
-        scores = enumerated.scores[index].numpy()[drawn]
-        first_wins = 1 / (1 + np.exp(scores[:, 1] - scores[:, 0]))
-        first_wins = first_wins * (1 - flipped) + (1 - first_wins) * flipped
-        shares = rng.binomial(raters, first_wins) / raters
-        for (a, b), share in zip(drawn.tolist(), shares.tolist(), strict=True):
-            best_first = (prompt, a, b, share) if share >= 0.5 else (prompt, b, a, 1 - share)
-            rows.append(best_first)
-    return rows
-
-
-@functools.cache
-def reward_model(task: str) -> RewardModel:
-    """Return a reward model of the task, trained on labels of its score, for the critic's trunk."""
-    with tempfile.TemporaryDirectory() as folder:
-        reference().save_pretrained(folder)
-        tokenizer().save_pretrained(folder)
-        model = reward_model_from(folder)
-    texts = [
-        str(tokenizer().decode(ids, skip_special_tokens=True))
-        for ids in enumeration(task).completions
-    ]
-    cell = Cell(agent="reward_model", task=task, kl_coef=1.0, seed=99)
-    rows = [
-        {"prompt": prompt, "chosen": texts[chosen], "rejected": texts[rejected]}
-        for prompt, chosen, rejected, certainty in labelled(
-            cell, REWARD_MODEL_RATERS, 0.0, count=4000
-        )
-        if texts[chosen]
-        and texts[rejected]
-        and texts[chosen] != texts[rejected]
-        and certainty > 0.5
-    ]
-    config = RewardConfig(learning_rate=2e-3, minibatch_size=100)
-    RewardTrainer(model, tokenizer(), rows, config, shown=False).train()
-    return RewardModel(model, tokenizer())
 
 
 AGENTS: dict[str, Callable[[Cell, list[list[float]]], PreTrainedModel]] = {

@@ -87,7 +87,8 @@ def cells_of(options: argparse.Namespace) -> list[Any]:
 
 def settings_digest() -> str:
     """Return a digest of the code that decides what a cell means."""
-    sources = [Path(__file__).parent / f"{name}.py" for name in ("cells", "small_tasks", "exact")]
+    names = ("cells", "drawn_labels", "small_tasks", "exact")
+    sources = [Path(__file__).parent / f"{name}.py" for name in names]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
 
 

@@ -44,7 +44,9 @@ def machine(setup: Setup) -> Iterator[Switch]:
             loss=lambda rows: LossSum(loss=loss_sum(lm, [batch[i] for i in rows]), metrics={}),
         )
         accelerator = make_accelerator(setup.model.device)
-        updater = Updater([(setup.model, 1e-9)], accelerator=accelerator, max_grad_norm=1.0)
+        updater = Updater(
+            [(setup.model, 1e-9)], accelerator=accelerator, betas=(0.9, 0.99), max_grad_norm=1.0
+        )
         updater.optimizer.param_groups[0]["fused"] = fused
         rows = list(range(len(batch)))
         return lambda: torch.tensor(_fit_update(rows, task, config, updater)["loss"])

@@ -64,7 +64,9 @@ def sequences(count: int, length: int, vocab_size: int, prompt: int = 1) -> list
 def updates(model: PreTrainedModel, task: FitTask, config: TrainingConfig) -> Callable[[], object]:
     """Return what takes one optimiser step on the whole of a small task."""
     accelerator = make_accelerator(model.device)
-    updater = Updater([(model, 1e-5)], accelerator=accelerator, max_grad_norm=1.0)
+    updater = Updater(
+        [(model, 1e-5)], accelerator=accelerator, betas=(0.9, 0.99), max_grad_norm=1.0
+    )
     rows = list(range(len(task.lengths)))
     return lambda: _fit_update(rows, task, config, updater)
 

@@ -200,10 +200,16 @@ def ppo(critic: str, options: argparse.Namespace) -> dict[str, Any]:
     less_kl = folder / "less_kl"
     job |= {"library": "textrl", "kl_coef": HIGHER_KL_COEF, "output": str(less_kl)}
     Worker(Path(sys.executable), job, less_kl).finish()
+    policies = {library: folder / "trained" / library for library in LIBRARIES}
+    return found | learned(setup, reward, policies | {"less_kl": less_kl / "textrl"})
+
+
+def learned(setup: ReviewSetup, reward: Path, policies: dict[str, Path]) -> dict[str, float]:
+    """Return each policy's score and KL on held-out prompts."""
+    found: dict[str, float] = {}
     heldout = setup.job.prompts(setup.job.heldout)[:256] * 4
     score = RewardModel.from_pretrained(reward)
-    policies = {library: folder / "trained" / library for library in LIBRARIES}
-    for library, policy in (policies | {"less_kl": less_kl / "textrl"}).items():
+    for library, policy in policies.items():
         drawn = sample_and_score(
             load_causal_lm(policy),
             setup.reference,

@@ -74,14 +74,12 @@ def rows_of(job: Job) -> list[dict[str, Any]]:
 
 
 def textrl_trainer(job: Job, turns: Turns) -> tuple[Callable[[], object], float]:
-    """Return what trains with textrl's trainer of the job's stage.
+    """Return what trains with textrl's trainer of the job's stage, and DPO's reference pass.
 
-    And the seconds of DPO's reference pass, which TRL repeats in each step: over all pairs, as if
-    there were one epoch only.
+    The pass in seconds, over all pairs as if there were one epoch: TRL repeats it in each step.
     """
     from stable_baselines3.common.logger import KVWriter, Logger
 
-    from textrl.batching import epoch_minibatches
     from textrl.models import load_causal_lm, load_classifier, load_tokenizer, split_lm
     from textrl.policy import PolicyModule
     from textrl.trainers import (
@@ -119,19 +117,26 @@ def textrl_trainer(job: Job, turns: Turns) -> tuple[Callable[[], object], float]
         logger=Logger(folder=None, output_formats=[Losses()]),
         shown=False,
     )
+    write_in_order(job, rows, trainer)
+    if job["stage"] != "dpo":
+        return trainer.train, 0.0
+    began = time.monotonic()
+    reference_logprobs(PolicyModule(split_lm(trainer.model)), trainer.train_pairs, 4096)
+    return trainer.train, time.monotonic() - began
+
+
+def write_in_order(job: Job, rows: list[dict[str, Any]], trainer: Any) -> None:
+    """Write the rows in the order in which our trainer's first epoch takes them, for TRL's."""
+    from textrl.batching import epoch_minibatches
+
     lengths = {
         "sft": lambda: [len(s.ids) for s in trainer.train_sequences],
         "reward": lambda: [ranking.num_tokens for ranking in trainer.train_rankings],
         "dpo": lambda: [pair.num_tokens for pair in trainer.train_pairs],
     }[job["stage"]]()
     order = epoch_minibatches(lengths, job["batch"], torch.Generator().manual_seed(0))
-    lines = [json.dumps(rows[i]) for batch in order for i in batch]  # of the first epoch
+    lines = [json.dumps(rows[i]) for batch in order for i in batch]
     Path(job["data_in_order"]).write_text("\n".join(lines) + "\n")
-    if job["stage"] != "dpo":
-        return trainer.train, 0.0
-    began = time.monotonic()
-    reference_logprobs(PolicyModule(split_lm(trainer.model)), trainer.train_pairs, 4096)
-    return trainer.train, time.monotonic() - began
 
 
 def trl_trainer(job: Job, turns: Turns) -> tuple[Callable[[], object], float]:
@@ -176,6 +181,12 @@ def trl_trainer(job: Job, turns: Turns) -> tuple[Callable[[], object], float]:
         train_dataset=Dataset.from_list(rows_of(job | {"data": data})),
         processing_class=AutoTokenizer.from_pretrained(job["model"]),
     )
+    follow(trainer, job, turns)
+    return trainer.train, 0.0
+
+
+def follow(trainer: Any, job: Job, turns: Turns) -> None:
+    """Give TRL's trainer the course of our learning rate, and note its losses."""
     last = job["epochs"] * job["block"] - 1
 
     def cosine(update: int) -> float:
@@ -191,7 +202,6 @@ def trl_trainer(job: Job, turns: Turns) -> tuple[Callable[[], object], float]:
         return loss
 
     trainer.training_step = recorded
-    return trainer.train, 0.0
 
 
 def textrl_ppo(job: Job, turns: Turns) -> tuple[Callable[[], object], float]:
@@ -233,6 +243,35 @@ def textrl_ppo(job: Job, turns: Turns) -> tuple[Callable[[], object], float]:
     return train, 0.0
 
 
+def trl_ppo_config(job: Job) -> Any:
+    """Return the settings of TRL's PPO for the job, its defaults kept where they run here."""
+    from trl.experimental.ppo import PPOConfig
+
+    return PPOConfig(
+        output_dir=job["output"],
+        per_device_train_batch_size=job["batch"],
+        gradient_accumulation_steps=1,
+        num_mini_batches=1,
+        num_ppo_epochs=job["epochs"],
+        total_episodes=job["batch"] * job["iterations"],
+        local_rollout_forward_batch_size=job["batch"],
+        response_length=job["new_tokens"],
+        stop_token="eos",
+        temperature=1.0,
+        learning_rate=job["learning_rate"],
+        lr_scheduler_type="constant",
+        adam_beta2=0.99,
+        kl_coef=job["kl_coef"],
+        num_sample_generations=0,
+        use_cpu=True,
+        bf16=job["precision"] == "bfloat16",
+        gradient_checkpointing=False,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+
+
 def trl_ppo(job: Job, turns: Turns) -> tuple[Callable[[], object], float]:
     """Return what trains with the last PPO that TRL had: four models of their own."""
     from datasets import Dataset
@@ -241,35 +280,13 @@ def trl_ppo(job: Job, turns: Turns) -> tuple[Callable[[], object], float]:
         AutoModelForSequenceClassification,
         AutoTokenizer,
     )
-    from trl.experimental.ppo import PPOConfig, PPOTrainer
+    from trl.experimental.ppo import PPOTrainer
 
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     ids = [tokenizer(row["prompt"]).input_ids for row in rows_of(job)]
     classifier = AutoModelForSequenceClassification.from_pretrained
     trainer = PPOTrainer(
-        args=PPOConfig(
-            output_dir=job["output"],
-            per_device_train_batch_size=job["batch"],
-            gradient_accumulation_steps=1,
-            num_mini_batches=1,
-            num_ppo_epochs=job["epochs"],
-            total_episodes=job["batch"] * job["iterations"],
-            local_rollout_forward_batch_size=job["batch"],
-            response_length=job["new_tokens"],
-            stop_token="eos",
-            temperature=1.0,
-            learning_rate=job["learning_rate"],
-            lr_scheduler_type="constant",
-            adam_beta2=0.99,
-            kl_coef=job["kl_coef"],
-            num_sample_generations=0,
-            use_cpu=True,
-            bf16=job["precision"] == "bfloat16",
-            gradient_checkpointing=False,
-            report_to=[],
-            save_strategy="no",
-            disable_tqdm=True,
-        ),
+        args=trl_ppo_config(job),
         processing_class=tokenizer,
         model=AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32),
         ref_model=AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32),

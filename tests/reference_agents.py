@@ -126,13 +126,9 @@ def ppo_objective(
                 total = total - clipped * a
             else:
                 total = total - ratio * a
-            value, was, target = values[before], float(old_values[before]), returns[row][t]
-            error = (value - target) ** 2
-            if eps_vf is not None:
-                near = min(max(float(value.detach()), was - eps_vf), was + eps_vf)
-                if (near - target) ** 2 > float(error.detach()):
-                    met.add("value")
-                    error = torch.tensor((near - target) ** 2)
+            error = value_error(
+                values[before], float(old_values[before]), returns[row][t], eps_vf, met
+            )
             total = total + settings["vf_coef"] * 0.5 * error
             entropy = -(log_p[before].exp() * log_p[before]).sum()
             total = total - settings["ent_coef"] * entropy
@@ -142,13 +138,31 @@ def ppo_objective(
             tokens += 1
     loss = total / tokens
     if settings["ptx_coef"]:
-        likelihood, counted = torch.zeros(()), 0
-        for ids, prompt in demonstrations:
-            log_p = nets.log_p(ids, 1.0)  # SFT knows no temperature
-            for t in range(prompt, len(ids)):
-                likelihood, counted = likelihood + log_p[t - 1, ids[t]], counted + 1
-        loss = loss - settings["ptx_coef"] * likelihood / counted
+        loss = loss - settings["ptx_coef"] * mean_likelihood(nets, demonstrations)
     return loss, met
+
+
+def value_error(
+    value: Tensor, was: float, target: float, eps_vf: float | None, met: set[str]
+) -> Tensor:
+    """Return the critic's squared error of one token, the larger of it and the clipped one's."""
+    error = (value - target) ** 2
+    if eps_vf is not None:
+        near = min(max(float(value.detach()), was - eps_vf), was + eps_vf)
+        if (near - target) ** 2 > float(error.detach()):
+            met.add("value")
+            error = torch.tensor((near - target) ** 2)
+    return error
+
+
+def mean_likelihood(nets: Nets, demonstrations: list[tuple[Tensor, int]]) -> Tensor:
+    """Return the log-likelihood of demonstrations a token; each is ids and the prompt's length."""
+    likelihood, counted = torch.zeros(()), 0
+    for ids, prompt in demonstrations:
+        log_p = nets.log_p(ids, 1.0)  # SFT knows no temperature
+        for t in range(prompt, len(ids)):
+            likelihood, counted = likelihood + log_p[t - 1, ids[t]], counted + 1
+    return likelihood / counted
 
 
 def online_dpo_objective(

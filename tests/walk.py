@@ -1,7 +1,7 @@
 """How far one PPO iteration walks: the files it enters, and the calls back up between them.
 
 `python tests/walk.py` runs two iterations on the built-in task and traces the second. A call goes
-up if it enters a file that stands above the caller's in the order of imports (`house.py`).
+back up if it enters a file that imports the caller's, itself or through others (`house.py`).
 """
 
 import sys
@@ -16,22 +16,24 @@ from textrl.agents import PPO, PPOConfig
 from textrl.envs import tiny_model
 
 
-def heights() -> dict[Path, int]:
-    """Return how many imports stand below each file, at most."""
+def below() -> dict[Path, set[Path]]:
+    """Return which files each file imports, itself or through others."""
     found = modules()
-    graph, depth = arrows(found), {}
+    graph, reached = arrows(found), {}
 
-    def height(module: str) -> int:
-        if module not in depth:
-            depth[module] = 1 + max((height(other) for other in graph[module]), default=-1)
-        return depth[module]
+    def reach(module: str) -> set[str]:
+        if module not in reached:
+            reached[module] = set(graph[module])
+            reached[module] |= {far for near in graph[module] for far in reach(near)}
+        return reached[module]
 
-    return {path.resolve(): height(module) for module, path in found.items()}
+    paths = {module: path.resolve() for module, path in found.items()}
+    return {path: {paths[other] for other in reach(module)} for module, path in paths.items()}
 
 
 def trace(work: Any) -> tuple[set[Path], dict[tuple[Path, Path], int]]:
     """Return the files of textrl that some work enters, and the calls from file to file."""
-    files, calls = set(heights()), {}
+    files, calls = {path.resolve() for path in modules().values()}, {}
     entered: set[Path] = set()
 
     def caller_of(frame: FrameType) -> Path | None:
@@ -60,14 +62,19 @@ def trace(work: Any) -> tuple[set[Path], dict[tuple[Path, Path], int]]:
     return entered, calls
 
 
-def main() -> None:
-    """Print the walk."""
+def walk() -> tuple[set[Path], dict[tuple[Path, Path], int], list[tuple[Path, Path]]]:
+    """Return the files of one PPO iteration, the calls between them, and which go back up."""
     venv = gym.make_vec("TextRLHF-v0", num_envs=8, max_completion_tokens=6)
     agent = PPO(tiny_model(), venv, PPOConfig(episodes_per_iteration=16, minibatch_size=8))
     agent.iterate()
     entered, calls = trace(agent.iterate)
-    height = heights()
-    ups = sorted((a, b) for a, b in calls if height[b] >= height[a])
+    imports = below()
+    return entered, calls, sorted((a, b) for a, b in calls if a in imports[b])
+
+
+def main() -> None:
+    """Print the walk."""
+    entered, calls, ups = walk()
     print(f"{len(entered)} files, {len(calls)} arrows walked, {len(ups)} of them back up")
     for path in sorted(entered):
         print(f"  {path.relative_to(ROOT)}")

@@ -75,7 +75,7 @@ def gae(
     gae_lambda: float = 0.95,
     bootstrap_values: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return generalised advantages and the returns that the critic should predict.
+    """Return advantages and the critic's targets by GAE (Schulman et al. 2015, 1506.02438).
 
         delta_t = r_t + gamma * V_{t+1} - V_t
         A_t     = delta_t + gamma * lambda * A_{t+1}
@@ -97,22 +97,16 @@ def gae(
     Raises:
         ValueError: shapes that do not fit, both named.
 
-    Source: Schulman et al. 2015, 1506.02438, eqs. 11, 12 and 16.
-
     >>> r, v = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 0.5]])
-    >>> adv, ret = gae(r, v, torch.ones(1, 2, dtype=torch.bool), gae_lambda=1.0)
-    >>> adv.tolist(), ret.tolist()  # returns (1, 1) minus values
-    ([[0.5, 0.5]], [[1.0, 1.0]])
+    >>> gae(r, v, torch.ones(1, 2, dtype=torch.bool), gae_lambda=1.0)  # returns (1, 1) less values
+    (tensor([[0.5000, 0.5000]]), tensor([[1., 1.]]))
     """
     check_shapes(rewards=rewards, values=values, mask=mask)
     check_mask(mask)
     rewards, values = zero_masked(rewards, mask), zero_masked(values, mask)
-    if bootstrap_values is None:
-        next_value = torch.zeros_like(values[:, 0])
-    else:
-        check_shapes(row_of_values=values[:, 0], bootstrap_values=bootstrap_values)
-        next_value = full_precision(bootstrap_values)
-    advantage = torch.zeros_like(next_value)
+    after = torch.zeros_like(values[:, 0]) if bootstrap_values is None else bootstrap_values
+    check_shapes(row_of_values=values[:, 0], bootstrap_values=after)
+    next_value, advantage = full_precision(after), torch.zeros_like(values[:, 0])
     columns: list[Tensor] = []
     for t in reversed(range(rewards.shape[1])):
         delta = rewards[:, t] + gamma * next_value - values[:, t]

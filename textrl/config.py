@@ -52,6 +52,10 @@ class TrainingConfig:
     """Share of the updates with a rising learning rate; a cosine falls to 0 after it."""
     weight_decay: NotNegative[float] = 0.0
     """AdamW's decay of the weight matrices, per unit of learning rate."""
+    adam_beta1: Share[float] = 0.9
+    """AdamW's decay rate of the gradients' mean, for each update."""
+    adam_beta2: Share[float] = 0.99
+    """AdamW's decay rate of the gradients' squares, for each update."""
     max_grad_norm: Positive[float] = 1.0
     """Gradients are scaled down to this norm."""
     heldout_share: Share[float] = 0.0
@@ -120,6 +124,10 @@ class AgentConfig:
     """Episodes collected before each round of updates; a multiple of the environment's rows."""
     micro_batch_tokens: Positive[int] = 4096
     """Tokens of the texts that are held in memory together; never changes the result."""
+    adam_beta1: Share[float] = 0.9
+    """AdamW's decay rate of the gradients' mean, for each update."""
+    adam_beta2: Share[float] = 0.99
+    """AdamW's decay rate of the gradients' squares, for each update."""
     max_grad_norm: Positive[float] = 1.0
     """Gradients are scaled down to this norm."""
     precision: Precision = "float32"

@@ -70,39 +70,22 @@ def sample_and_score(
     """Return one completion a prompt with its log-probs under policy and reference, and score.
 
     A reward model with a chat template reads the messages of chat prompts by its own template.
-
-    Raises:
-        UserError: a text is too long for a model, or `score` gives no finite number a text.
+    Raises UserError where a text is too long for a model or a score is not finite.
     """
-    check_vocabulary(policy, tokenizer)
-    if policy is not reference:
-        check_apart(policy, reference)
-        check_same_width(policy, reference)
-    if isinstance(prompts, str):
-        raise UserError(f"prompts are one text, {prompts[:40]!r}; expected a list of them")
-    lm, ref = split_lm(policy), split_lm(reference)
-    sampler = sampler or ModelSampler(lm)
-    generator = torch.Generator().manual_seed(seed)
-    eos_id(tokenizer)  # without it no text would end
-    ends = end_ids(tokenizer, policy)
-    encoded = [
-        encode_prompt(tokenizer, prompt, f"prompt {row}") for row, prompt in enumerate(prompts)
-    ]
+    _check_models(policy, reference, tokenizer)
+    encoded, ends = _encoded(tokenizer, prompts), end_ids(tokenizer, policy)
     needed = [len(ids) + max_new_tokens for ids in encoded]
     for model in (policy, reference):
         check_lengths(model, needed, f"with max_new_tokens={max_new_tokens}, prompt")
-    token_ids: list[list[int]] = []
-    logprobs: list[list[float]] = []
-    ref_logprobs: list[list[float]] = []
-    for start in range(0, len(encoded), PROMPTS_PER_PASS):
-        part = encoded[start : start + PROMPTS_PER_PASS]
-        samples = _sample(sampler, part, max_new_tokens, ends, generator, temperature)
-        counts = samples.mask.sum(1).tolist()
-        ids = [row[:n] for row, n in zip(samples.completion_ids.tolist(), counts, strict=True)]
-        token_ids += ids
-        own = [row[:n] for row, n in zip(samples.logprobs.tolist(), counts, strict=True)]
-        logprobs += own
-        ref_logprobs += own if policy is reference else _teacher_forced(ref, part, ids, temperature)
+    token_ids, logprobs, ref_logprobs = _drawn(
+        sampler or ModelSampler(split_lm(policy)),
+        None if policy is reference else split_lm(reference),
+        encoded,
+        max_new_tokens=max_new_tokens,
+        ends=ends,
+        generator=torch.Generator().manual_seed(seed),
+        temperature=temperature,
+    )
     completions = [
         decode_completion(tokenizer, prompt, ids, ends)
         for prompt, ids in zip(encoded, token_ids, strict=True)
@@ -111,8 +94,8 @@ def sample_and_score(
         prompt if isinstance(prompt, str) else decode(tokenizer, ids)
         for prompt, ids in zip(prompts, encoded, strict=True)
     ]
-    scorer = make_scorer(_by_position(score))
-    scores = scorer(texts, completions, {}, [_chat(prompt) for prompt in prompts])
+    chats = list(map(_chat, prompts))
+    scores = make_scorer(_by_position(score))(texts, completions, {}, chats)
     return Sampled(
         prompts=texts,
         completions=completions,
@@ -215,6 +198,55 @@ def summarize(
         verdicts = make_scorer(_by_position(judge))(samples.prompts, samples.completions, {})
         result["judge_positive"] = float((verdicts > 0.05).mean())
     return result
+
+
+def _check_models(
+    policy: PreTrainedModel, reference: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    check_vocabulary(policy, tokenizer)
+    if policy is not reference:
+        check_apart(policy, reference)
+        check_same_width(policy, reference)
+
+
+def _encoded(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str | Messages | Chat]
+) -> list[list[int]]:
+    if isinstance(prompts, str):
+        raise UserError(f"prompts are one text, {prompts[:40]!r}; expected a list of them")
+    eos_id(tokenizer)  # without it no text would end
+    return [encode_prompt(tokenizer, prompt, f"prompt {row}") for row, prompt in enumerate(prompts)]
+
+
+def _drawn(
+    sampler: Sampler,
+    reference: SplitLM | None,
+    encoded: list[list[int]],
+    *,
+    max_new_tokens: int,
+    ends: Sequence[int],
+    generator: torch.Generator,
+    temperature: float,
+) -> tuple[list[list[int]], list[list[float]], list[list[float]]]:
+    """Return token ids, log-probs and the reference's log-probs of a completion a prompt.
+
+    Without a reference its log-probs are the sampler's.
+    """
+    token_ids: list[list[int]] = []
+    logprobs: list[list[float]] = []
+    ref_logprobs: list[list[float]] = []
+    for start in range(0, len(encoded), PROMPTS_PER_PASS):
+        part = encoded[start : start + PROMPTS_PER_PASS]
+        samples = _sample(sampler, part, max_new_tokens, ends, generator, temperature)
+        counts = samples.mask.sum(1).tolist()
+        ids = [row[:n] for row, n in zip(samples.completion_ids.tolist(), counts, strict=True)]
+        own = [row[:n] for row, n in zip(samples.logprobs.tolist(), counts, strict=True)]
+        token_ids += ids
+        logprobs += own
+        ref_logprobs += (
+            own if reference is None else _teacher_forced(reference, part, ids, temperature)
+        )
+    return token_ids, logprobs, ref_logprobs
 
 
 def _sample(

@@ -117,14 +117,10 @@ class ModelSampler:
         ends = torch.tensor(list(end_ids), dtype=torch.long, device=device)
         alive = torch.arange(batch, device=device)
         done = torch.zeros_like(alive) if begun is None else begun.to(device)
-        decoder, states = _prefilled(
-            self.lm, prompt_ids.to(device), prompt_lengths.to(device), max_new_tokens
-        )
+        decoder, states = _prefilled(self.lm, prompt_ids, prompt_lengths, max_new_tokens)
         ids = torch.zeros(batch, max_new_tokens, dtype=torch.long, device=device)
         mask = torch.zeros(batch, max_new_tokens, dtype=torch.bool, device=device)
-        logprobs, entropies, observed = (
-            torch.zeros(batch, max_new_tokens, device=device) for _ in range(3)
-        )
+        logprobs, entropies, observed = torch.zeros(3, batch, max_new_tokens, device=device)
         for step in range(max_new_tokens):
             uniforms = torch.rand(batch, dtype=torch.float64, generator=generator).to(device)
             logits = self.lm.head(states).float()
@@ -134,8 +130,7 @@ class ModelSampler:
             tokens = draw(log_p, uniforms[alive])
             ids[alive, step], mask[alive, step] = tokens, True
             logprobs[alive, step] = log_p.gather(1, tokens.unsqueeze(1)).squeeze(1)
-            finite = log_p.clamp_min(torch.finfo(log_p.dtype).min)  # a banned token: 0 log 0 = 0
-            entropies[alive, step] = -(log_p.exp() * finite).sum(-1)
+            entropies[alive, step] = _entropy(log_p)
             if self.observe is not None:
                 observed[alive, step] = self.observe(states).float()
             going = (~torch.isin(tokens, ends)).nonzero().squeeze(1)
@@ -155,6 +150,11 @@ class ModelSampler:
         )
 
 
+def _entropy(logprobs: Tensor) -> Tensor:
+    finite = logprobs.clamp_min(torch.finfo(logprobs.dtype).min)  # a banned token: 0 log 0 = 0
+    return -(logprobs.exp() * finite).sum(-1)
+
+
 def _prefilled(
     lm: SplitLM, prompt_ids: Tensor, prompt_lengths: Tensor, max_new_tokens: int
 ) -> tuple[Decoder, Tensor]:
@@ -162,6 +162,7 @@ def _prefilled(
 
     Equal prompts (the samples of one group) are read once.
     """
+    prompt_ids, prompt_lengths = prompt_ids.to(lm.device), prompt_lengths.to(lm.device)
     width = int(prompt_lengths.max())
     real = torch.arange(width, device=prompt_ids.device) < prompt_lengths.unsqueeze(1)
     rows = torch.cat([prompt_lengths.unsqueeze(1), prompt_ids[:, :width].long() * real], dim=1)

@@ -69,21 +69,18 @@ def fit(
             another run.
     """
     model.eval()
-    per_epoch = math.ceil(len(task.lengths) / config.minibatch_size)
-    total = per_epoch * config.num_epochs
+    total = math.ceil(len(task.lengths) / config.minibatch_size) * config.num_epochs
     updater = Updater(
         [(model, config.learning_rate)],
         accelerator=accelerator,
+        betas=(config.adam_beta1, config.adam_beta2),
         max_grad_norm=config.max_grad_norm,
         weight_decay=config.weight_decay,
         schedule=warmup_cosine(total, config.warmup_share),
     )
-    states = None
-    if state_dir is not None:
-        identity = run_identity(task.stage, config, task.examples)
-        states = States(model=model, updater=updater, folder=state_dir, identity=identity)
-        if resume:
-            states.restore()
+    states = _states(model, updater, task, config, state_dir)
+    if resume and states is not None:
+        states.restore()
     precision = pick_precision(config.precision, model, accelerator.device)
     config = replace(config, precision=precision)
     try:
@@ -95,6 +92,20 @@ def fit(
     accelerator.wait_for_everyone()  # nobody leaves while another still receives
     updater.finish()
     check_finite(model, "has learned nothing of use")
+
+
+def _states(
+    model: nn.Module,
+    updater: Updater,
+    task: FitTask,
+    config: TrainingConfig,
+    folder: Path | None,
+) -> States | None:
+    """Return where a run's states go; None where none are kept."""
+    if folder is None:
+        return None
+    identity = run_identity(task.stage, config, task.examples)
+    return States(model=model, updater=updater, folder=folder, identity=identity)
 
 
 def _fit_updates(

@@ -258,16 +258,8 @@ class SplitLM:
     def token_logprobs(self, sequences: Sequences, temperature: float = 1.0) -> Tensor:
         """Return the log-probs of the tokens that count, in nats, [B L]; 0 elsewhere."""
         ids, mask = sequences.input_ids, sequences.mask
-        return token_pass(
-            self.trunk,
-            self.packing,
-            self.head,
-            self.chunk_size,
-            ids,
-            counted_from_0(ids),
-            mask,
-            temperature=temperature,
-        ).logprobs
+        positions = counted_from_0(ids)
+        return token_pass(self, ids, positions, mask, temperature=temperature).logprobs
 
     def action_states(self, input_ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         """Return the states that chose the actions, [B T H]; arbitrary where the mask is False.

@@ -58,10 +58,7 @@ class PolicyModule(nn.Module):
             reference: the reference's states before the same tokens, for the exact KL.
         """
         return token_pass(
-            self.lm.trunk,
-            self.lm.packing,
-            self.lm.head,
-            self.lm.chunk_size,
+            self.lm,
             input_ids,
             positions,
             mask,

@@ -37,13 +37,18 @@ class PreferenceBatch:
     """Estimate of KL(pi || pi_ref), nats a sequence, scalar >= 0, without gradient."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class PreferenceSettings:
     """The numbers that tune a preference loss."""
 
     beta: float
+    """Strength of the pull to the reference; ORPO's lambda."""
     label_smoothing: float | Tensor
+    """Assumed share of flipped labels, in [0, 0.5); for "sigmoid" and "cdpo", which are the same
+    function, also one a pair: the share of raters who preferred the rejected completion, in [0, 1].
+    Shape [B]."""
     simpo_margin: float
+    """SimPO's gamma over beta, nats a token."""
 
 
 PreferenceLoss = Callable[[PreferenceBatch, PreferenceSettings], Tensor]
@@ -148,64 +153,64 @@ def dpo_loss(
         h    = (log pi - log pi_ref)(chosen) - (log pi - log pi_ref)(rejected)
         loss = -log sigmoid(beta * h)                    "sigmoid"; the others in PREFERENCE_LOSSES
 
+    Source: Rafailov et al. 2023, 2305.18290, eq. 7.
+
     Args:
         chosen_logprobs: of the policy, in nats. Shape [B], as the next three.
         rejected_logprobs: of the policy.
         ref_chosen_logprobs: of the reference.
         ref_rejected_logprobs: of the reference.
-        beta: strength of the pull to the reference, > 0; ORPO's lambda.
-        loss_type: a key of PREFERENCE_LOSSES, or a mix of several with their weights:
-            {"sigmoid": 1.0, "sft": 0.2}.
-        label_smoothing: assumed share of flipped labels, in [0, 0.5); for "sigmoid"/"cdpo"
-            (which are the same function) and "robust" only. For the first two also one a pair:
-            the share of raters who preferred the rejected completion, in [0, 1]. Shape [B].
-        chosen_lengths: tokens of the chosen completions, for "simpo", "orpo" and "sft", which take
-            token means. Shape [B]; None where the log-probs given are means already.
+        beta: as in `PreferenceSettings`, > 0.
+        loss_type: a key of PREFERENCE_LOSSES, or several with their weights: {"sft": 0.2, ...}.
+        label_smoothing: as in `PreferenceSettings`, for "sigmoid", "cdpo" and "robust" only.
+        chosen_lengths: tokens, [B], for the token means of "simpo", "orpo" and "sft"; None = 1.
         rejected_lengths: the same of the rejected.
-        kl: estimate of KL(pi || pi_ref) for "kto", nats a sequence, scalar; below 0 counts as 0,
-            and None is the 0 of a policy that still is the reference.
-        simpo_margin: SimPO's gamma over beta, nats a token.
+        kl: estimate of KL(pi || pi_ref) for "kto", nats a sequence, scalar; None or below 0 is 0.
+        simpo_margin: as in `PreferenceSettings`.
 
     Returns: Shape [B].
 
     Raises:
         ValueError: shapes differ (both named), unknown loss_type, beta or smoothing out of range.
 
-    Source: Rafailov et al. 2023, 2305.18290, eq. 7.
-
-    >>> zero = torch.zeros(1)
-    >>> round(dpo_loss(zero, zero, zero, zero).item(), 4)  # pi = pi_ref: log 2
+    >>> round(dpo_loss(*torch.zeros(4, 1)).item(), 4)  # pi = pi_ref: log 2
     0.6931
     """
-    ones = torch.ones_like(chosen_logprobs)
-    chosen_lengths = ones if chosen_lengths is None else chosen_lengths
-    rejected_lengths = ones if rejected_lengths is None else rejected_lengths
+    mix = loss_weights(loss_type)
+    _check_settings(mix, beta, label_smoothing)
+    logprobs = (chosen_logprobs, rejected_logprobs, ref_chosen_logprobs, ref_rejected_logprobs)
+    pairs = _batch(logprobs, (chosen_lengths, rejected_lengths), label_smoothing, kl)
+    settings = PreferenceSettings(beta, label_smoothing, simpo_margin)
+    terms = [weight * PREFERENCE_LOSSES[name](pairs, settings) for name, weight in mix.items()]
+    return torch.stack(terms).sum(0)
+
+
+def _batch(
+    logprobs: tuple[Tensor, Tensor, Tensor, Tensor],
+    lengths: tuple[Tensor | None, Tensor | None],
+    label_smoothing: float | Tensor,
+    kl: Tensor | None,
+) -> PreferenceBatch:
+    """Return the pairs in full precision, their shapes checked by name."""
+    ones = torch.ones_like(logprobs[0])
+    chosen_lengths, rejected_lengths = (ones if given is None else given for given in lengths)
+    names = ("chosen_logprobs", "rejected_logprobs", "ref_chosen_logprobs", "ref_rejected_logprobs")
     check_shapes(
-        chosen_logprobs=chosen_logprobs,
-        rejected_logprobs=rejected_logprobs,
-        ref_chosen_logprobs=ref_chosen_logprobs,
-        ref_rejected_logprobs=ref_rejected_logprobs,
+        **dict(zip(names, logprobs, strict=True)),
         chosen_lengths=chosen_lengths,
         rejected_lengths=rejected_lengths,
         **({"label_smoothing": label_smoothing} if isinstance(label_smoothing, Tensor) else {}),
     )
-    mix = loss_weights(loss_type)
-    _check_settings(mix, beta, label_smoothing)
-    chosen, rejected = full_precision(chosen_logprobs), full_precision(rejected_logprobs)
-    pairs = PreferenceBatch(
+    chosen, rejected, ref_chosen, ref_rejected = map(full_precision, logprobs)
+    return PreferenceBatch(
         chosen=chosen,
         rejected=rejected,
-        h_chosen=chosen - full_precision(ref_chosen_logprobs),
-        h_rejected=rejected - full_precision(ref_rejected_logprobs),
+        h_chosen=chosen - ref_chosen,
+        h_rejected=rejected - ref_rejected,
         chosen_lengths=chosen_lengths,
         rejected_lengths=rejected_lengths,
         kl=torch.zeros_like(chosen[:1]).sum() if kl is None else kl.detach().clamp_min(0.0),
     )
-    settings = PreferenceSettings(
-        beta=beta, label_smoothing=label_smoothing, simpo_margin=simpo_margin
-    )
-    terms = [weight * PREFERENCE_LOSSES[name](pairs, settings) for name, weight in mix.items()]
-    return torch.stack(terms).sum(0)
 
 
 def _check_settings(mix: Mapping[str, float], beta: float, label_smoothing: float | Tensor) -> None:

@@ -6,6 +6,7 @@ share a pass), `logprobs.py` (the chunks of the head).
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -38,11 +39,55 @@ class ReferenceStates:
     head: Callable[[Tensor], Tensor]
 
 
+@dataclass(frozen=True)
+class _Numbers:
+    """What the logits of some positions say, a column each: log-prob, entropy, exact KL."""
+
+    head: Callable[[Tensor], Tensor]
+    temperature: float
+    allowed: AllowedTokens | None
+    entropies: bool
+    reference: ReferenceStates | None
+
+    def __call__(
+        self, states: Tensor, chosen: Tensor, counts: Tensor, others: Tensor | None = None
+    ) -> Tensor:
+        """Map a chunk of [n H], [n], [n] and [n H] to [n columns]."""
+        logits = self._logits(self.head, states, counts)
+        columns = [token_logprobs(logits, chosen, temperature=self.temperature)]
+        if self.entropies:
+            columns.append(token_entropy(logits, temperature=self.temperature))
+        if self.reference is not None and others is not None:
+            other_logits = self._logits(self.reference.head, others, counts)
+            columns.append(token_kl(logits, other_logits, temperature=self.temperature))
+        return torch.stack(columns, dim=-1)
+
+    def _logits(self, head: Callable[[Tensor], Tensor], states: Tensor, counts: Tensor) -> Tensor:
+        logits = head(states)
+        return logits if self.allowed is None else self.allowed.restrict(logits, counts)
+
+
+class TokenModel(Protocol):
+    """What a pass needs of a language model (`SplitLM` has it)."""
+
+    @property
+    def trunk(self) -> nn.Module:
+        """What maps ids to hidden states."""
+
+    @property
+    def packing(self) -> Packing:
+        """How texts may share rows of a pass."""
+
+    @property
+    def chunk_size(self) -> int:
+        """Positions whose logits are held at once."""
+
+    def head(self, states: Tensor) -> Tensor:
+        """Map states [n H] to logits [n V]."""
+
+
 def token_pass(
-    trunk: nn.Module,
-    packing: Packing,
-    head: Callable[[Tensor], Tensor],
-    chunk_size: int,
+    lm: TokenModel,
     input_ids: Tensor,
     positions: Tensor,
     mask: Tensor,
@@ -53,13 +98,10 @@ def token_pass(
     reference: ReferenceStates | None = None,
     value_head: nn.Module | None = None,
 ) -> Evaluation:
-    """Return the log-probs of some tokens, and what else is asked; see `PolicyModule.forward`.
+    """Return the log-probs of some tokens, and what else is asked.
 
     Args:
-        trunk: of the language model.
-        packing: how texts may share rows of a pass.
-        head: maps states [n H] to logits [n V].
-        chunk_size: positions whose logits are held at once.
+        lm: the language model.
         input_ids: whole texts, right-padded. Shape [B L].
         positions: where each token stands in its text, >= 1. Shape [B T].
         mask: Bool, True on the tokens that count. Shape [B T].
@@ -71,37 +113,23 @@ def token_pass(
     """
     positions = positions.masked_fill(~mask, 0)
     input_ids = input_ids[:, : int(positions.max()) + 1]  # nothing behind is read
-    states, places = read_before(trunk, packing, input_ids, positions, mask)
+    states, places = read_before(lm.trunk, lm.packing, input_ids, positions, mask)
     chosen, counts = input_ids.gather(1, positions), counted_from_0(positions)
-    heads = [] if reference is None else [reference.head]
-    others = [] if reference is None else [reference.states]
-
-    def restricted(logits: Tensor, places: Tensor) -> Tensor:
-        return logits if allowed is None else allowed.restrict(logits, places)
-
-    def numbers(states: Tensor, chosen: Tensor, places: Tensor, *others: Tensor) -> Tensor:
-        logits = restricted(head(states), places)
-        columns = [token_logprobs(logits, chosen, temperature=temperature)]
-        if entropies:
-            columns.append(token_entropy(logits, temperature=temperature))
-        for other, other_head in zip(others, heads, strict=True):
-            other_logits = restricted(other_head(other), places)
-            columns.append(token_kl(logits, other_logits, temperature=temperature))
-        return torch.stack(columns, dim=-1)
-
-    inputs, counted = [places, chosen, counts, *others], mask
+    numbers = _Numbers(lm.head, temperature, allowed, entropies, reference)
+    inputs, counted = [places, chosen, counts], mask
+    if reference is not None:
+        inputs.append(reference.states)
     if value_head is None:  # texts may be ragged: only the states that count are held
         inputs = [tensor[mask].unsqueeze(0) for tensor in inputs]
         counted = mask[mask].unsqueeze(0)
     hidden = take(states, inputs[0])
-    table = map_positions(numbers, hidden, *inputs[1:], mask=counted, chunk_size=chunk_size)
+    table = map_positions(numbers, hidden, *inputs[1:], mask=counted, chunk_size=lm.chunk_size)
     if value_head is None:
         zeros = table.new_zeros(*mask.shape, table.shape[-1])
         table = zeros.masked_scatter(mask.unsqueeze(-1), table)
-    values = None if value_head is None else value_head(hidden)
     return Evaluation(
         logprobs=table[..., 0],
-        values=None if values is None else values.masked_fill(~mask, 0.0),
+        values=None if value_head is None else value_head(hidden).masked_fill(~mask, 0.0),
         entropies=table[..., 1] if entropies else None,
         exact_kl=None if reference is None else table[..., -1],
     )

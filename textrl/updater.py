@@ -37,6 +37,7 @@ class Updater:
         groups: Sequence[tuple[nn.Module, float]],
         *,
         accelerator: Accelerator,
+        betas: tuple[float, float],
         max_grad_norm: float,
         weight_decay: float = 0.0,
         schedule: Callable[[int], float] = lambda update: 1.0,
@@ -61,7 +62,7 @@ class Updater:
         self.parameters = [p for group in options for p in group["params"]]
         if not self.parameters:
             raise UserError("the model has no parameter that takes a gradient")
-        self.optimizer = torch.optim.AdamW(options, betas=(0.9, 0.99), eps=1e-8, fused=True)
+        self.optimizer = torch.optim.AdamW(options, betas=betas, eps=1e-8, fused=True)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, schedule)
         self.updates = self.skipped = self.skipped_in_a_row = 0
 

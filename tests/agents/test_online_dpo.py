@@ -131,9 +131,9 @@ def test_registry() -> None:
         def __init__(self, policy, venv) -> None:
             self.policy = policy
 
-    register("mine", Mine)
+    register("mine_too", Mine)
     policy = tiny_model()
-    assert make_agent("mine", policy, None).policy is policy
-    assert {"ppo", "online_dpo", "mine"} <= set(registered())
+    assert make_agent("mine_too", policy, None).policy is policy
+    assert {"ppo", "online_dpo", "mine_too"} <= set(registered())
     with pytest.raises(UserError, match="did you mean 'ppo'"):
         make_agent("ppp", policy, None)

@@ -11,7 +11,8 @@ import optimum
 import pytest
 import small_tasks
 import torch
-from cells import AGENTS, Cell, labelled, run_cell
+from cells import AGENTS, Cell, run_cell
+from drawn_labels import labelled, reward_model
 from small_tasks import TASKS, enumeration, new_policy, reference
 
 ROOT = Path(__file__).parent.parent.parent
@@ -45,7 +46,7 @@ def test_reaches_the_optimum(agent: str, learning) -> None:
 def test_without_a_signal_it_fails_the_same_bar(agent: str, monkeypatch) -> None:
     blind = small_tasks.make_venv
     if agent == "ppo_reward_model":
-        cells.reward_model("dense")  # its trunk has learnt; what is taken away is PPO's signal
+        reward_model("dense")  # its trunk has learnt; what is taken away is PPO's signal
 
     def make_venv(task: str, **options):
         venv = blind(task, **options)
@@ -53,8 +54,8 @@ def test_without_a_signal_it_fails_the_same_bar(agent: str, monkeypatch) -> None
         object.__setattr__(scorer, "weights", (0.0,) * len(scorer.weights))
         return venv
 
-    def coin_flips(cell: Cell, raters: int, flipped: float):
-        rows = labelled(cell, raters, flipped)
+    def coin_flips(task: str, seed: int, **options):
+        rows = labelled(task, seed, **options)
         flips = np.random.default_rng(0).random(len(rows)) < 0.5
         return [
             (p, b, a, c) if f else (p, a, b, c) for (p, a, b, c), f in zip(rows, flips, strict=True)
@@ -85,8 +86,7 @@ def test_a_new_policy_is_the_reference_and_training_it_leaves_the_reference_alon
 
 
 def test_labels_are_bradley_terry_draws_from_the_score() -> None:
-    cell = Cell(agent="dpo", task="length", kl_coef=0.5, seed=0)
-    rows = labelled(cell, raters=64, flipped=0.0, count=8000)
+    rows = labelled("length", 0, raters=64, count=8000)
     scores = enumeration("length").scores
     index = {prompt: i for i, prompt in enumerate(small_tasks.PROMPTS)}
     gaps = np.array([float(scores[index[p], a] - scores[index[p], b]) for p, a, b, _ in rows])
@@ -96,11 +96,10 @@ def test_labels_are_bradley_terry_draws_from_the_score() -> None:
     turned = np.where(gaps >= 0, shares, 1 - shares)[gaps != 0]
     expected = 1 / (1 + np.exp(-np.abs(gaps[gaps != 0])))
     assert turned.mean() == pytest.approx(expected.mean(), abs=0.005)
-    flipped = labelled(cell, raters=1, flipped=0.2, count=8000)
+    flipped = labelled("length", 0, raters=1, flipped=0.2, count=8000)
     wrong = np.mean([scores[index[p], a] < scores[index[p], b] for p, a, b, _ in flipped])
-    clean = np.mean(
-        [scores[index[p], a] < scores[index[p], b] for p, a, b, _ in labelled(cell, 1, 0.0)]
-    )
+    right = labelled("length", 0, raters=1, count=80_000)
+    clean = np.mean([scores[index[p], a] < scores[index[p], b] for p, a, b, _ in right])
     assert wrong > clean + 0.05
 
 

@@ -429,8 +429,13 @@ def test_minibatches_are_a_shuffled_partition_of_like_lengths() -> None:
 def test_matrices_alone_decay() -> None:
     layer = nn.Linear(3, 3)
     updater = Updater(
-        [(layer, 0.1)], accelerator=Accelerator(cpu=True), max_grad_norm=1.0, weight_decay=0.5
+        [(layer, 0.1)],
+        accelerator=Accelerator(cpu=True),
+        betas=(0.8, 0.95),
+        max_grad_norm=1.0,
+        weight_decay=0.5,
     )
+    assert {group["betas"] for group in updater.optimizer.param_groups} == {(0.8, 0.95)}
     decays = {
         group["weight_decay"]: len(group["params"]) for group in updater.optimizer.param_groups
     }
@@ -439,8 +444,23 @@ def test_matrices_alone_decay() -> None:
         Updater(
             [(layer.requires_grad_(False), 0.1)],
             accelerator=Accelerator(cpu=True),
+            betas=(0.9, 0.99),
             max_grad_norm=1.0,
         )
+
+
+def test_a_trainers_optimiser_has_the_betas_of_its_configuration() -> None:
+    def weights(**options: float) -> torch.Tensor:
+        model = tiny_model()
+        SFTTrainer(
+            model, tiny_tokenizer(), TEXTS, SFTConfig(minibatch_size=4, **options), shown=False
+        ).train()
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    given = weights()
+    assert torch.equal(given, weights(adam_beta1=0.9, adam_beta2=0.99))
+    assert not torch.equal(given, weights(adam_beta1=0.8))
+    assert not torch.equal(given, weights(adam_beta2=0.9))
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo"])

@@ -219,12 +219,7 @@ class DPOTrainer(Trainer):
         self._policy = PolicyModule(split_lm(model))
         self._precision = pick_precision(self.config.precision, model, self._policy.device)
         model.eval()
-        if isinstance(data, list) and data and isinstance(data[0], Pair):
-            self.train_pairs, self.heldout_pairs = cast(list[Pair], data), list[Pair]()
-        else:
-            records = with_shared_prompts(load_records(cast(Source, data), "pairs"), texts=True)
-            train, heldout = split_by_prompt(records, self.config.heldout_share)
-            self.train_pairs, self.heldout_pairs = self._encode(train), self._encode(heldout)
+        self.train_pairs, self.heldout_pairs = self._pairs_of(data)
         for pairs in (self.train_pairs, self.heldout_pairs):
             longer = [max(len(p.chosen.ids), len(p.rejected.ids)) for p in pairs]
             check_lengths(model, longer, "pair")
@@ -237,6 +232,14 @@ class DPOTrainer(Trainer):
             self._reference_of_strangers = all_logprobs(self._policy, self._strangers, tokens)
             self._reference = self._reference_of(self.train_pairs)
             self._heldout_reference = self._reference_of(self.heldout_pairs)
+
+    def _pairs_of(self, data: Source | list[Pair]) -> tuple[list[Pair], list[Pair]]:
+        """Return the pairs to train on and the held-out ones."""
+        if isinstance(data, list) and data and isinstance(data[0], Pair):
+            return cast(list[Pair], data), []
+        records = with_shared_prompts(load_records(cast(Source, data), "pairs"), texts=True)
+        train, heldout = split_by_prompt(records, self.config.heldout_share)
+        return self._encode(train), self._encode(heldout)
 
     def _task(self) -> FitTask:
         pairs = self.train_pairs

@@ -1,4 +1,4 @@
-"""The arguments of the environments, the single and the vector one alike, and their check."""
+"""The arguments of the single and of the vector environment, and their validation."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -15,29 +15,30 @@ from textrl.rewards import Reward
 from textrl.task_config import TaskConfig
 
 Shaping = Literal["exact", "none", "potential"]
-"""What a token earns beside the score; see `candidates.py`."""
+"""The reward of a token in addition to the score; see `candidates.py`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CoreConfig(TaskConfig):
-    """The keyword arguments of `TextRLHFEnv` and `TextRLHFVectorEnv`; those of `TaskConfig` too."""
+    """The keyword arguments of `TextRLHFEnv` and `TextRLHFVectorEnv`, including `TaskConfig`'s."""
 
     reference: str | Path | PreTrainedModel | None = None
-    """Folder or hub id of a causal language model, or a live model (with `tokenizer`). It is
-    frozen. Without one, the task is the tiny built-in one."""
+    """Folder or hub id of a causal language model, or a loaded model (which needs `tokenizer`). The
+    reference is frozen. Without a reference, the task is the tiny built-in one."""
     reward: Reward | Sequence[Reward | tuple[Reward, float]] | None = None
-    """Folder or hub id of a sequence classifier, a function
-    `f(prompts, completions, **columns) -> list[float]`, or a list of these, each alone or with a
-    weight."""
+    """Folder or hub id of a sequence classifier, a function `f(prompts, completions, **columns) ->
+    list[float]`, or a list of these. A list has rewards or pairs of a reward and its weight."""
     prompts: PromptSource | None = None
-    """File or hub name with a `prompt` column, or a list of strings, chats or dicts; the columns
-    `tools` and `chat_template_kwargs` reach the chat template, others the reward functions."""
+    """File or hub name with a `prompt` column, or a list of strings, chats or dicts. The columns
+    `tools` and `chat_template_kwargs` are passed to the chat template, all others to the reward
+    functions."""
     tokenizer: str | Path | PreTrainedTokenizerBase | None = None
-    """Tokenizer of the policy and the reference; by default the reference's own."""
+    """Tokenizer of the policy and the reference; the default is the tokenizer of the reference."""
     device: str | torch.device | None = None
-    """Device of the models; None is the GPU if there is one."""
+    """Device of the models; None uses the GPU if there is one, else the CPU."""
     dtype: str | torch.dtype = "auto"
-    """Number format of the models; "auto" is float32 on a CPU, the checkpoint's on a GPU."""
+    """Data type of the weights; "auto" is float32 on a CPU and the checkpoint's own type on a
+    GPU."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range, naming field, value and what was expected."""

@@ -360,7 +360,7 @@ def test_help_explains_each_field() -> None:
         env=os.environ | {"COLUMNS": "200"},
     )
     assert "--clip_range CLIP_RANGE" in done.stdout
-    assert "The probability ratio is clipped to 1 +- this." in done.stdout
+    assert "The probability ratio is clipped to 1 +- this value." in done.stdout
     assert "(type: float, a positive number, default: 0.2)" in done.stdout
 
 

@@ -1,7 +1,7 @@
-"""The configuration of every trainer and agent: frozen, checked on construction, one unit a field.
+"""The configuration of every trainer and agent: frozen dataclasses, validated on construction.
 
-Standard library only, so that the command line can show its help without loading torch. The text
-under each field is its help there.
+The text under each field states its unit and is its help on the command line. This module imports
+the standard library only, so that the command line can show its help without loading torch.
 """
 
 import math
@@ -13,7 +13,7 @@ from textrl.errors import did_you_mean
 from textrl.loss_names import SMOOTHED_LOSSES, PreferenceLossName
 
 Precision = Literal["float32", "bfloat16", "auto"]
-"""Of matrix products, see textrl.precision."""
+"""Precision of matrix products, see textrl.precision."""
 
 
 def _check_preference(config: object) -> None:
@@ -35,38 +35,43 @@ def _check_preference(config: object) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """What all trainers on a fixed data set share."""
+    """The settings that all trainers on a fixed data set share."""
 
     learning_rate: Positive[float] = 1e-4
     """Peak learning rate of AdamW."""
     num_epochs: Positive[int] = 1
-    """Passes over the data."""
+    """Number of passes over the data."""
     minibatch_size: Positive[int] = 32
-    """Examples in one update (optimiser step), over all processes."""
+    """Number of examples per update (optimiser step), summed over all processes."""
     micro_batch_tokens: Positive[int] = 4096
-    """Tokens of the texts that are held in memory together; never changes the result."""
+    """Number of tokens per micro-batch, whose texts are held in memory together. It never changes
+    the result."""
     max_length: Positive[int] = 512
-    """Longest sequence in tokens; texts and completions are cut here, prompts over it are
-    refused."""
+    """Maximum length of a sequence in tokens. Longer texts and completions are cut; longer prompts
+    are refused."""
     warmup_share: Share[float] = 0.05
-    """Share of the updates with a rising learning rate; a cosine falls to 0 after it."""
+    """Share of the updates in which the learning rate rises (warm-up). After them it falls to 0
+    along a cosine."""
     weight_decay: NotNegative[float] = 0.0
-    """AdamW's decay of the weight matrices, per unit of learning rate."""
+    """Weight decay of AdamW, which applies to the weight matrices only. It is multiplied by the
+    learning rate."""
     adam_beta1: Share[float] = 0.9
-    """AdamW's decay rate of the gradients' mean, for each update."""
+    """Decay rate of AdamW's running mean of the gradients, per update."""
     adam_beta2: Share[float] = 0.99
-    """AdamW's decay rate of the gradients' squares, for each update."""
+    """Decay rate of AdamW's running mean of the squared gradients, per update."""
     max_grad_norm: Positive[float] = 1.0
-    """Gradients are scaled down to this norm."""
+    """Maximum norm of the gradient. A gradient with a larger norm is scaled down to it."""
     heldout_share: Share[float] = 0.0
-    """Share of the prompts kept out of training and evaluated at the end."""
+    """Share of the prompts that are held out from training and used for an evaluation at the
+    end."""
     precision: Precision = "float32"
-    """Of matrix products; weights and losses stay float32. auto: bfloat16 where it is faster (new
-    GPUs; CPUs with AMX from 100M parameters on), else float32."""
+    """Precision of matrix products; weights and losses always stay in float32. `auto` uses bfloat16
+    where that is faster (new GPUs; CPUs with AMX for models of 100M parameters or more) and float32
+    elsewhere."""
     save_every: NotNegative[int] = 0
-    """Updates between resumable states; 0 is once an epoch."""
+    """Number of updates between two resumable states; 0 saves one state per epoch."""
     seed: Seed[int] = 0
-    """Seed of the data order and of fresh weights."""
+    """Seed of the order of the data and of newly initialised weights."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""
@@ -84,12 +89,14 @@ class RewardConfig(TrainingConfig):
     """Reward modelling on pairs or rankings."""
 
     max_length: Positive[int] = 512
-    """Longest prompt with a completion in tokens; longer ones are refused, as a cut text would be
-    scored as another one."""
+    """Maximum length of a prompt with its completion, in tokens. Longer texts are refused, because
+    a cut text would get the score of a different text."""
     loss_type: Literal["ranking", "plackett_luce"] = "ranking"
-    """Loss of a ranking: mean over its pairs (InstructGPT), or of the whole order."""
+    """Loss of a ranking. `ranking` is the mean over its pairs (InstructGPT); `plackett_luce` is the
+    loss of the whole order."""
     center_coef: NotNegative[float] = 0.01
-    """Weight of the squared score, which keeps scores near 0; score units to the power -2."""
+    """Weight of the penalty on the squared score, which keeps scores near 0; its unit is score
+    units to the power -2."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,14 +104,15 @@ class DPOConfig(TrainingConfig):
     """Direct preference optimisation on a fixed set of pairs."""
 
     beta: Positive[float] = 0.1
-    """Strength of the pull to the reference; simpo's scale of the margin (2 in its paper), orpo's
-    weight of the odds ratio."""
+    """Strength of the pull towards the reference. For simpo it is the scale of the margin (2 in its
+    paper); for orpo it is the weight of the odds ratio."""
     loss_type: PreferenceLossName | dict[str, float] = "sigmoid"
-    """A key of textrl.losses.PREFERENCE_LOSSES, or a mix: {sigmoid: 1.0, sft: 0.2}."""
+    """Name of a preference loss (a key of textrl.losses.PREFERENCE_LOSSES), or a weighted sum of
+    losses such as {sigmoid: 1.0, sft: 0.2}."""
     label_smoothing: Share[float] = 0.0
-    """Assumed share of flipped labels, for sigmoid, cdpo and robust."""
+    """Assumed share of flipped labels; it applies to the losses sigmoid, cdpo and robust."""
     simpo_margin: NotNegative[float] = 0.5
-    """SimPO's target margin over beta, nats a token."""
+    """Target margin of SimPO divided by beta, in nats per token."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""
@@ -114,27 +122,30 @@ class DPOConfig(TrainingConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class AgentConfig:
-    """What all agents in a text environment share."""
+    """The settings that all agents in a text environment share."""
 
     learning_rate: Positive[float] = 1e-4
     """Learning rate of AdamW."""
     decay_timesteps: Positive[int | None] = None
-    """Tokens over which the learning rate falls linearly to 0; None keeps it."""
+    """Number of tokens over which the learning rate falls linearly to 0; None keeps it constant."""
     episodes_per_iteration: Positive[int] = 256
-    """Episodes collected before each round of updates; a multiple of the environment's rows."""
+    """Number of episodes collected before each round of updates. It must be a multiple of the
+    number of rows of the environment."""
     micro_batch_tokens: Positive[int] = 4096
-    """Tokens of the texts that are held in memory together; never changes the result."""
+    """Number of tokens per micro-batch, whose texts are held in memory together. It never changes
+    the result."""
     adam_beta1: Share[float] = 0.9
-    """AdamW's decay rate of the gradients' mean, for each update."""
+    """Decay rate of AdamW's running mean of the gradients, per update."""
     adam_beta2: Share[float] = 0.99
-    """AdamW's decay rate of the gradients' squares, for each update."""
+    """Decay rate of AdamW's running mean of the squared gradients, per update."""
     max_grad_norm: Positive[float] = 1.0
-    """Gradients are scaled down to this norm."""
+    """Maximum norm of the gradient. A gradient with a larger norm is scaled down to it."""
     precision: Precision = "float32"
-    """Of matrix products; weights and losses stay float32. auto: bfloat16 where it is faster (new
-    GPUs; CPUs with AMX from 100M parameters on), else float32."""
+    """Precision of matrix products; weights and losses always stay in float32. `auto` uses bfloat16
+    where that is faster (new GPUs; CPUs with AMX for models of 100M parameters or more) and float32
+    elsewhere."""
     seed: Seed[int] = 0
-    """Seed of sampling and of the minibatches."""
+    """Seed of sampling and of the choice of minibatches."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""
@@ -143,14 +154,14 @@ class AgentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ClippedConfig(AgentConfig):
-    """What the agents share that reuse their episodes with PPO's clipped ratio."""
+    """The settings of agents that reuse their episodes with PPO's clipped ratio."""
 
     minibatch_size: Positive[int] = 64
-    """Episodes in one update (optimiser step)."""
+    """Number of episodes per update (optimiser step)."""
     num_epochs: Positive[int] = 2
-    """Passes over the episodes of an iteration."""
+    """Number of passes over the episodes of an iteration."""
     clip_range: Positive[float] = 0.2
-    """The probability ratio is clipped to 1 +- this."""
+    """The probability ratio is clipped to 1 +- this value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +185,8 @@ class GRPOConfig(ClippedConfig):
     """Group-relative policy optimisation; the group is the environment's group_size."""
 
     variant: Literal["grpo", "dr_grpo"] = "grpo"
-    """grpo divides by the group's spread and each completion's length; dr_grpo by neither."""
+    """`grpo` divides by the standard deviation of the group and by the length of each completion;
+    `dr_grpo` divides by neither."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +194,7 @@ class BestOfNConfig:
     """Best of n samples; nothing is trained."""
 
     n: Positive[int] = 16
-    """Samples for each prompt."""
+    """Number of samples per prompt."""
     seed: Seed[int] = 0
     """Seed of sampling."""
 
@@ -193,26 +205,29 @@ class BestOfNConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OnlineDPOConfig(AgentConfig):
-    """DPO on pairs sampled from the environment: best against worst of each prompt's samples."""
+    """DPO on pairs of the best and the worst of the samples of each prompt."""
 
     samples_per_prompt: Positive[int] = 4
-    """Samples of one prompt that are ranked: the environment's group_size."""
+    """Number of samples per prompt that are ranked. It must equal the group_size of the
+    environment."""
     labels: Literal["hard", "soft"] = "hard"
-    """hard: the best beats the worst for certain; soft: with the Bradley-Terry probability of their
-    scores, so that the optimum is that of kl_coef = beta (losses sigmoid and cdpo)."""
+    """Label of a pair. `hard` means that the best sample wins for certain. `soft` is the
+    probability of that win by the Bradley-Terry model of the two scores, so that the optimum is
+    that of kl_coef = beta; it needs the loss sigmoid or cdpo."""
     minibatch_size: Positive[int] = 32
-    """Pairs in one update."""
+    """Number of pairs per update (optimiser step)."""
     num_epochs: Positive[int] = 1
-    """Passes over the pairs of an iteration."""
+    """Number of passes over the pairs of an iteration."""
     beta: Positive[float] = 0.1
-    """Strength of the pull to the reference; simpo's scale of the margin (2 in its paper), orpo's
-    weight of the odds ratio."""
+    """Strength of the pull towards the reference. For simpo it is the scale of the margin (2 in its
+    paper); for orpo it is the weight of the odds ratio."""
     loss_type: PreferenceLossName | dict[str, float] = "sigmoid"
-    """A key of textrl.losses.PREFERENCE_LOSSES, or a mix: {sigmoid: 1.0, sft: 0.2}."""
+    """Name of a preference loss (a key of textrl.losses.PREFERENCE_LOSSES), or a weighted sum of
+    losses such as {sigmoid: 1.0, sft: 0.2}."""
     label_smoothing: Share[float] = 0.0
-    """Assumed share of flipped labels, for sigmoid, cdpo and robust."""
+    """Assumed share of flipped labels; it applies to the losses sigmoid, cdpo and robust."""
     simpo_margin: NotNegative[float] = 0.5
-    """SimPO's target margin over beta, nats a token."""
+    """Target margin of SimPO divided by beta, in nats per token."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""
@@ -231,29 +246,38 @@ class PPOConfig(ClippedConfig):
     """PPO on a text environment."""
 
     critic_learning_rate: Positive[float | None] = None
-    """Learning rate of the critic's own parameters; None is learning_rate."""
+    """Learning rate of the critic's own parameters; None uses learning_rate."""
     clip_range_vf: Positive[float | None] = 0.2
-    """The value's change is clipped to +- this, in reward units; None for no clipping."""
+    """The change of a value since collection is clipped to +- this value, in reward units; None
+    turns clipping off."""
     vf_coef: NotNegative[float] = 0.1
-    """Weight of the value loss."""
+    """Weight of the value loss in the total loss."""
     ent_coef: NotNegative[float] = 0.0
-    """Weight of the entropy bonus, reward units per nat."""
+    """Weight of the entropy bonus, in reward units per nat."""
     gae_lambda: NotNegative[float] = 0.95
-    """Trade between bias (0) and variance (1) of the advantages."""
+    """Lambda of generalised advantage estimation (GAE), from 0 to 1. Smaller values give more bias,
+    larger values give more variance."""
     target_kl: Positive[float | None] = None
-    """Stop an iteration's updates once k3(old || new) per token exceeds this, in nats."""
+    """The updates of an iteration stop once the estimated KL(old policy, new policy) (k3) exceeds
+    this, in nats per token. None never stops them early."""
     kl_target: Positive[float | None] = None
-    """Steer kl_coef towards this KL to the reference, nats a sequence; None keeps kl_coef."""
+    """Target of the KL to the reference, in nats per sequence; kl_coef is adapted to reach it. None
+    keeps kl_coef fixed."""
     kl_horizon: Positive[float] = 10_000.0
-    """Episodes over which the controller corrects its error."""
+    """Horizon of the controller that adapts kl_coef, in episodes. A larger one adapts more
+    slowly."""
     kl_loss: Literal["sampled", "exact"] = "sampled"
-    """KL to the reference: sampled, in the reward; or exact over the vocabulary, in the loss."""
+    """Form of the KL to the reference. `sampled` is the KL of the sampled tokens, as a part of the
+    reward; `exact` is the KL over the whole vocabulary, as a part of the loss."""
     critic: Literal["value_head", "reward_model", "separate"] = "value_head"
-    """A head on the policy's trunk, or a trunk of its own from the reward model or the policy."""
+    """Network of the critic. `value_head` is a head on the policy's trunk. The other two have a
+    trunk of their own: `reward_model` copies the reward model's, `separate` copies the policy's."""
     critic_head: Literal["linear", "mlp"] = "linear"
-    """The critic's head; linear starts at zero."""
+    """Head of the critic: one linear layer, or an MLP with one hidden layer. Its last layer is
+    initialised to zero."""
     ptx_coef: NotNegative[float] = 0.0
-    """Weight of the SFT gradient mixed in (PPO-ptx); needs demonstrations."""
+    """Weight of the SFT gradient that is added to the gradient of PPO (PPO-ptx). It needs
+    demonstrations."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""

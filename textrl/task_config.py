@@ -1,7 +1,7 @@
-"""A text task in numbers: the environment's arguments that are neither a model nor data.
+"""The numbers of a text task: the environment's arguments that are neither a model nor data.
 
-The environments' signatures (`envs/core_config.py`) and the options of the command line
-(`EnvConfig`, `BenchmarkConfig`) are made of it. Standard library only, as `config.py`.
+The signatures of the environments (`envs/core_config.py`) and the options of the command line
+(`EnvConfig`, `BenchmarkConfig`) are built from it. It imports the standard library only.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,28 +14,32 @@ from textrl.bounds import NotNegative, Positive, check_fields, require
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
-    """What an episode is, and what it pays."""
+    """The definition of an episode and of its reward."""
 
     kl_coef: NotNegative[float] = 0.05
     """Weight of the KL to the reference, in score units per nat."""
     max_prompt_tokens: Positive[int] = 64
-    """Longest prompt; longer ones are refused."""
+    """Maximum length of a prompt in tokens. Longer prompts are refused."""
     max_completion_tokens: Positive[int] = 48
-    """Token budget of a completion."""
+    """Maximum length of a completion in tokens (its token budget)."""
     temperature: Positive[float] = 1.0
-    """Temperature of sampling and of every log-prob, the reference's too."""
+    """Temperature of sampling and of all log-probs, including those of the reference."""
     missing_eos_penalty: NotNegative[float] = 0.0
-    """Score units subtracted from the reward of an episode that the budget ended."""
+    """Penalty for an episode that ended at the token budget, without an end token. It is subtracted
+    from the reward, in score units."""
     on_length: Literal["score", "truncate"] = "score"
-    """What the budget does to an episode: it is scored, or truncated without a score."""
+    """How an episode ends at the token budget. `score` ends and scores it; `truncate` truncates it
+    without a score."""
     min_completion_tokens: NotNegative[int] = 0
-    """Tokens before which no end token is an action: it is refused, and policy and reference are
-    distributions over the other tokens."""
+    """Number of completion tokens before which end tokens are not valid actions. They are refused,
+    and policy and reference are distributions over the other tokens."""
     banned_token_ids: Sequence[int] = ()
-    """Ids that are no actions, in the same sense."""
+    """Token ids that are never valid actions. They are refused, and policy and reference are
+    distributions over the other tokens."""
     group_size: Positive[int] = 1
-    """How often each prompt comes: in a row, or in consecutive rows of a vector environment, whose
-    number it divides."""
+    """Number of episodes per prompt. A single environment runs them one after another. A vector
+    environment runs them in consecutive rows, and its number of rows must be a multiple of
+    group_size."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range, naming field, value and what was expected."""
@@ -55,5 +59,5 @@ class TaskConfig:
         object.__setattr__(self, "banned_token_ids", tuple(int(token) for token in ids))
 
     def task(self) -> dict[str, Any]:
-        """Return the fields that are the task's, as arguments of the environment."""
+        """Return the fields of the task as arguments of the environment."""
         return {field.name: self.__dict__[field.name] for field in fields(TaskConfig)}

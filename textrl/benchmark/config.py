@@ -1,6 +1,6 @@
-"""The options of `textrl benchmark`.
+"""The options of `textrl benchmark`. The text under each field is its help.
 
-Standard library only, as `textrl/config.py`; the text under each field is its help.
+This module imports the standard library only.
 """
 
 from dataclasses import dataclass
@@ -11,44 +11,45 @@ from textrl.task_config import TaskConfig
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig(TaskConfig):
-    """Agents, the task that they share, and what each may spend."""
+    """The agents, the task that they share, and the budget of each."""
 
     agents: str
-    """Names with commas between: registered (ppo, rloo), sb3:PPO, mlp:DQN, package.module:Class,
-    reference, random."""
+    """Comma-separated names of agents: registered ones (ppo, rloo), sb3:PPO, mlp:DQN,
+    package.module:Class, reference, random."""
     model: str | None = None
-    """Folder or hub id of the policy to start from, also the reference; by default, a built-in tiny
-    task (letters that must rise)."""
+    """Folder or hub id of the policy to start from, which is also the reference. Without it, the
+    task is the tiny built-in one (letters in rising order)."""
     prompts: str | None = None
     """File or hub name with a `prompt` column."""
     reward: str | None = None
     """Folder or hub id of a reward model, or package.module:function."""
     heldout: str | None = None
-    """Prompts that agents are measured on; by default those that they are trained on."""
+    """Prompts for the evaluation of agents; the default is the prompts of training."""
     max_completion_tokens: Positive[int] = 24
-    """Token budget of a completion."""
+    """Maximum length of a completion in tokens (its token budget)."""
     group_size: Positive[int] = 4
-    """Rows that share a prompt; divides num_envs."""
+    """Number of rows that share a prompt. num_envs must be a multiple of it."""
     total_timesteps: Positive[int] = 100_000
-    """Tokens for each agent."""
+    """Number of tokens to train each agent for."""
     seeds: Positive[int] = 3
-    """Seeds 0, 1, ... of each agent."""
+    """Number of seeds per agent; the seeds are 0, 1, ..."""
     num_envs: Positive[int] = 64
-    """Rows of the vector environment."""
+    """Number of rows of the vector environment."""
     episodes_per_iteration: Positive[int] = 256
-    """Of our agents; Stable-Baselines3's get rollouts of as many tokens."""
+    """Number of episodes per iteration of our agents. Agents of Stable-Baselines3 get rollouts of
+    the same number of tokens."""
     learning_rate: Positive[float] = 1e-4
-    """Of all agents that train the language model."""
+    """Learning rate of all agents that train the language model."""
     mlp_learning_rate: Positive[float] = 1e-3
-    """Of the mlp agents."""
+    """Learning rate of the mlp agents."""
     candidates: Positive[int] = 8
-    """Tokens that the mlp and random agents choose from."""
+    """Number of tokens that the mlp and random agents choose from."""
     evaluations: Positive[int] = 5
-    """Points of a learning curve after its start."""
+    """Number of points of a learning curve after its starting point."""
     eval_episodes: Positive[int] = 256
-    """Episodes of a measurement, on the same prompts each time."""
+    """Number of episodes per evaluation, which uses the same prompts each time."""
     threads: Positive[int] = 2
-    """CPU threads."""
+    """Number of CPU threads."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""
@@ -66,6 +67,6 @@ class BenchmarkConfig(TaskConfig):
         require(self, "model", together, "model, prompts and reward together, or none of them")
 
     def agent_names(self) -> list[str]:
-        """Return the agents, each once."""
+        """Return the names of the agents without duplicates."""
         names = [name.strip() for name in self.agents.split(",")]
         return list(dict.fromkeys(name for name in names if name))

@@ -1,6 +1,6 @@
-"""The commands that train a policy with an agent: which there are, and their options.
+"""The commands that train a policy with an agent, and their options.
 
-Standard library only, as `config.py`; the text under each field is its help.
+The text under each field is its help. This module imports the standard library only.
 """
 
 from dataclasses import dataclass
@@ -17,16 +17,17 @@ from textrl.config import (
 
 @dataclass(frozen=True, kw_only=True)
 class AgentRunConfig:
-    """The policy and the length of an agent's run."""
+    """The policy, and the length of its training."""
 
     model: str
     """Folder or hub id of the policy to start from (the SFT model)."""
     total_timesteps: Positive[int]
-    """Tokens to train for."""
+    """Number of tokens to train for."""
     num_envs: Positive[int] = 64
-    """Rows of the vector environment; divides episodes_per_iteration."""
+    """Number of rows of the vector environment. For our agents, episodes_per_iteration must be a
+    multiple of it."""
     device: str | None = None
-    """Such as cpu or cuda; by default the GPU if there is one."""
+    """Device of the models, such as cpu or cuda; the default is the GPU if there is one."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""
@@ -35,10 +36,10 @@ class AgentRunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StatesConfig:
-    """The resumable states of a run of one of our agents."""
+    """The resumable states that a run saves."""
 
     save_every: NotNegative[int] = 10
-    """Iterations between resumable states."""
+    """Number of iterations between two resumable states."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""
@@ -51,7 +52,8 @@ class DemonstrationsConfig:
     """The demonstrations of PPO-ptx."""
 
     demonstrations: str | None = None
-    """Data of `textrl sft` for PPO-ptx; set ptx_coef too."""
+    """Demonstrations for PPO-ptx, in the format of the data of `textrl sft`; they need ptx_coef
+    too."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value of the wrong type."""
@@ -60,11 +62,11 @@ class DemonstrationsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OutsideAgentConfig:
-    """An agent that is not ours."""
+    """An agent from outside textrl."""
 
     agent: str
-    """package.module:Name, called with (policy, vector environment); has a configuration of its
-    own."""
+    """Agent as package.module:Name, which is called with (policy, vector environment). It keeps its
+    own configuration."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value of the wrong type."""
@@ -78,4 +80,4 @@ AGENTS: dict[str, tuple[str, tuple[type, ...]]] = {
     "reinforce": ("train a policy with REINFORCE", (ReinforceConfig,)),
     "online_dpo": ("train a policy with DPO on its own samples", (OnlineDPOConfig,)),
 }
-"""Each of our agents is a command; its own options stand here, the shared ones in cli.py."""
+"""The agents that are commands, with their purpose and their own options."""

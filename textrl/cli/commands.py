@@ -1,4 +1,4 @@
-"""What each command of the command line does, from its checked configurations."""
+"""The functions of the commands, called with their validated configurations."""
 
 import json
 import shutil
@@ -78,7 +78,7 @@ def run_reward(
 
 
 def run_dpo(model: ModelConfig, run: RunConfig, config: DPOConfig) -> None:
-    """Train a policy on preferences; the model as it starts is the reference."""
+    """Train a policy on preferences; the model before training is the reference."""
     from textrl.models import load_causal_lm, load_tokenizer
     from textrl.trainers import DPOTrainer
 
@@ -98,7 +98,7 @@ def run_agent(
     config: AgentConfig,
     ptx: DemonstrationsConfig | None = None,
 ) -> None:
-    """Train a policy with one of our agents; `ptx` is PPO's alone."""
+    """Train a policy with one of our agents; only PPO has `ptx`."""
     from textrl.agents.base import factory_of
     from textrl.checkpoint import latest_folder, replace_folder
     from textrl.models import load_causal_lm
@@ -133,7 +133,7 @@ def run_agent(
 def _resumed(
     kind: Any, saved: Path, venv: "TextRLHFVectorEnv", config: AgentConfig, extra: dict[str, Any]
 ) -> Any:
-    """Return the saved agent, whose configuration and prompts must be those of this command."""
+    """Return the saved agent; its configuration and prompts must equal those of this command."""
     from textrl.agents.saving import OtherPrompts
 
     with warnings.catch_warnings():
@@ -151,7 +151,7 @@ def _resumed(
 def run_outside_agent(
     outside: OutsideAgentConfig, policy: AgentRunConfig, env: EnvConfig, run: RunConfig
 ) -> None:
-    """Train a policy with an agent that is not ours."""
+    """Train a policy with an agent from outside textrl."""
     from textrl.models import load_causal_lm
 
     folder = _checked(run)
@@ -169,7 +169,7 @@ def run_outside_agent(
 
 
 def _check_same_tokens(model: str, reference: str) -> None:
-    """Raise UserError if the reference's tokenizer, where it has one, reads other tokens."""
+    """Raise UserError if the reference has a tokenizer with a different vocabulary."""
     from textrl.models import load_tokenizer
 
     try:
@@ -230,7 +230,7 @@ def run_generate(config: GenerateConfig) -> None:
 
 
 def run_evaluate(config: EvaluateConfig) -> None:
-    """Print score, KL and length of a policy on prompts as JSON."""
+    """Print the score, KL and length of a policy on prompts as JSON."""
     from textrl.chat import Chat, prompt_of
     from textrl.evaluation import sample_and_score, summarize
     from textrl.models import load_causal_lm, load_tokenizer
@@ -257,7 +257,7 @@ def run_evaluate(config: EvaluateConfig) -> None:
 
 
 def run_benchmark(config: BenchmarkConfig, run: RunConfig) -> None:
-    """Train and measure several agents on one task."""
+    """Train and evaluate several agents on one task."""
     from textrl.benchmark import run as benchmark
 
     _checked(run)
@@ -278,12 +278,12 @@ def run_demo(config: DemoConfig) -> None:
 
 
 def _checked(run: RunConfig) -> Path:
-    """Return the run folder's path; nothing is deleted or written before all input is read."""
+    """Return the path of the run folder; nothing is written or deleted before all input is read."""
     return check_run_dir(run.output_dir, resume=run.resume, overwrite=run.overwrite)
 
 
 def _begin(run: RunConfig, *configs: Any) -> Path:
-    """Make the run folder, with the resolved configuration in it."""
+    """Create the run folder and write the resolved configuration to it."""
     settings = {key: value for part in configs for key, value in asdict(part).items()}
     for name, value in settings.items():
         if isinstance(value, str):
@@ -301,7 +301,7 @@ def _begin(run: RunConfig, *configs: Any) -> Path:
 def _train(
     trainer: "SFTTrainer | RewardTrainer | DPOTrainer", run: RunConfig, *configs: Any
 ) -> None:
-    """Begin or continue a trainer's run, unless it is complete already."""
+    """Start or continue the run of a trainer, unless it is already complete."""
     from textrl.resuming import check_resume, is_complete
 
     folder = _checked(run)

@@ -1,6 +1,6 @@
-"""The options of the command line that are no trainer's or agent's: models, data, run folders.
+"""The options of the command line for models, data and run folders.
 
-Standard library only, as `config.py`; the text under each field is its help.
+The text under each field is its help. This module imports the standard library only.
 """
 
 from dataclasses import dataclass
@@ -11,14 +11,15 @@ from textrl.task_config import TaskConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The model and the data of a trainer."""
+    """The model and the data of training."""
 
     model: str
     """Folder or hub id of the model to start from."""
     data: str
-    """.jsonl, .csv or .parquet file, hub name, or label database (sqlite:///labels.db)."""
+    """Training data: a .jsonl, .csv or .parquet file, a hub name, or a label database
+    (sqlite:///labels.db)."""
     device: str | None = None
-    """Such as cpu or cuda; by default the GPU if there is one."""
+    """Device of the model, such as cpu or cuda; the default is the GPU if there is one."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value of the wrong type."""
@@ -27,10 +28,11 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class NormalizeConfig:
-    """What the scores of a reward model are normalised on."""
+    """The normalisation of the reward model's scores."""
 
     normalize_on: str | None = None
-    """File or hub name with a `text` column (SFT samples); by default the texts of the data."""
+    """File or hub name with a `text` column (SFT samples). The scores of these texts get mean 0 and
+    standard deviation 1. The default is the texts of the data."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value of the wrong type."""
@@ -39,16 +41,17 @@ class NormalizeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Where a run goes."""
+    """The output of the run."""
 
     output_dir: str
-    """Folder of checkpoint, metrics and resolved configuration; must be new or empty."""
+    """Folder of the checkpoint, the metrics and the resolved configuration. It must be new or empty
+    unless --resume or --overwrite is given."""
     resume: bool = False
-    """Continue the run that lies there."""
+    """Continue the unfinished run in output_dir."""
     overwrite: bool = False
-    """Delete what lies there first."""
+    """Delete what is in output_dir before the run starts."""
     log_table: bool = False
-    """Also print the logger's table to the terminal at each logged row."""
+    """Also print each logged row as a table to the terminal."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value of the wrong type."""
@@ -57,32 +60,32 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EnvConfig(TaskConfig):
-    """The environment's task."""
+    """The task of the environment."""
 
     prompts: str
     """File or hub name with a `prompt` column."""
     reward: str
     """Folder or hub id of a reward model, or package.module:function."""
     reference: str | None = None
-    """Folder or hub id of the frozen reference; by default the starting policy."""
+    """Folder or hub id of the frozen reference; the default is the policy before training."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig:
-    """Completions of prompts, as JSON lines."""
+    """The completions of prompts, as JSON lines."""
 
     model: str
     """Folder or hub id of the language model."""
     prompts: str
     """File or hub name with a `prompt` column."""
     output: str | None = None
-    """File to write; by default the terminal. Must not exist."""
+    """File to write, which must not exist; the default is the terminal."""
     max_completion_tokens: Positive[int] = 48
-    """Token budget of a completion."""
+    """Maximum length of a completion in tokens (its token budget)."""
     samples_per_prompt: Positive[int] = 1
-    """Completions of each prompt."""
+    """Number of completions per prompt."""
     temperature: Positive[float] = 1.0
-    """Of sampling, always from the full softmax."""
+    """Temperature of sampling, which is always from the full softmax."""
     seed: Seed[int] = 0
     """Seed of sampling."""
 
@@ -93,20 +96,20 @@ class GenerateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """A policy's score, KL and length on prompts, as JSON."""
+    """The score, KL and length of a policy on prompts, as JSON."""
 
     model: str
     """Folder or hub id of the policy."""
     reference: str
-    """Folder or hub id of the reference that KL is measured to."""
+    """Folder or hub id of the reference policy of the KL."""
     reward: str
     """Folder or hub id of a reward model, or package.module:function."""
     prompts: str
     """File or hub name with a `prompt` column."""
     max_completion_tokens: Positive[int] = 48
-    """Token budget of a completion."""
+    """Maximum length of a completion in tokens (its token budget)."""
     temperature: Positive[float] = 1.0
-    """Of sampling and of every log-prob."""
+    """Temperature of sampling and of all log-probs."""
     seed: Seed[int] = 0
     """Seed of sampling."""
 

@@ -1,8 +1,9 @@
 """The command line: `textrl {sft,reward,ppo,rloo,dpo,generate,evaluate,collect,demo,...}`.
 
 Every field of a configuration is an option and a key of the YAML file given with --config;
-`--print_config` writes one. Only names and configs are imported here, so that help is instant; the
-work is in `commands.py`. A user's mistake is one line on stderr and exit status 2.
+`--print_config` writes such a file. This module imports names and configurations only, so that the
+help appears at once; the commands themselves are in `commands.py`. A user's mistake prints one
+line on stderr and exits with status 2.
 """
 
 import io
@@ -53,17 +54,17 @@ COMMANDS: dict[str, tuple[str, tuple[type, ...]]] = {
     ),
     "dpo": ("train a policy on preferences", (ModelConfig, RunConfig, DPOConfig)),
     "generate": ("write completions of prompts", (GenerateConfig,)),
-    "evaluate": ("score, KL and length on prompts", (EvaluateConfig,)),
+    "evaluate": ("measure score, KL and length on prompts", (EvaluateConfig,)),
     "benchmark": ("compare agents on one task", (BenchmarkConfig, RunConfig)),
-    "collect": ("a page where people write and rank", (CollectConfig,)),
+    "collect": ("serve a page where people write and rank outputs", (CollectConfig,)),
     "collect-backup": ("copy the labels while labelers work", (BackupConfig,)),
-    "export": ("labels for the trainers", (ExportConfig,)),
-    "demo": ("the whole pipeline on real ratings, with a report", (DemoConfig,)),
+    "export": ("write labels to a file for the trainers", (ExportConfig,)),
+    "demo": ("run the whole pipeline on real ratings and write a report", (DemoConfig,)),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; exits with status 2 and one line on a user's mistake."""
+    """Run a command; a user's mistake prints one line and exits with status 2."""
     configs: list[Any] = []
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # output is UTF-8 whatever the terminal
@@ -92,7 +93,7 @@ def _holds_state(config: object) -> bool:
 
 
 def _find(command: str) -> Callable[..., None]:
-    """Return what a command does; torch and transformers load here, unless it is about labels."""
+    """Return the function of a command; all but the label commands load torch and transformers."""
     from textrl.feedback import commands as label_commands
 
     if command in label_commands.RUN:
@@ -149,7 +150,7 @@ def make_parser() -> tuple[ArgumentParser, dict[str, list[str]]]:
             exit_on_error=False,
             allow_abbrev=False,
         )
-        sub.add_argument("--config", action="config", help="YAML file with any of these options")
+        sub.add_argument("--config", action="config", help="YAML file with any of these options.")
         for kind in kinds:
             flags = {field.name for field in fields(kind) if field.type is bool}
             sub.add_class_arguments(kind, as_group=True, skip=flags)
@@ -163,9 +164,9 @@ def make_parser() -> tuple[ArgumentParser, dict[str, list[str]]]:
 
 
 def _named_agent(arguments: list[str]) -> list[str]:
-    """Return `ppo --agent rloo ...` as the command `rloo ...`; an outside agent's is `train`.
+    """Return `ppo --agent rloo ...` as the command `rloo ...`; outside agents become `train`.
 
-    So that each agent takes the options that it has, and any other option is an error.
+    Thus each agent accepts its own options, and any other option is an error.
     """
     names = [argument.partition("=")[0] for argument in arguments]
     if names[:1] not in (["ppo"], ["train"]) or "--agent" not in names:
@@ -185,7 +186,7 @@ def _named_agent(arguments: list[str]) -> list[str]:
 
 
 def _config_first(arguments: list[str]) -> list[str]:
-    """Return the arguments with --config before the options, which then go before the file's."""
+    """Return the arguments with --config first, so that options take precedence over the file."""
     places = [i for i, word in enumerate(arguments) if word.partition("=")[0] == "--config"]
     taken = {j for i in places for j in (i, *([] if "=" in arguments[i] else [i + 1]))}
     files = [word for i, word in enumerate(arguments) if i in taken]
@@ -194,7 +195,7 @@ def _config_first(arguments: list[str]) -> list[str]:
 
 
 def _underscored(argument: str) -> str:
-    """Return --output-dir as --output_dir; what stands behind = is left alone."""
+    """Return --output-dir as --output_dir; a value after = is not changed."""
     name, equals, value = argument.partition("=")
     if not name.startswith("--"):
         return argument

@@ -1,7 +1,4 @@
-"""What people write on the command line, and what its parser says, each in the other's words.
-
-Standard library only, as `cli.py`, which calls it.
-"""
+"""Translation of a user's arguments for the parser, and of the parser's messages for the user."""
 
 import re
 from argparse import Action
@@ -23,11 +20,11 @@ TYPES = {
     "dict": "a mapping",
     "NoneType": "nothing",
 }
-"""The parser's names of types, and ours."""
+"""The parser's names of types, with plain names for them."""
 
 
 class PlainHelp(DefaultHelpFormatter):
-    """Help that shows a number's bound in words."""
+    """Help that shows the bound of a number in words."""
 
     def _expand_help(self, action: Action) -> str:
         annotated = r"type: (?:Optional\[)?Annotated\[(.*?), (.*?)\]+"
@@ -38,8 +35,8 @@ def with_plain_integers(arguments: list[str], kinds: Iterable[type]) -> list[str
     """Return arguments with --total_timesteps=1e6 as --total_timesteps=1000000.
 
     Args:
-        arguments: of a command.
-        kinds: configurations, whose fields say which options are whole numbers.
+        arguments: arguments of a command.
+        kinds: configurations, whose fields determine which options are whole numbers.
     """
     whole = {
         f"--{field.name}"
@@ -59,13 +56,13 @@ def with_plain_integers(arguments: list[str], kinds: Iterable[type]) -> list[str
 
 
 LOAD_YAML = get_loader("yaml")
-"""The parser's own."""
+"""The parser's own YAML loader."""
 
 
 def read_plain_integers() -> None:
-    """Let the parser read 1e6 in a YAML file as 1000000, which is as good where 1.5 may stand.
+    """Make the parser read 1e6 in a YAML file as 1000000, which also works for fractional options.
 
-    A key that stands twice is an error, as the parser would take the last and say nothing.
+    A duplicate key is an error, because the parser would silently take the last one.
     """
 
     def read(text: str) -> Any:
@@ -82,7 +79,7 @@ def _refuse_twice(node: yaml.Node | None) -> None:
     lines: dict[str, int] = {}
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode):
-            continue  # the parser has a word for it
+            continue  # the parser reports it
         line = key.start_mark.line + 1
         if key.value in lines:
             raise UserError(
@@ -99,14 +96,14 @@ def _whole(value: Any) -> Any:
 
 
 def _plain(value: str) -> str:
-    """Return 1e6 as 1000000, anything else as it is."""
+    """Return 1e6 as 1000000, and any other value unchanged."""
     if not re.fullmatch(r"\d+(\.\d*)?[eE]\+?\d{1,2}", value):
         return value
     return str(int(float(value))) if float(value).is_integer() else value
 
 
 def in_plain_words(message: str, known: list[str]) -> str:
-    """Return the parser's complaint in one line, with the nearest known name."""
+    """Return the parser's error message as one line, with the nearest known name."""
     line = " ".join(message.split())
     if line.startswith("Unexpected config"):
         return "the file given with --config is no list of options; write `option: value` in a line"

@@ -1,6 +1,6 @@
-"""The options of `textrl demo`.
+"""The options of `textrl demo`. The text under each field is its help.
 
-Standard library only, as `textrl/config.py`; the text under each field is its help.
+This module imports the standard library only.
 """
 
 from dataclasses import dataclass
@@ -14,17 +14,18 @@ class DemoConfig:
     """The whole pipeline on the movie reviews: SFT, reward model, PPO, DPO, evaluation, report."""
 
     output_dir: str = "runs/demo"
-    """Folder of everything; must be new or empty."""
+    """Folder of all output. It must be new or empty unless --resume or --overwrite is given."""
     preset: Literal["quick", "tiny", "smollm2"] = "tiny"
-    """tiny: a 4M Llama from nothing; quick: half its updates; smollm2: SmolLM2-135M and MiniLM."""
+    """Models and length of the demo. `tiny` trains a Llama of 4M parameters from scratch; `quick`
+    does so with half the updates; `smollm2` trains SmolLM2-135M and MiniLM."""
     seed: Seed[int] = 0
-    """Seed of everything."""
+    """Seed of all random numbers."""
     threads: Positive[int] = 2
-    """CPU threads; more than there are free cores is far slower."""
+    """Number of CPU threads. More threads than free cores are far slower."""
     resume: bool = False
-    """Continue the run that lies there, stage by stage."""
+    """Continue the unfinished run in output_dir, stage by stage."""
     overwrite: bool = False
-    """Delete what lies there first."""
+    """Delete what is in output_dir before the run starts."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""

@@ -1,4 +1,4 @@
-"""What `textrl collect`, `textrl collect backup` and `textrl export` do; none loads torch."""
+"""The commands `textrl collect`, `textrl collect backup` and `textrl export`, without torch."""
 
 from collections.abc import Callable
 

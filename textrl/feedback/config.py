@@ -1,6 +1,6 @@
-"""The options of `textrl collect`, its backup and `textrl export`.
+"""The options of `textrl collect`, `textrl collect backup` and `textrl export`.
 
-Standard library only, as `textrl/config.py`; the text under each field is its help.
+The text under each field is its help. This module imports the standard library only.
 """
 
 from dataclasses import dataclass
@@ -13,43 +13,45 @@ from textrl.bounds import NotNegative, Positive, Seed, check_fields, require
 class CollectConfig:
     """A web page on which people write demonstrations and rank outputs.
 
-    `textrl collect backup` copies the labels meanwhile; `textrl export` writes them for trainers.
+    `textrl collect backup` copies the labels during that; `textrl export` writes them to a file.
     """
 
     prompts: str | None = None
-    """File or hub name with a `prompt` column, and `completions` (a list, 2 to 9) where outputs are
-    to be ranked; without it, the tasks that are in the database."""
+    """File or hub name with a `prompt` column. Outputs to rank are in a `completions` column (lists
+    of 2 to 9). Without a file, the tasks are those in the database."""
     database: str = "sqlite:///labels.db"
-    """Where labels are kept: sqlite:///FILE or postgresql://USER@HOST/NAME."""
+    """Database of the labels: sqlite:///FILE or postgresql://USER@HOST/NAME."""
     model: str | None = None
-    """Folder or hub id of a language model whose outputs for the prompts are to be ranked."""
+    """Folder or hub id of a language model. People rank its outputs for the prompts."""
     samples: Positive[int] = 4
-    """Outputs for each prompt, with model."""
+    """Number of outputs per prompt that the model samples."""
     max_completion_tokens: Positive[int] = 48
-    """Token budget of an output."""
+    """Maximum length of a sampled output in tokens (its token budget)."""
     temperature: Positive[float] = 1.0
-    """Of sampling, always from the full softmax."""
+    """Temperature of sampling, which is always from the full softmax."""
     seed: Seed[int] = 0
     """Seed of sampling."""
     overlap: Positive[int] = 1
-    """Labelers for each new task; the lead's page changes it later."""
+    """Number of labelers per new task. The lead's page can change it later."""
     labelers: str | None = None
-    """Names with commas between; each new one gets a link. By default one, called me."""
+    """Comma-separated names of labelers. The server prints a link for each new one. The default is
+    one labeler with the name me."""
     reward_model: str | None = None
-    """Folder or hub id of a model from which a reward model is trained now and then on the rankings
-    so far; the lead's page shows its held-out accuracy."""
+    """Folder or hub id of a model. From time to time, a reward model is trained from it on the
+    rankings so far, and the lead's page shows the held-out accuracy."""
     host: str = "127.0.0.1"
-    """Address to listen at; one that others reach needs TLS or a proxy."""
+    """Address to listen at. An address that other machines can reach needs TLS or a proxy."""
     port: NotNegative[int] = 8000
-    """Port to listen at; 0 is any that is free."""
+    """Port to listen at; 0 picks any free port."""
     tls_cert: str | None = None
-    """File of a TLS certificate (PEM), for https."""
+    """File of the TLS certificate (PEM), for https."""
     tls_key: str | None = None
-    """File of its key."""
+    """File of the private key of the TLS certificate."""
     behind_proxy: bool = False
-    """A proxy on this machine does TLS and names the caller in X-Forwarded-For."""
+    """Trust a proxy on this machine that terminates TLS and names the client in X-Forwarded-For."""
     public_url: str | None = None
-    """Where labelers reach the server, for the links: https://labels.example.org behind a proxy."""
+    """Address of the server in the links for labelers, such as https://labels.example.org behind a
+    proxy."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""
@@ -68,9 +70,9 @@ class BackupConfig:
     """A copy of the labels, taken while labelers work."""
 
     output: str
-    """SQLite file to write; must not exist."""
+    """SQLite file to write. It must not exist."""
     database: str = "sqlite:///labels.db"
-    """The labels: sqlite:///FILE or postgresql://USER@HOST/NAME."""
+    """Database of the labels: sqlite:///FILE or postgresql://USER@HOST/NAME."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value of the wrong type."""
@@ -79,21 +81,22 @@ class BackupConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Labels as JSON lines for the trainers, which also read the database itself (--data URL)."""
+    """The labels as JSON lines. Trainers also read the database directly (--data URL)."""
 
     database: str = "sqlite:///labels.db"
-    """The labels: sqlite:///FILE or postgresql://USER@HOST/NAME."""
+    """Database of the labels: sqlite:///FILE or postgresql://USER@HOST/NAME."""
     rows: Literal["demonstrations", "rankings", "pairs", "prompts"] = "rankings"
-    """What to write: for sft, for reward, for dpo (or reward), the prompts."""
+    """Rows to write: demonstrations for `textrl sft`, rankings for `textrl reward`, pairs for
+    `textrl dpo` (or reward), or the prompts alone."""
     output: str | None = None
-    """File to write; by default the terminal. Must not exist."""
+    """File to write, which must not exist; the default is the terminal."""
     min_agreement: NotNegative[float | None] = None
-    """Least share of pairs that the labelers of a task order alike; tasks of one labeler are left
-    out then."""
+    """Minimum share of pairs of outputs that the labelers of a task order alike. It leaves out
+    tasks with a single labeler too."""
     drop_flagged: bool = False
-    """Leave out tasks that anybody flagged."""
+    """Leave out tasks that any labeler flagged."""
     labelers: str | None = None
-    """Names with commas between; by default everybody."""
+    """Comma-separated names of the labelers to include; the default is all of them."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value of the wrong type."""

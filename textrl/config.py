@@ -22,7 +22,7 @@ def _check_preference(config: object) -> None:
     require(config, "label_smoothing", 0 <= smoothing < 0.5, "a share in [0, 0.5)")
     require(config, "loss_type", isinstance(kind, str | dict), "a name, or {name: weight, ...}")
     names = [kind] if isinstance(kind, str) else list(kind)
-    require(config, "loss_type", bool(names), "a loss or a mix of at least one")
+    require(config, "loss_type", bool(names), "one loss or a mix of losses")
     weights = [] if isinstance(kind, str) else list(kind.values())
     numbers = all(isinstance(w, int | float) and math.isfinite(w) and w > 0 for w in weights)
     require(config, "loss_type", numbers, "positive weights")
@@ -172,7 +172,7 @@ class ReinforceConfig(AgentConfig):
         """Raise UserError for a value out of range."""
         super().__post_init__()
         enough = self.episodes_per_iteration >= 2
-        require(self, "episodes_per_iteration", enough, "at least 2, each other's baseline")
+        require(self, "episodes_per_iteration", enough, "at least 2, for a baseline")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +238,7 @@ class OnlineDPOConfig(AgentConfig):
         require(self, "episodes_per_iteration", fits, "a multiple of samples_per_prompt")
         takes_soft = self.loss_type in ("sigmoid", "cdpo") and not self.label_smoothing
         soft_fits = self.labels == "hard" or takes_soft
-        require(self, "labels", soft_fits, "hard, unless the loss is sigmoid without smoothing")
+        require(self, "labels", soft_fits, "hard, or a sigmoid or cdpo loss without smoothing")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -183,7 +183,7 @@ def test_mistakes_are_explained() -> None:
             )
     with pytest.raises(UserError, match=r"GRPOConfig.variant is 'drgrpo'.*did you mean 'dr_grpo'"):
         GRPOConfig(variant="drgrpo")
-    with pytest.raises(UserError, match="at least 2, each other's baseline"):
+    with pytest.raises(UserError, match="at least 2, for a baseline"):
         ReinforceConfig(episodes_per_iteration=1)
     with pytest.raises(UserError, match="whole number"):
         BestOfNConfig(n=2.5)

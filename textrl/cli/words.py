@@ -106,13 +106,13 @@ def in_plain_words(message: str, known: list[str]) -> str:
     """Return the parser's error message as one line, with the nearest known name."""
     line = " ".join(message.split())
     if line.startswith("Unexpected config"):
-        return "the file given with --config is no list of options; write `option: value` in a line"
+        return "the file given with --config is no list of options; write `option: value` lines"
     quoted = r"(?:Key|[Oo]ption|invalid choice:) ['\"]([\w.-]+)"
     unknown = re.search(quoted, line) or re.search(r"[Uu]nrecognized arguments: -*([\w.-]+)", line)
     if unknown is not None:
         word = unknown.group(1).split(".")[-1]
         if word.lower() in ("true", "false"):
-            return f"a flag stands alone, without {word} behind it; leave it out for false"
+            return f"a flag takes no value such as {word}; leave the flag out for false"
         if "does not accept option" in line and word in known:
             return f"option {word!r} is in a section of the file; write it with no indentation"
         if word in known:

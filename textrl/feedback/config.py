@@ -56,7 +56,7 @@ class CollectConfig:
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""
         check_fields(self)
-        require(self, "samples", 2 <= self.samples <= 9, "2 to 9, one number key each")
+        require(self, "samples", 2 <= self.samples <= 9, "2 to 9, as each needs a number key")
         require(self, "overlap", 1 <= self.overlap <= 100, "1 to 100")
         require(self, "port", 0 <= self.port < 65536, "0 to 65535")
         together = (self.tls_cert is None) == (self.tls_key is None)

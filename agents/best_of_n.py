@@ -17,8 +17,9 @@ from textrl.agents.base import AnyVectorEnv, Observation, State
 from textrl.agents.collect import prompts_of
 from textrl.agents.text_env import TextEnv
 from textrl.bounds import checked_config
-from textrl.checkpoint import read_agent, save_model, write_json
+from textrl.checkpoint import read_agent, save_model
 from textrl.config import BestOfNConfig
+from textrl.durable import save_files, write_json
 from textrl.errors import UserError
 from textrl.generation import ModelSampler, Sampler
 from textrl.models import load_causal_lm, split_lm
@@ -114,10 +115,13 @@ class BestOfN:
 
     def save(self, path: str | Path) -> None:
         """Write the policy as a plain transformers checkpoint, the configuration beside it."""
-        folder = expanded(path)
-        save_model(self.policy, self.env.tokenizer, folder)
-        content = {"agent": "best_of_n", "config": asdict(self.config)}
-        write_json(folder / "agent.json", content)
+
+        def write(folder: Path) -> None:
+            save_model(self.policy, self.env.tokenizer, folder)
+            content = {"agent": "best_of_n", "config": asdict(self.config)}
+            write_json(folder / "agent.json", content)
+
+        save_files(expanded(path), write)
 
     @classmethod
     def load(cls, path: str | Path, venv: AnyVectorEnv) -> "BestOfN":

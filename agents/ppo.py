@@ -41,11 +41,11 @@ from textrl.agents.text_agent import TextAgent
 from textrl.agents.text_env import TextEnv
 from textrl.batching import filled_batches
 from textrl.bounds import checked_config
-from textrl.checkpoint import check_finite
 from textrl.config import PPOConfig
 from textrl.data import Source, load_records
 from textrl.encoding import sft_sequences
 from textrl.errors import UserError
+from textrl.finite import check_finite
 from textrl.losses import ppo_policy_loss, ppo_value_loss, sft_loss
 from textrl.masking import masked_mean, standardize, whitening_divisor
 from textrl.models import split_lm
@@ -119,15 +119,11 @@ class PPO(TextAgent):
         self._reference = split_lm(env.reference)
         self._demonstrations = self._encode(demonstrations)
 
-    def save(self, path: str | Path) -> None:
-        """Write the policy as a plain transformers checkpoint, and beside it the critic and state.
-
-        `critic.safetensors` holds the critic, `agent.json` the configuration, `trainer_state/` what
-        `load` needs to go on as if nothing had happened.
-        """
+    def write(self, folder: Path) -> None:
+        """Write the files of a save to a fresh folder, the critic's among them."""
         check_finite(self.critic, "cannot be saved")
-        super().save(path)
-        save_safetensors(self.critic, str(expanded(path) / "critic.safetensors"))
+        super().write(folder)
+        save_safetensors(self.critic, str(folder / "critic.safetensors"))
 
     @classmethod
     def load(

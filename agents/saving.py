@@ -4,7 +4,6 @@ A folder holds the policy as a plain transformers checkpoint, `agent.json` (whic
 configuration), `trainer_state/` (what it takes to go on) and, of an adapted policy, `adapter/`.
 """
 
-import json
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -15,17 +14,14 @@ from transformers import PreTrainedModel
 from textrl.adapters import save_adapter
 from textrl.agents.base import AnyVectorEnv
 from textrl.agents.text_env import TextEnv
-from textrl.checkpoint import (
-    load_state,
-    read_agent,
-    save_model,
-    save_state,
-    state_file,
-    write_json,
-)
+from textrl.checkpoint import STATE_FILE, load_state, read_agent, save_model, save_state
 from textrl.config import AgentConfig
+from textrl.durable import write_json
 from textrl.errors import UserError
 from textrl.policy import load_policy
+
+STATE = Path("trainer_state") / STATE_FILE
+"""Where a saved agent's state lies in its folder."""
 
 
 class OtherPrompts(UserWarning):
@@ -50,18 +46,15 @@ class Saved(Protocol):
         """Go on from what `state` returned."""
 
 
-def save_agent(agent: Saved, folder: Path) -> None:
+def write_agent(agent: Saved, folder: Path) -> None:
     """Write the policy, the agent's configuration and its state to a folder."""
     save_model(agent.policy, agent.env.tokenizer, folder)
     save_adapter(agent.policy, folder)
     frozen = [name for name, p in agent.policy.named_parameters() if not p.requires_grad]
     saved = {"agent": agent.name, "config": asdict(agent.config), "frozen": frozen}
     write_json(folder / "agent.json", saved)
-    state = agent.state()
-    base = agent.env.venv.unwrapped
-    if hasattr(base, "prompt_state"):
-        state["prompts"] = json.dumps(base.prompt_state())
-    save_state(folder, state)
+    prompts = agent.env.prompt_state()
+    save_state(folder / STATE, agent.state() | ({} if prompts is None else {"prompts": prompts}))
 
 
 def read_policy(kind: Any, folder: Path, venv: AnyVectorEnv) -> tuple[PreTrainedModel, AgentConfig]:
@@ -81,17 +74,16 @@ def restore(agent: Saved, folder: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing or damaged.
     """
-    state = load_state(folder)
+    state = load_state(folder / STATE)
     if state is None:
         raise UserError(
-            f"{folder} lacks the agent's state ({state_file(folder)}), without which it would go "
+            f"{folder} lacks the agent's state ({folder / STATE}), without which it would go "
             f"on from elsewhere; put it back, or make a new agent on the policy alone"
         )
     agent.load_state(state)
-    base = agent.env.venv.unwrapped
-    if "prompts" in state and hasattr(base, "load_prompt_state"):
+    if "prompts" in state:
         try:
-            base.load_prompt_state(json.loads(state["prompts"]))
+            agent.env.load_prompt_state(state["prompts"])
         except UserError as error:
             warnings.warn(f"its prompts start afresh: {error}", OtherPrompts, stacklevel=3)
     return state

@@ -28,11 +28,12 @@ from textrl.agents.critic import Critic, ValueHead
 from textrl.agents.diagnostics import rollout_report
 from textrl.agents.minibatches import Numbers, Steps
 from textrl.agents.predict import next_tokens
-from textrl.agents.saving import read_policy, restore, save_agent
+from textrl.agents.saving import read_policy, restore, write_agent
 from textrl.agents.text_env import TextEnv
 from textrl.batching import filled_batches
 from textrl.bounds import checked_config
 from textrl.config import AgentConfig
+from textrl.durable import save_files
 from textrl.engine import make_accelerator, one_process
 from textrl.generation import ModelSampler, Sampler
 from textrl.masking import masked_mean
@@ -41,6 +42,7 @@ from textrl.models import split_lm
 from textrl.paths import expanded
 from textrl.policy import PolicyModule
 from textrl.precision import autocast, pick_precision
+from textrl.stopping import terminable, uninterrupted
 from textrl.token_pass import Evaluation, ReferenceStates
 from textrl.types import Rollout
 from textrl.updater import Updater
@@ -102,6 +104,8 @@ class TextAgent(ABC):
         self.sampler: Sampler = ModelSampler(self.lm, observe=head)
         self.logger = logger or Logger(folder=None, output_formats=[])
         self.iteration = self.env_steps = 0
+        self.whole = True
+        """Whether the weights are those between two iterations, not inside an update."""
         rate = self.config.learning_rate
         self._updater = Updater(
             [(policy, rate), *([(critic.eval(), critic_learning_rate or rate)] if critic else [])],
@@ -142,7 +146,10 @@ class TextAgent(ABC):
         """
         check_timesteps(total_timesteps)
         begin, end = self.env_steps, self.env_steps + total_timesteps
-        with StageProgress(self.name, end, begin=begin, shown=progress_bar) as progress:
+        with (
+            terminable(),
+            StageProgress(self.name, end, begin=begin, shown=progress_bar) as progress,
+        ):
             while self.env_steps < end:
                 start = self.env_steps
 
@@ -161,9 +168,7 @@ class TextAgent(ABC):
             show: called after each batch of episodes and each optimiser step.
         """
         began = time.monotonic()
-        with self.autocast():
-            collected = self.collect(lambda tokens: show(self._collect_share, tokens, {}))
-            rollout, kl_coef = self._with_agreeing_logprobs(collected), self.env.kl_coef
+        rollout, kl_coef = self._collected(show), self.env.kl_coef
         between, tokens = time.monotonic(), int(rollout.mask.sum())
         report = rollout_report(rollout, kl_coef)
         episodes = {name: report[name] for name in ("rollout/score", "rollout/kl")}
@@ -173,10 +178,13 @@ class TextAgent(ABC):
             done = self._collect_share + (1 - self._collect_share) * share
             show(done, tokens, episodes | fit)
 
-        learning_rate = self._updater.follow_schedule()
-        numbers = self.train_on(rollout, self.steps(show_step))
-        self.iteration += 1
-        self.env_steps += tokens
+        self.whole = False
+        with uninterrupted():
+            learning_rate = self._updater.follow_schedule()
+            numbers = self.train_on(rollout, self.steps(show_step))
+            self.iteration += 1
+            self.env_steps += tokens
+            self.whole = True
         show(1.0, tokens, episodes)
         ended = time.monotonic()
         self._collect_share = (between - began) / (ended - began)  # the next iteration's, about
@@ -193,6 +201,19 @@ class TextAgent(ABC):
                 "time/iteration": self.iteration,
             }
         )
+
+    def _collected(self, show: Show) -> Rollout:
+        """Return an iteration's episodes; if that fails, the agent stays as it was before."""
+        generator, prompts = self._generator.get_state(), self.env.prompt_state()
+        try:
+            with self.autocast():
+                collected = self.collect(lambda tokens: show(self._collect_share, tokens, {}))
+                return self._with_agreeing_logprobs(collected)
+        except BaseException:  # Ctrl+C and SIGTERM too
+            self._generator.set_state(generator)
+            if prompts is not None:
+                self.env.load_prompt_state(prompts)
+            raise
 
     def autocast(self) -> torch.autocast:
         """Return the context of a forward pass, see `textrl.precision.autocast`."""
@@ -266,10 +287,15 @@ class TextAgent(ABC):
     def save(self, path: str | Path) -> None:
         """Write the policy as a plain transformers checkpoint, the agent's state beside it.
 
-        `agent.json` holds the configuration, `trainer_state/` what `load` needs to go on as if
-        nothing had happened, `adapter/` what was merged.
+        `agent.json` holds the configuration, `trainer_state/` what `load` needs to resume exactly,
+        `critic.safetensors` PPO's critic, `adapter/` the adapter that was merged. A crash at any
+        moment leaves the files of the save before or all of the new ones.
         """
-        save_agent(self, expanded(path))
+        save_files(expanded(path), self.write)
+
+    def write(self, folder: Path) -> None:
+        """Write the files of a save to a fresh folder; `save` replaces those of an earlier save."""
+        write_agent(self, folder)
 
     @classmethod
     def load(cls, path: str | Path, venv: AnyVectorEnv, *, logger: Logger | None = None) -> Self:

@@ -1,5 +1,6 @@
 """`TextEnv`: all that our agents ask of a vector environment, through the Gymnasium interface."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,21 @@ class TextEnv:
         raise UserError(
             f"the environment has no {name!r}: text agents act in TextRLHF-v0, got {self.venv}"
         )
+
+    def prompt_state(self) -> str | None:
+        """Return where the prompt streams stand, as JSON; None where the environment has none."""
+        base = self.venv.unwrapped
+        return json.dumps(base.prompt_state()) if hasattr(base, "prompt_state") else None
+
+    def load_prompt_state(self, state: str) -> None:
+        """Continue the prompt streams from a state, where the environment has such streams.
+
+        Raises:
+            UserError: The state is of other prompts or of another number of rows.
+        """
+        base = self.venv.unwrapped
+        if hasattr(base, "load_prompt_state"):
+            base.load_prompt_state(json.loads(state))
 
     def _has(self, name: str) -> bool:
         """Return whether the first sub-environment of a SyncVectorEnv has this attribute."""

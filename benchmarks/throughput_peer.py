@@ -22,9 +22,9 @@ import numpy as np
 from review_setup import ReviewSetup
 from throughput_turns import LIBRARIES, Job, Worker, peer_python, start_workers
 
-from textrl.checkpoint import write_json
 from textrl.demo.pretrained import smollm2_folder
 from textrl.demo.reviews import load_reviews, review_pairs
+from textrl.durable import write_json
 from textrl.encoding import encode_prompt
 from textrl.evaluation import sample_and_score
 from textrl.models import load_causal_lm, load_tokenizer

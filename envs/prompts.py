@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class PromptSet:
         """Return the number of prompts."""
         return len(self.prompts)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """What tells these prompts and columns from others."""
         whole = repr([prompt.ids for prompt in self.prompts]) + repr(sorted(self.columns.items()))
@@ -97,26 +98,32 @@ class PromptStream:
 
     def __init__(self, rng: np.random.Generator, size: int, repeats: int = 1) -> None:
         """Start at the first epoch."""
-        self._rng, self._size, self._repeats = rng, size, repeats
-        self._queue: list[int] = []
+        self._rng, self._repeats, self._size = rng, repeats, size
         self.drawn = 0
         """How many indices have been returned."""
+        self._epoch: Any = rng.bit_generator.state
+        self._order, self._used = np.empty(0, dtype=np.int64), 0
 
     def next(self) -> int:
         """Return the next index."""
-        if not self._queue:
-            order = self._rng.permutation(self._size)
-            self._queue = np.repeat(order, self._repeats)[::-1].tolist()
+        if self._used == len(self._order) * self._repeats:
+            self._begin_epoch()
+        index = int(self._order[self._used // self._repeats])
+        self._used += 1
         self.drawn += 1
-        return self._queue.pop()
+        return index
 
     def state(self) -> dict[str, Any]:
-        """Return where the stream stands, JSON-able."""
-        state = self._rng.bit_generator.state
-        return {"rng": state, "queue": list(self._queue), "drawn": self.drawn}
+        """Return where the stream stands, JSON-able: how its epoch began, and how far it is."""
+        return {"epoch": self._epoch, "used": self._used, "drawn": self.drawn}
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from a state."""
-        self._rng.bit_generator.state = state["rng"]
-        self._queue = list(state["queue"])
-        self.drawn = int(state["drawn"])
+        self._rng.bit_generator.state = state["epoch"]
+        self._begin_epoch()
+        self._used, self.drawn = int(state["used"]), int(state["drawn"])
+
+    def _begin_epoch(self) -> None:
+        self._epoch = self._rng.bit_generator.state
+        self._order = self._rng.permutation(self._size)
+        self._used = 0

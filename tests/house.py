@@ -12,12 +12,13 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 FOLDERS = {"textrl": "textrl", "agents": "textrl.agents", "envs": "textrl.envs"}
 FLOORS = {
-    "ground": "errors bounds paths rows types config resolve loss_names task_config",
+    "ground": "errors bounds paths rows types config resolve loss_names task_config durable "
+    "stopping",
     "maths": "masking logprobs advantages losses preference_losses allowed batching",
-    "models": "checkpoint precision trunks heads packing row_cache models adapters decoding "
+    "models": "finite precision trunks heads packing row_cache models adapters decoding "
     "generation devices token_pass policy trainable",
     "texts": "data chat turns seams encoding shared_prompts",
-    "training": "memory engine metrics updater resuming loop",
+    "training": "memory engine metrics checkpoint run_folder updater resuming loop",
     "judging": "classifiers rewards evaluation",
 }
 """The rooms that are no folders: which modules of `textrl/` belong together."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -331,7 +332,13 @@ def test_a_stop_speaks_of_resume_where_there_is_something_to_resume(
         return capsys.readouterr().err
 
     assert stopped_in(1) == "textrl: stopped\n"
-    assert stopped_in(2) == "textrl: stopped; continue with --resume\n"
+    lines = stopped_in(2).splitlines()
+    assert lines[:2] == ["textrl: stopped", "textrl: the run is saved after iteration 1"]
+    assert lines[2].startswith("textrl: continue with: textrl rloo --model=")
+    assert lines[2].endswith(" --resume")
+    assert "--overwrite" not in lines[2]
+    cli.main(shlex.split(lines[2].partition("textrl: continue with: textrl ")[2]))
+    assert (folder / "run" / "model.safetensors").exists()
 
 
 def test_importing_and_asking_for_help_is_light() -> None:

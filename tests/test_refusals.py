@@ -64,7 +64,7 @@ def test_a_resumed_run_is_the_one_that_was_saved(folder: Path, checkpoint: str, 
     Path("prompts.jsonl").write_text('{"prompt": "c"}\n{"prompt": "d"}\n')
     assert "other prompts or columns" in fails(capsys, *train(checkpoint, "run", 40, *resume))
     Path("run/trainer_state/state.pt").unlink()
-    assert "lacks the agent's state" in fails(capsys, *train(checkpoint, "run", 40, *resume))
+    assert "state.pt is missing" in fails(capsys, *train(checkpoint, "run", 40, *resume))
 
 
 def test_a_reference_that_reads_other_tokens(folder: Path, checkpoint: str, capsys) -> None:

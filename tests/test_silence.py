@@ -175,7 +175,8 @@ def test_half_a_character_is_named_by_line_and_place(tmp_path: Path) -> None:
 
 
 def test_home_folder_and_paths_with_nothing_there(tmp_path: Path, monkeypatch) -> None:
-    from textrl.checkpoint import check_run_dir, save_model
+    from textrl.checkpoint import save_model
+    from textrl.run_folder import check_run_dir
 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)

@@ -1,128 +1,39 @@
-"""Run folders: refused if they exist, saved as plain transformers checkpoints, resumable.
+"""Checkpoints: models as plain transformers folders, resumable states, and the saves of a run.
 
-run/                  config.yaml, the model (safetensors, tokenizer, generation config)
-run/trainer_state/    what --resume needs; a finished trainer deletes it, an agent keeps it
+run/checkpoints/000000120/   One save: all its files and their checksums (`durable.py`).
+run/checkpoints/latest       The name of the newest save; it is written last.
+
+Nothing that is loaded here can run code: states hold tensors and plain data only, no pickles.
 """
 
-import contextlib
 import copy
 import json
-import os
-import re
 import shutil
+import time
+import warnings
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from torch import nn
+from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from textrl.durable import check_files, finish_save, write_json, write_sealed, write_text
 from textrl.errors import UserError, did_you_mean
+from textrl.finite import check_finite
+from textrl.metrics import metrics_size
 from textrl.paths import expanded
 
-STATE_FOLDER = "trainer_state"
-CONFIG_FILE = "config.yaml"
-MAY_CHANGE = (
-    *("total_timesteps", "save_every", "device", "threads", "log_table", "output_dir"),
-    *("agents", "seeds"),  # a benchmark's; its finished cells know their other settings
-)
-"""What a resumed run may set anew: nothing that its numbers depend on."""
+STATE_FILE = "state.pt"
+RUN_FILE = "run.json"
+"""In a save: what the run had logged by then."""
 
 
-def check_run_dir(folder: str | Path, *, resume: bool = False, overwrite: bool = False) -> Path:
-    """Return the run folder's path without touching it.
-
-    Raises:
-        UserError: it holds something already and neither resume nor overwrite is asked for, or
-            both are.
-    """
-    path = expanded(folder)
-    if resume and overwrite:
-        raise UserError("--resume and --overwrite exclude each other; give one of them")
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file; name a folder for the run")
-    if path.is_dir() and any(path.iterdir()) and not (resume or overwrite):
-        raise UserError(
-            f"{path} exists and is not empty; continue it with --resume, replace it with "
-            f"--overwrite, or name another folder"
-        )
-    return path
-
-
-def refuse_to_delete(path: Path, inputs: Sequence[str]) -> None:
-    """Raise UserError unless the folder is a run of ours that holds none of the inputs."""
-    if not (path / CONFIG_FILE).exists():
-        raise UserError(f"{path} holds no run of textrl (no {CONFIG_FILE}); delete it yourself")
-    whole = path.resolve()
-    for other in (str(Path.cwd()), *inputs):
-        file = expanded(re.sub(r"^sqlite(\+\w+)?:///([^?]*).*", r"\2", other))  # a label database
-        with contextlib.suppress(OSError):  # a text that can be no path
-            if file.exists() and whole in (file.resolve(), *file.resolve().parents):
-                raise UserError(
-                    f"{path} holds {other}, which --overwrite would delete; move it first"
-                )
-
-
-def prepare_run_dir(
-    folder: str | Path,
-    settings: Mapping[str, Any],
-    *,
-    resume: bool = False,
-    overwrite: bool = False,
-    inputs: Sequence[str] = (),
-) -> Path:
-    """Return the run folder with config.yaml in it, made if need be, emptied with overwrite.
-
-    Args:
-        folder: of the run.
-        settings: the resolved configuration.
-        resume: keep what is there; its settings must be these, but for those that may change.
-        overwrite: delete what is there first.
-        inputs: files and folders that must not be deleted.
-
-    Raises:
-        UserError: as `check_run_dir`; other settings; a folder that is not a run of ours.
-    """
-    path = check_run_dir(folder, resume=resume, overwrite=overwrite)
-    kept = path / CONFIG_FILE
-    if overwrite and path.is_dir() and any(path.iterdir()):
-        refuse_to_delete(path, inputs)
-        shutil.rmtree(path)
-    if resume and kept.exists():
-        before = yaml.safe_load(kept.read_text(encoding="utf-8"))
-        if not isinstance(before, dict):
-            raise UserError(f"{kept} holds no settings; put back a copy, or start the run anew")
-        for name, value in settings.items():
-            if name not in MAY_CHANGE and before.get(name) != value:
-                raise UserError(
-                    f"--resume with another {name}: the run in {path} has {before.get(name)!r}, "
-                    f"not {value!r}"
-                )
-    path.mkdir(parents=True, exist_ok=True)
-    kept.write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")
-    return path
-
-
-def check_finite(model: nn.Module, consequence: str) -> None:
-    """Raise UserError if a parameter holds NaN or infinity; the first one is named.
-
-    Args:
-        model: looked through whole: a frozen weight spoils what the others learn too.
-        consequence: what follows for the model, the end of "so it ...".
-    """
-    for name, parameter in model.named_parameters():
-        finite = parameter.isfinite()
-        if not finite.all():
-            count = int((~finite).sum())
-            raise UserError(
-                f"the weights of this {type(model).__name__} are not finite, so it {consequence}: "
-                f"{name} holds {count} NaN or infinite values of {parameter.numel()}; use a "
-                f"checkpoint that is whole"
-            )
+class DamagedSave(UserWarning):
+    """The newest save of a run is damaged, and the one before it is used."""
 
 
 def save_model(
@@ -139,56 +50,134 @@ def save_model(
         adapted: Any = copy.deepcopy(model)
         model = adapted.merge_and_unload()
     check_finite(model, "cannot be saved")
-    model.save_pretrained(str(folder), safe_serialization=True)
+    try:
+        model.save_pretrained(str(folder), safe_serialization=True)
+    except SafetensorError as error:  # the system's own error, in other clothes
+        raise OSError(str(error)) from error
     tokenizer.save_pretrained(str(folder))
 
 
-def state_file(folder: Path) -> Path:
-    """Return where a run's resumable state lies, if it has one."""
-    return folder / STATE_FOLDER / "state.pt"
+def save_state(file: Path, state: Mapping[str, Any]) -> None:
+    """Write a resumable state: tensors, numbers, texts, and lists and dicts of them."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.save(dict(state), file)
+    except RuntimeError as error:  # of torch's writer, which hides the system's own reason
+        free = shutil.disk_usage(file.parent).free
+        raise OSError(f"{file} cannot be written; the disk has {free:,} bytes left") from error
 
 
-def has_state(folder: Path) -> bool:
-    """Return whether a folder holds a resumable state."""
-    return state_file(folder).exists()
-
-
-def save_state(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write a resumable state; a crash in the middle leaves the one before intact."""
-    target = folder / STATE_FOLDER
-    target.mkdir(parents=True, exist_ok=True)
-    torch.save(dict(state), target / "state.new")
-    os.replace(target / "state.new", target / "state.pt")
-
-
-def load_state(folder: Path) -> dict[str, Any] | None:
-    """Return the last resumable state, or None. Loads tensors and plain data only, no pickles.
+def load_state(file: Path) -> dict[str, Any] | None:
+    """Return a resumable state, or None where there is no file.
 
     Raises:
-        UserError: the file is cut off or altered: the checksums of its parts do not hold.
+        UserError: The file is cut off or altered: the checksums of its parts do not hold.
     """
-    path = state_file(folder)
-    if not path.exists():
+    if not file.exists():
         return None
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file) as archive:
             wrong = archive.testzip()
         if wrong is not None:
             raise zipfile.BadZipFile(f"the checksum of {wrong} is wrong")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damage shows as an error of any kind, by what it hits
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{path} is damaged ({reason}); delete it and start anew, or put back a copy"
+            f"{file} is damaged ({reason}); delete it and start anew, or put back a copy"
         ) from error
     if not isinstance(state, dict):
-        raise UserError(f"{path} is not a state of textrl; delete it and start anew")
+        raise UserError(f"{file} is not a state of textrl; delete it and start anew")
     return state
 
 
-def clear_state(folder: Path) -> None:
-    """Remove the resumable state of a run that is complete."""
-    shutil.rmtree(folder / STATE_FOLDER, ignore_errors=True)
+class Checkpoints:
+    """The saves of a run, each whole or not there, of which the newest are kept."""
+
+    def __init__(self, run: Path, *, every: int = 0, minutes: float = 0.0, keep: int = 2) -> None:
+        """Look at a run's saves without touching them.
+
+        Args:
+            run: Folder of the run.
+            every: Steps between two saves; 0 is never, by this rule.
+            minutes: Minutes between two saves; 0 is never, by this rule.
+            keep: Number of saves that are kept, >= 1.
+        """
+        self.run, self.folder = run, run / "checkpoints"
+        self._every, self._seconds, self._keep = every, 60 * minutes, keep
+        self._last = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Return whether it is time to save after this step."""
+        by_steps = self._every > 0 and step % self._every == 0
+        return by_steps or 0 < self._seconds <= time.monotonic() - self._last
+
+    def save(self, step: int, write: Callable[[Path], None]) -> None:
+        """Save what `write` puts into the folder that it is given, under the number of a step.
+
+        A save of the same step that is whole stays: it holds the same.
+        """
+        self._last = time.monotonic()
+        if self._place(step).exists():
+            return
+
+        def write_all(folder: Path) -> None:
+            write(folder)
+            write_json(folder / RUN_FILE, {"step": step, "metrics_size": metrics_size(self.run)})
+
+        fresh = self.folder / ".saving"
+        write_sealed(fresh, write_all)
+        fresh.rename(self._place(step))
+        write_text(self.folder / "latest", f"{self._place(step).name}\n")
+        for old in self._steps()[: -self._keep]:
+            shutil.rmtree(self._place(old), ignore_errors=True)
+
+    def newest(self) -> Path | None:
+        """Return the folder of the newest save that is whole, None where there is no save.
+
+        A damaged one is named in a warning, and its folder is called damaged_... from then on.
+
+        Raises:
+            UserError: There are saves, and none is whole.
+        """
+        damaged: dict[Path, UserError] = {}
+        for step in reversed(self._steps()):
+            place = self._place(step)
+            try:
+                check_files(place)
+            except UserError as error:
+                damaged[place] = error
+                continue
+            for other, found in damaged.items():
+                warnings.warn(f"{found}. Going on from step {step}", DamagedSave, stacklevel=2)
+                other.rename(other.with_name(f"damaged_{other.name}"))
+            return place
+        for found in damaged.values():
+            raise found
+        return None
+
+    def exist(self) -> bool:
+        """Return whether there is a save, whole or not."""
+        return bool(self._steps())
+
+    def clear(self) -> None:
+        """Remove the saves of a run that is complete."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _place(self, step: int) -> Path:
+        return self.folder / f"{step:09d}"
+
+    def _steps(self) -> list[int]:
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
+
+
+def size_of_metrics(save: Path | None) -> int | None:
+    """Return the bytes of progress.json that belong to a save, None where there is no save."""
+    if save is None:
+        return None
+    return int(json.loads((save / RUN_FILE).read_text(encoding="utf-8"))["metrics_size"])
 
 
 def read_agent(path: str | Path, name: str, config_class: type[Any]) -> tuple[dict[str, Any], Any]:
@@ -203,8 +192,10 @@ def read_agent(path: str | Path, name: str, config_class: type[Any]) -> tuple[di
         UserError: there is none, it is damaged, or of another agent.
     """
     file = expanded(path) / "agent.json"
+    finish_save(file.parent)
     if not file.exists():
         raise UserError(f"{file.parent} holds no saved agent ({file.name} is missing)")
+    check_files(file.parent)
     try:
         saved = json.loads(file.read_text(encoding="utf-8"))
         settings, found = dict(saved["config"]), saved["agent"]
@@ -218,29 +209,3 @@ def read_agent(path: str | Path, name: str, config_class: type[Any]) -> tuple[di
             hint = did_you_mean(option, known)
             raise UserError(f"{file}: {config_class.__name__} has no option {option!r}{hint}")
     return saved, config_class(**settings)
-
-
-def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder anew so that a crash at any moment leaves the old or the new one whole."""
-    fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    write(fresh)
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    fresh.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def latest_folder(folder: Path) -> Path | None:
-    """Return the folder that `replace_folder` left whole, or None."""
-    old = folder.with_name(folder.name + ".old")
-    return next((path for path in (folder, old) if path.exists()), None)
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write JSON that a person can read, whole or not at all."""
-    fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(fresh, path)

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.batching import filled_batches, like_lengths
 from textrl.chat import RenderedText, end_ids, split_end
-from textrl.checkpoint import check_finite
 from textrl.errors import UserError
+from textrl.finite import check_finite
 from textrl.packing import Packing, packing_of, plan, take
 from textrl.seams import one_bos, without_eos
 from textrl.trunks import (

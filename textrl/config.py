@@ -69,7 +69,11 @@ class TrainingConfig:
     where that is faster (new GPUs; CPUs with AMX for models of 100M parameters or more) and float32
     elsewhere."""
     save_every: NotNegative[int] = 0
-    """Number of updates between two resumable states; 0 saves one state per epoch."""
+    """Number of updates between two saves to resume from; 0 saves by time and after each epoch."""
+    save_minutes: NotNegative[float] = 10.0
+    """Minutes between two saves to resume from; 0 saves by updates and after each epoch."""
+    keep_saves: Positive[int] = 2
+    """Number of saves that are kept while the run goes on."""
     seed: Seed[int] = 0
     """Seed of the order of the data and of newly initialised weights."""
 

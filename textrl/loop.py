@@ -16,11 +16,13 @@ from stable_baselines3.common.logger import Logger
 from torch import Tensor, nn
 
 from textrl.batching import epoch_minibatches, filled_batches
-from textrl.checkpoint import check_finite
+from textrl.checkpoint import Checkpoints
 from textrl.config import TrainingConfig
+from textrl.finite import check_finite
 from textrl.metrics import StageProgress, log
 from textrl.precision import autocast, pick_precision
-from textrl.resuming import States, run_identity, uninterrupted
+from textrl.resuming import States, run_identity
+from textrl.stopping import Terminated, uninterrupted
 from textrl.updater import LossSum, Updater, warmup_cosine
 
 
@@ -48,8 +50,8 @@ def fit(
     *,
     accelerator: Accelerator,
     logger: Logger,
-    state_dir: Path | None = None,
-    resume: bool = False,
+    folder: Path | None = None,
+    resume_from: Path | None = None,
     shown: bool = True,
 ) -> None:
     """Minimise the task's weighted mean loss over the data, in shuffled epochs.
@@ -60,15 +62,14 @@ def fit(
         config: sizes, rates, seed.
         accelerator: of this process; each process takes every n-th row of each minibatch.
         logger: one row per 1% of the updates.
-        state_dir: where resumable states go, the last one if Ctrl+C stops the run.
-        resume: go on from the state in state_dir.
+        folder: Folder of the run, where its saves go; a stop by Ctrl+C or SIGTERM leaves one.
+        resume_from: The save in that folder to go on from.
         shown: show progress.
 
     Raises:
         UserError: weights or last updates that are not finite; a state that is damaged or of
             another run.
     """
-    model.eval()
     total = math.ceil(len(task.lengths) / config.minibatch_size) * config.num_epochs
     updater = Updater(
         [(model, config.learning_rate)],
@@ -78,16 +79,16 @@ def fit(
         weight_decay=config.weight_decay,
         schedule=warmup_cosine(total, config.warmup_share),
     )
-    states = _states(model, updater, task, config, state_dir)
-    if resume and states is not None:
-        states.restore()
-    precision = pick_precision(config.precision, model, accelerator.device)
-    config = replace(config, precision=precision)
+    states = _states(model.eval(), updater, task, config, folder)
+    if resume_from is not None and states is not None:
+        states.restore(resume_from)
+    config = replace(config, precision=pick_precision(config.precision, model, accelerator.device))
     try:
         _fit_updates(task, config, updater, total, logger, states, shown)
-    except KeyboardInterrupt:  # before an update's step or between updates, see `uninterrupted`
+    except (KeyboardInterrupt, Terminated) as stop:  # between updates, see `uninterrupted`
         if states is not None:
             states.save()
+            stop.add_note(f"the run is saved after update {updater.updates} of {total}")
         raise
     accelerator.wait_for_everyone()  # nobody leaves while another still receives
     updater.finish()
@@ -105,7 +106,10 @@ def _states(
     if folder is None:
         return None
     identity = run_identity(task.stage, config, task.examples)
-    return States(model=model, updater=updater, folder=folder, identity=identity)
+    checkpoints = Checkpoints(
+        folder, every=config.save_every, minutes=config.save_minutes, keep=config.keep_saves
+    )
+    return States(model=model, updater=updater, checkpoints=checkpoints, identity=identity)
 
 
 def _fit_updates(
@@ -119,7 +123,7 @@ def _fit_updates(
 ) -> None:
     accelerator, begin = updater.accelerator, updater.updates
     per_epoch = total // config.num_epochs
-    save_every, log_every = config.save_every or per_epoch, max(1, total // 100)
+    log_every = max(1, total // 100)
     shown = shown and accelerator.is_main_process
     with StageProgress(task.stage, total, begin=begin, shown=shown) as progress:
         for update in range(begin, total):
@@ -133,7 +137,8 @@ def _fit_updates(
                 logs = update % log_every == 0 or update + 1 == total
                 if logs and accelerator.is_main_process:
                     log(logger, update + 1, {f"{task.stage}/{k}": v for k, v in numbers.items()})
-            if states is not None and (update + 1) % save_every == 0 and update + 1 < total:
+            ends_epoch = position + 1 == per_epoch
+            if states is not None and (ends_epoch or states.checkpoints.due(update + 1)):
                 states.save()
 
 

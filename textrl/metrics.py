@@ -6,55 +6,138 @@ is a rich bar on a terminal and a plain line now and then elsewhere.
 """
 
 import contextlib
+import csv
 import importlib.util
 import json
+import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from stable_baselines3.common.logger import (
-    CSVOutputFormat,
+    HumanOutputFormat,
     JSONOutputFormat,
+    KVWriter,
     Logger,
-    configure,
+    TensorBoardOutputFormat,
+    filter_excluded_keys,
 )
 
+JSON_FILE, CSV_FILE = "progress.json", "progress.csv"
 PLAIN_LINE_EVERY = 15.0
 """Seconds between progress lines where there is no terminal."""
 
 
 @contextmanager
 def open_logger(
-    folder: Path | None, given: Logger | None = None, *, table: bool = False
+    folder: Path | None,
+    given: Logger | None = None,
+    *,
+    table: bool = False,
+    keep: int | None = None,
 ) -> Iterator[Logger]:
     """Yield an SB3 logger that writes CSV, JSON lines and TensorBoard events to a folder.
 
-    A run that goes on keeps its earlier rows (SB3's writers would begin an empty file).
-
     Args:
-        folder: made if need be; None logs to memory only.
-        given: the caller's own logger, used in its place and left open.
-        table: also print SB3's table to the terminal.
+        folder: Folder that is made if need be; None logs to memory only.
+        given: The caller's own logger, used in its place and left open.
+        table: Whether SB3's table is printed to the terminal as well.
+        keep: Bytes of progress.json that stay, those of a checkpoint (`metrics_size`), so that the
+            files become those of an uninterrupted run; None keeps all rows of an earlier run.
     """
     if given is not None or folder is None:
         yield given or Logger(folder=None, output_formats=[])
         return
-    earlier = read_progress(folder)
-    tensorboard = importlib.util.find_spec("tensorboard") is not None
-    names = ["csv", "json"] + ["tensorboard"] * tensorboard + ["stdout"] * table
-    logger = configure(str(folder), names)
-    for output in logger.output_formats:
-        if isinstance(output, CSVOutputFormat | JSONOutputFormat):
-            for row in earlier:
-                output.write(dict(row), {name: () for name in row})
+    folder.mkdir(parents=True, exist_ok=True)
+    earlier = _cut(folder / JSON_FILE, keep)
+    outputs: list[KVWriter] = [_JSONLines(folder / JSON_FILE), _CSV(folder / CSV_FILE, earlier)]
+    if importlib.util.find_spec("tensorboard") is not None:
+        outputs.append(_TensorBoard(folder, earlier[-1]["time/step"] if earlier else None))
+    if table:
+        outputs.append(HumanOutputFormat(sys.stdout))
+    logger = Logger(folder=str(folder), output_formats=outputs)
     try:
         yield logger
     finally:
         logger.close()
+
+
+def metrics_size(folder: Path) -> int:
+    """Return the bytes of a folder's progress.json, to `keep` when its run goes on from here."""
+    path = folder / JSON_FILE
+    return path.stat().st_size if path.exists() else 0
+
+
+def _cut(path: Path, keep: int | None) -> list[dict[str, Any]]:
+    """Cut a file of rows to its first bytes and its last whole row; return the rows."""
+    if not path.exists():
+        return []
+    whole = path.read_bytes()[:keep]
+    whole = whole[: whole.rfind(b"\n") + 1]
+    if len(whole) < path.stat().st_size:
+        os.truncate(path, len(whole))
+    return read_json_lines(path)
+
+
+class _JSONLines(JSONOutputFormat):
+    """SB3's writer, which goes on behind the rows that are there."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("a", encoding="utf-8")
+
+
+class _TensorBoard(TensorBoardOutputFormat):
+    """SB3's writer, which hides the events of a killed run that come after the last step kept."""
+
+    def __init__(self, folder: Path, last_step: float | None) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        purge = None if last_step is None else int(last_step) + 1
+        self.writer = SummaryWriter(log_dir=str(folder), purge_step=purge)
+        self._is_closed = False
+
+
+class _CSV(KVWriter):
+    """Rows under one line of names; new names come behind the old ones, sorted.
+
+    SB3's writer orders them as Python's hashes fall, another way in each process.
+    """
+
+    def __init__(self, path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+        self._path, self._names = path, list[str]()
+        for row in rows:
+            self._names += sorted(row.keys() - set(self._names))
+        self._rewrite(rows)
+
+    def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
+        row = filter_excluded_keys(key_values, key_excluded, "csv")
+        fresh = sorted(row.keys() - set(self._names))
+        if fresh:
+            self._file.close()
+            with self._path.open(encoding="utf-8", newline="") as file:
+                rows = list(csv.DictReader(file))
+            self._names += fresh
+            self._rewrite([*rows, row])
+        else:
+            self._writer.writerow(row)
+            self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _rewrite(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        fresh = self._path.with_name(self._path.name + ".new")
+        self._file = fresh.open("w", encoding="utf-8", newline="")
+        self._writer = csv.DictWriter(self._file, self._names, lineterminator="\n")
+        if rows:
+            self._writer.writeheader()
+            self._writer.writerows(rows)
+        self._file.flush()
+        fresh.replace(self._path)
 
 
 def read_progress(folder: Path) -> list[dict[str, float]]:
@@ -63,7 +146,7 @@ def read_progress(folder: Path) -> list[dict[str, float]]:
     Of rows with one `time/step` the last counts: a killed run takes its last steps again.
     """
     rows: dict[float, dict[str, float]] = {}
-    for row in read_json_lines(folder / "progress.json"):
+    for row in read_json_lines(folder / JSON_FILE):
         rows[row["time/step"]] = rows.get(row["time/step"], {}) | row
     return list(rows.values())
 

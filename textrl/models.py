@@ -26,6 +26,7 @@ from transformers.cache_utils import Cache
 from textrl.adapters import base_of, holds_head, with_adapter
 from textrl.devices import pick_device as pick_device
 from textrl.devices import pick_dtype as pick_dtype
+from textrl.durable import CHECKSUMS, check_files, finish_save
 from textrl.errors import UserError
 from textrl.heads import head_of
 from textrl.logprobs import counted_from_0
@@ -50,7 +51,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """
     name = local_or_hub(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
         raise _no_model(name, "tokenizer", error) from error
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
@@ -70,13 +71,16 @@ def load_causal_lm(
     Raises:
         UserError: there is none, or its weights are incomplete.
     """
-    device, name = pick_device(device), local_or_hub(name)
+    device, name = pick_device(device), _whole(local_or_hub(name))
     if base := base_of(name):
         model = load_causal_lm(base, dtype=dtype, device=device)
         return in_eval(moved(with_adapter(model, name), device))
     try:
         found: Any = AutoModelForCausalLM.from_pretrained(
-            name, dtype=pick_dtype(dtype, device), output_loading_info=True
+            name,
+            dtype=pick_dtype(dtype, device),
+            output_loading_info=True,
+            trust_remote_code=False,
         )
     except Exception as error:  # of files, formats and packages that a checkpoint asks for
         raise _no_model(name, "language model", error) from error
@@ -118,18 +122,31 @@ def untrained_classifier(name: str | Path) -> tuple[PreTrainedModel, set[str]]:
 
 
 def _classifier(name: str | Path, **options: Any) -> tuple[PreTrainedModel, set[str]]:
-    name = local_or_hub(name)
+    name = _whole(local_or_hub(name))
     if base := base_of(name):
         model, missing = _classifier(base, **(options | {"num_labels": 1}))
         return with_adapter(model, name), missing if not holds_head(name) else set()
     try:
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            name, output_loading_info=True, **options
+            name, output_loading_info=True, trust_remote_code=False, **options
         )
     except Exception as error:
         raise _no_model(name, "sequence classifier", error) from error
     assert isinstance(model, PreTrainedModel)
     return model, set(report["missing_keys"])
+
+
+def _whole(name: str) -> str:
+    """Return a model's name; of a folder that textrl saved, the weights are those of that save.
+
+    Raises:
+        UserError: A weights file there is missing or altered.
+    """
+    folder = Path(name)
+    finish_save(folder)
+    if (folder / CHECKSUMS).exists():
+        check_files(folder, ending=".safetensors")
+    return name
 
 
 def _no_model(name: str | Path, kind: str, error: Exception) -> UserError:

@@ -1,29 +1,28 @@
-"""When a trainer's run may go on from its state, and how Ctrl+C leaves it one.
+"""When a trainer's run may go on from a save, and what a save of it holds.
 
-A run goes on when it is asked to, with the configuration and the data that it began with; the
-state itself is written and read in `checkpoint.py`.
+A run goes on when it is asked to, with the configuration and the data that it began with; how a
+save is written and read is in `checkpoint.py`.
 """
 
 import hashlib
-import signal
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from textrl.checkpoint import MAY_CHANGE, has_state, load_state, save_state, state_file
+from textrl.checkpoint import STATE_FILE, Checkpoints, load_state, save_state
 from textrl.config import TrainingConfig
 from textrl.errors import UserError
+from textrl.run_folder import MAY_CHANGE
+from textrl.stopping import uninterrupted
 from textrl.updater import Updater
 
 
 def is_complete(folder: Path) -> bool:
-    """Return whether a trainer's folder holds its model and no state of an unfinished run."""
-    return any(folder.glob("model*.safetensors*")) and not has_state(folder)
+    """Return whether a trainer's folder holds its model and no save of an unfinished run."""
+    return any(folder.glob("model*.safetensors*")) and not Checkpoints(folder).exist()
 
 
 def check_resume(folder: Path | None, *, resume: bool) -> None:
@@ -38,15 +37,15 @@ def check_resume(folder: Path | None, *, resume: bool) -> None:
             raise UserError("resume=True needs output_dir, the folder of the run to continue")
     elif resume and is_complete(folder):
         raise UserError(f"the run in {folder} is complete; nothing to resume")
-    elif resume and not has_state(folder):
+    elif resume and not Checkpoints(folder).exist():
         raise UserError(
-            f"{folder} holds no state to resume ({state_file(folder)} is missing); start the run "
-            f"anew, without resume"
+            f"{folder} holds no save to resume from ({Checkpoints(folder).folder} has none); start "
+            f"the run anew, without resume"
         )
-    elif not resume and has_state(folder):
+    elif not resume and Checkpoints(folder).exist():
         raise UserError(
-            f"{folder} holds the state of a run that is not finished; continue it with "
-            f"train(resume=True), or delete {state_file(folder)} to start anew"
+            f"{folder} holds the saves of a run that is not finished; continue it with "
+            f"train(resume=True), or delete {Checkpoints(folder).folder} to start anew"
         )
 
 
@@ -68,7 +67,7 @@ def run_identity(stage: str, config: TrainingConfig, examples: Iterable[object])
 def check_identity(folder: Path, saved: Any, present: dict[str, Any]) -> None:
     """Raise UserError, naming what differs, if a state is not of the present run."""
     if not isinstance(saved, dict):
-        raise UserError(f"{state_file(folder)} is not the state of a trainer on a fixed data set")
+        raise UserError(f"{folder} holds no state of a trainer on a fixed data set")
     for name, value in present.items():
         if saved.get(name) == value:
             continue
@@ -83,49 +82,36 @@ def check_identity(folder: Path, saved: Any, present: dict[str, Any]) -> None:
         )
 
 
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Hold Ctrl+C back until the block has ended, so that no update is left half done."""
-    if threading.current_thread() is not threading.main_thread():  # where Python handles no signal
-        yield
-        return
-    pressed: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if pressed:
-        signal.raise_signal(signal.SIGINT)
-
-
 @dataclass(frozen=True, kw_only=True)
 class States:
-    """A run's resumable states."""
+    """A trainer's run as its saves see it."""
 
     model: nn.Module
     updater: Updater
-    folder: Path
+    checkpoints: Checkpoints
     identity: dict[str, Any]
-    """Of the run, see `run_identity`."""
+    """What a resumed run must share, see `run_identity`."""
 
     def save(self) -> None:
-        """Write the state after the updates so far, in the main process."""
+        """Save what the updates so far have made, in the main process."""
         if self.updater.accelerator.is_main_process:
             with uninterrupted():
-                state = {"run": self.identity, "model": self.model.state_dict()}
-                save_state(self.folder, state | self.updater.state())
+                self.checkpoints.save(self.updater.updates, self._write)
 
-    def restore(self) -> None:
-        """Go on from the state in the folder, which must be of this run."""
-        state = load_state(self.folder) or {}
-        check_identity(self.folder, state.get("run"), self.identity)
+    def _write(self, folder: Path) -> None:
+        state = {"run": self.identity, "model": self.model.state_dict()}
+        save_state(folder / STATE_FILE, state | self.updater.state())
+
+    def restore(self, save: Path) -> None:
+        """Go on from a save, which must be of this run."""
+        state = load_state(save / STATE_FILE) or {}
+        check_identity(self.checkpoints.run, state.get("run"), self.identity)
         try:
             self.model.load_state_dict(state["model"])
             self.updater.load(state)
         except (RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(
-                f"{state_file(self.folder)} is of another model ({reason}); give the one that the "
-                f"run began with"
+                f"{save / STATE_FILE} is of another model ({reason}); give the one that the run "
+                f"began with"
             ) from error

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from textrl.checkpoint import check_finite
 from textrl.errors import UserError
+from textrl.finite import check_finite
 from textrl.row_cache import RowCache, step_mask
 
 FAILURES = (

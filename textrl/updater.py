@@ -14,8 +14,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from textrl.checkpoint import check_finite
 from textrl.errors import UserError
+from textrl.finite import check_finite
 
 MAX_SKIPPED = 5
 """Updates in a row with a non-finite gradient after which a run stops."""

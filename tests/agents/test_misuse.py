@@ -1,5 +1,10 @@
 """What an agent would get wrong in silence is refused; SB3's helpers take our agents."""
 
+import hashlib
+import json
+import re
+import shutil
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -187,6 +192,25 @@ def test_demonstrations_that_no_loss_would_use() -> None:
         )
 
 
+def test_a_damaged_folder_of_an_agent(tmp_path) -> None:
+    """Every file of a save: cut off, empty, one bit turned, or gone."""
+    agent_of("ppo", tiny_model(), make_venv()).save(tmp_path / "whole")
+    files = [p for p in (tmp_path / "whole").rglob("*") if p.is_file()]
+    assert len(files) >= 8
+    for number, file in enumerate(files):
+        content = file.read_bytes()
+        turned = content[:-1] + bytes([content[-1] ^ 1])
+        damages = (content[: len(content) // 2], b"", turned, None)
+        for kind, damage in enumerate(damages):
+            folder = tmp_path / f"{number}_{kind}"
+            shutil.copytree(tmp_path / "whole", folder)
+            place = folder / file.relative_to(tmp_path / "whole")
+            place.unlink() if damage is None else place.write_bytes(damage)
+            with pytest.raises(UserError, match=re.escape(file.name)) as caught:
+                PPO.load(folder, make_venv())
+            assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
@@ -198,9 +222,13 @@ def test_demonstrations_that_no_loss_would_use() -> None:
         ("model.safetensors", "x", "no language model at"),
     ],
 )
-def test_a_damaged_folder_of_an_agent(tmp_path, file: str, content: str, message: str) -> None:
+def test_a_save_of_another_version(tmp_path, file: str, content: str, message: str) -> None:
+    """Files that are whole, but say what this version cannot read."""
     agent_of("ppo", tiny_model(), make_venv()).save(tmp_path)
     (tmp_path / file).write_text(content)
+    sums = json.loads((tmp_path / "checksums.json").read_text())
+    sums[file] = hashlib.sha256(content.encode()).hexdigest()
+    (tmp_path / "checksums.json").write_text(json.dumps(sums))
     with pytest.raises(UserError, match=message):
         PPO.load(tmp_path, make_venv())
 

@@ -1,19 +1,21 @@
-"""A run goes on when asked to, as the run that it was; Ctrl+C leaves a state to go on from."""
+"""A run goes on when asked to, as the run that it was; a stop leaves a save to go on from."""
 
 import json
+import shlex
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from textrl import cli
-from textrl.checkpoint import load_state, save_state, state_file
+from textrl.checkpoint import Checkpoints, DamagedSave, load_state, save_state
 from textrl.config import DPOConfig, SFTConfig
 from textrl.envs import tiny_model, tiny_tokenizer
 from textrl.errors import UserError
-from textrl.resuming import uninterrupted
+from textrl.stopping import Terminated, terminable, uninterrupted
 from textrl.trainers import DPOTrainer, SFTTrainer
 from textrl.updater import LossSum, Updater
 
@@ -37,6 +39,12 @@ def sft(folder, texts=TEXTS, model=None, **settings) -> SFTTrainer:
     return SFTTrainer(
         model or tiny_model(), tiny_tokenizer(), texts, config, output_dir=folder, shown=False
     )
+
+
+def newest(run: Path) -> Path:
+    save = Checkpoints(run).newest()
+    assert save is not None
+    return save / "state.pt"
 
 
 def interrupted(trainer: SFTTrainer, update: int, monkeypatch, *, when: str = "loss") -> None:
@@ -66,22 +74,16 @@ def test_ctrl_c_in_the_first_epoch_loses_no_update(when, done, tmp_path, monkeyp
     straight = sft(tmp_path / "straight")
     straight.train()
     interrupted(sft(tmp_path / "run"), 5, monkeypatch, when=when)
-    assert load_state(tmp_path / "run")["counts"] == [done, 0, 0]
+    assert load_state(newest(tmp_path / "run"))["counts"] == [done, 0, 0]
     resumed = sft(tmp_path / "run")
     resumed.train(resume=True)
     assert torch.equal(weights(resumed.model), weights(straight.model))
-    rows, expected = (
-        [
-            json.loads(row)["time/step"]
-            for row in (tmp_path / name / "progress.json").read_text().splitlines()
-        ]
-        for name in ("run", "straight")
-    )
-    assert rows == expected
+    for name in ("progress.json", "progress.csv"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
 
 
 def test_nothing_goes_on_unasked_nor_where_there_is_nothing(tmp_path, monkeypatch) -> None:
-    with pytest.raises(UserError, match="holds no state to resume"):
+    with pytest.raises(UserError, match="holds no save to resume"):
         sft(tmp_path / "run").train(resume=True)
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="needs output_dir"):
@@ -121,10 +123,11 @@ def test_a_run_goes_on_with_its_own_settings_data_and_model(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "altered", "text"])
 def test_a_damaged_state_is_refused_by_name(damage, tmp_path) -> None:
-    save_state(tmp_path, {"model": torch.arange(1000.0)})
-    content = state_file(tmp_path).read_bytes()
+    file = tmp_path / "state.pt"
+    save_state(file, {"model": torch.arange(1000.0)})
+    content = file.read_bytes()
     middle = content.index(torch.arange(500.0, 510.0).numpy().tobytes())
-    state_file(tmp_path).write_bytes(
+    file.write_bytes(
         {
             "cut": content[: len(content) // 2],
             "empty": b"",
@@ -133,13 +136,16 @@ def test_a_damaged_state_is_refused_by_name(damage, tmp_path) -> None:
         }[damage]
     )
     with pytest.raises(UserError, match=r"state\.pt is damaged") as caught:
-        load_state(tmp_path)
+        load_state(file)
     assert "\n" not in str(caught.value)
 
 
 def test_a_state_of_something_else_is_refused(tmp_path) -> None:
-    save_state(tmp_path, {"counters": [1, 2]})  # as an agent's
-    with pytest.raises(UserError, match="not the state of a trainer"):
+    def write(folder: Path) -> None:
+        save_state(folder / "state.pt", {"counters": [1, 2]})  # as an agent's
+
+    Checkpoints(tmp_path).save(1, write)
+    with pytest.raises(UserError, match="holds no state of a trainer"):
         sft(tmp_path).train(resume=True)
 
 
@@ -169,7 +175,7 @@ def test_the_command_line_resumes_what_ctrl_c_stopped(
             cli.main([*command, *more])
         return capsys.readouterr().err.splitlines()[-1]
 
-    assert "holds no state to resume" in fails("--resume")
+    assert "holds no save to resume" in fails("--resume")
     assert not (tmp_path / "run").exists()
     step, steps = Updater.update, iter(range(1000))
 
@@ -180,11 +186,72 @@ def test_the_command_line_resumes_what_ctrl_c_stopped(
 
     with monkeypatch.context() as patch:
         patch.setattr(Updater, "update", pressed)
-        assert fails() == "textrl: stopped; continue with --resume"
-    state = state_file(tmp_path / "run").read_bytes()
-    state_file(tmp_path / "run").write_bytes(state[:-100])
+        assert fails() == f"textrl: continue with: textrl {shlex.join(command)} --resume"
+    state = newest(tmp_path / "run").read_bytes()
+    newest(tmp_path / "run").write_bytes(state[:-100])
     assert "state.pt is damaged" in fails("--resume")
-    state_file(tmp_path / "run").write_bytes(state)
+    file = tmp_path / "run/checkpoints/000000003/state.pt"
+    file.write_bytes(state)
     cli.main([*command, "--resume"])
     assert (tmp_path / "run" / "model.safetensors").exists()
-    assert not state_file(tmp_path / "run").exists()
+    assert not Checkpoints(tmp_path / "run").exist()
+
+
+def test_sigterm_is_heard_between_updates_and_ends_with_143(tmp_path, monkeypatch) -> None:
+    straight = sft(tmp_path / "straight")
+    straight.train()
+    step, steps = Updater.update, iter(range(1000))
+
+    def terminated(self: Updater, losses) -> float:
+        if next(steps) == 4:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, losses)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Updater, "update", terminated)
+        with pytest.raises(SystemExit) as caught:
+            sft(tmp_path / "run").train()
+    assert caught.value.code == 143
+    assert caught.value.__notes__ == ["the run is saved after update 5 of 8"]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    resumed = sft(tmp_path / "run")
+    resumed.train(resume=True)
+    assert torch.equal(weights(resumed.model), weights(straight.model))
+
+
+def test_somebody_elses_handler_of_sigterm_stays() -> None:
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda *arguments: heard.append(True))
+    try:
+        with terminable():
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [True]
+    assert issubclass(Terminated, SystemExit)
+
+
+def test_the_save_before_a_damaged_one_is_used(tmp_path) -> None:
+    straight = sft(tmp_path / "straight")
+    straight.train()
+    run = tmp_path / "run"
+    stopped = sft(run, save_every=2)
+    loss, calls = stopped._loss, iter(range(1000))
+
+    def killed(sequences) -> LossSum:
+        if next(calls) == 5:
+            raise MemoryError
+        return loss(sequences)
+
+    stopped._loss = killed
+    with pytest.raises(MemoryError):
+        stopped.train()
+    assert newest(run).parent.name == "000000004"
+    content = newest(run).read_bytes()
+    newest(run).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    resumed = sft(run)
+    with pytest.warns(DamagedSave, match=r"000000004/state\.pt is damaged.* from step 2"):
+        resumed.train(resume=True)
+    assert torch.equal(weights(resumed.model), weights(straight.model))
+    for name in ("progress.json", "progress.csv"):
+        assert (run / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()

@@ -108,11 +108,11 @@ def test_resume_equals_the_uninterrupted_run_bit_for_bit(kind, checkpoint, tmp_p
     straight = trainer(tmp_path / "straight")
     straight.train()
     killed_after(trainer(tmp_path / "killed"), 5)
-    assert (tmp_path / "killed" / "trainer_state" / "state.pt").exists()
+    assert (tmp_path / "killed" / "checkpoints" / "000000004" / "state.pt").exists()
     resumed = trainer(tmp_path / "killed")
     resumed.train(resume=True)
     assert torch.equal(weights(resumed.model), weights(straight.model))
-    assert not (tmp_path / "killed" / "trainer_state").exists()
+    assert not (tmp_path / "killed" / "checkpoints").exists()
 
 
 def test_outputs_are_plain_checkpoints(checkpoint: str, tmp_path) -> None:

@@ -27,7 +27,7 @@ from stable_baselines3.common.utils import set_random_seed
 from textrl.benchmark.agents import find, importable, make_subject
 from textrl.benchmark.config import BenchmarkConfig
 from textrl.benchmark.task import Task
-from textrl.checkpoint import write_json
+from textrl.durable import write_json
 from textrl.memory import keep_freed_memory
 from textrl.metrics import StageProgress, append_json_line, read_json_lines
 

@@ -5,7 +5,7 @@ The text under each field is its help. This module imports the standard library 
 
 from dataclasses import dataclass
 
-from textrl.bounds import NotNegative, Positive, check_fields, require
+from textrl.bounds import NotNegative, Positive, check_fields
 from textrl.config import (
     GRPOConfig,
     OnlineDPOConfig,
@@ -36,15 +36,18 @@ class AgentRunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StatesConfig:
-    """The resumable states that a run saves."""
+    """The saves of a run of one of our agents."""
 
     save_every: NotNegative[int] = 10
-    """Number of iterations between two resumable states."""
+    """Number of iterations between two saves to resume from; 0 saves by time alone."""
+    save_minutes: NotNegative[float] = 10.0
+    """Minutes between two saves to resume from; 0 saves by iterations alone."""
+    keep_saves: Positive[int] = 2
+    """Number of saves that are kept while the run goes on."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""
         check_fields(self)
-        require(self, "save_every", self.save_every >= 1, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

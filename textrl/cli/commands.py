@@ -1,9 +1,9 @@
 """The functions of the commands, called with their validated configurations."""
 
 import json
-import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import transformers
 
 from textrl.benchmark.config import BenchmarkConfig
-from textrl.checkpoint import check_run_dir, prepare_run_dir
 from textrl.cli.agent_options import (
     AGENTS,
     AgentRunConfig,
@@ -33,8 +32,10 @@ from textrl.data import load_records, refuse_existing, write_lines
 from textrl.demo.config import DemoConfig
 from textrl.errors import UserError, hide_password, needing
 from textrl.metrics import open_logger
+from textrl.paths import expanded
 from textrl.resolve import resolve, resolve_reward
 from textrl.rows import CHAT_COLUMNS
+from textrl.run_folder import check_run_dir, held, prepare_run_dir
 
 if TYPE_CHECKING:
     from textrl.envs import TextRLHFVectorEnv
@@ -100,7 +101,8 @@ def run_agent(
 ) -> None:
     """Train a policy with one of our agents; only PPO has `ptx`."""
     from textrl.agents.base import factory_of
-    from textrl.checkpoint import latest_folder, replace_folder
+    from textrl.agents.runs import saved_agent, train_in
+    from textrl.checkpoint import Checkpoints
     from textrl.models import load_causal_lm
 
     if name == "online_dpo" and env.kl_coef != EnvConfig.kl_coef:
@@ -108,8 +110,8 @@ def run_agent(
     kind: Any = factory_of(name)  # a class of ours
     folder, venv = _checked(run), _environment(policy, env)
     extra = {} if ptx is None else {"demonstrations": ptx.demonstrations}
-    saved = latest_folder(folder / "last") or (folder if (folder / "agent.json").exists() else None)
     if run.resume:
+        saved = saved_agent(folder)
         if saved is None:
             raise UserError(f"{folder} holds no saved agent to resume; start without --resume")
         agent = _resumed(kind, saved, venv, config, extra)
@@ -117,16 +119,11 @@ def run_agent(
         model = load_causal_lm(policy.model, dtype="float32", device=policy.device)
         agent = kind(model, venv, config, **extra)
 
-    def save_now_and_then() -> None:
-        if agent.iteration % states.save_every == 0:
-            replace_folder(folder / "last", agent.save)
-
-    configs = (policy, env, states, config, *([ptx] if ptx else []))
-    with open_logger(_begin(run, *configs), table=run.log_table) as agent.logger:
-        left = policy.total_timesteps - agent.env_steps
-        agent.learn(max(0, left), progress_bar=True, after_iteration=save_now_and_then)
-    agent.save(folder)
-    shutil.rmtree(folder / "last", ignore_errors=True)
+    with _begun(run, policy, env, states, config, *([ptx] if ptx else [])):
+        checkpoints = Checkpoints(
+            folder, every=states.save_every, minutes=states.save_minutes, keep=states.keep_saves
+        )
+        train_in(folder, agent, policy.total_timesteps, checkpoints, log_table=run.log_table)
     print(f"saved to {folder}")
 
 
@@ -160,11 +157,12 @@ def run_outside_agent(
     venv = _environment(policy, env)
     model = load_causal_lm(policy.model, dtype="float32", device=policy.device)
     agent = resolve(outside.agent)(model, venv)
-    with open_logger(_begin(run, outside, policy, env), table=run.log_table) as logger:
-        if hasattr(agent, "set_logger"):
-            agent.set_logger(logger)
-        agent.learn(policy.total_timesteps, progress_bar=True)
-    agent.save(folder)
+    with _begun(run, outside, policy, env):
+        with open_logger(folder, table=run.log_table) as logger:
+            if hasattr(agent, "set_logger"):
+                agent.set_logger(logger)
+            agent.learn(policy.total_timesteps, progress_bar=True)
+        agent.save(folder)
     print(f"saved to {folder}")
 
 
@@ -262,8 +260,8 @@ def run_benchmark(config: BenchmarkConfig, run: RunConfig) -> None:
 
     _checked(run)
     benchmark.check(config)
-    folder = _begin(run, config)
-    rows = benchmark.run(config, folder)
+    with _begun(run, config) as folder:
+        rows = benchmark.run(config, folder)
     print(benchmark.table(rows))
     print(f"saved to {folder}")
     if any("error" in row for row in rows):
@@ -282,8 +280,9 @@ def _checked(run: RunConfig) -> Path:
     return check_run_dir(run.output_dir, resume=run.resume, overwrite=run.overwrite)
 
 
-def _begin(run: RunConfig, *configs: Any) -> Path:
-    """Create the run folder and write the resolved configuration to it."""
+@contextmanager
+def _begun(run: RunConfig, *configs: Any) -> Iterator[Path]:
+    """Make the run folder, with the resolved configuration in it, and hold it for this process."""
     settings = {key: value for part in configs for key, value in asdict(part).items()}
     for name, value in settings.items():
         if isinstance(value, str):
@@ -293,9 +292,10 @@ def _begin(run: RunConfig, *configs: Any) -> Path:
     settings |= {"output_dir": run.output_dir, "log_table": run.log_table}
     inputs = [value for name, value in settings.items() if isinstance(value, str)]
     inputs.remove(run.output_dir)
-    return prepare_run_dir(
-        run.output_dir, settings, resume=run.resume, overwrite=run.overwrite, inputs=inputs
-    )
+    with held(expanded(run.output_dir)):
+        yield prepare_run_dir(
+            run.output_dir, settings, resume=run.resume, overwrite=run.overwrite, inputs=inputs
+        )
 
 
 def _train(
@@ -308,13 +308,11 @@ def _train(
     complete = run.resume and is_complete(folder)
     if not complete and not run.overwrite:  # before a folder is made
         check_resume(folder, resume=run.resume)
-    _begin(run, *configs)
-    if complete:
-        print(f"{folder} is complete; nothing to resume")
-        return
-    with open_logger(folder, table=run.log_table) as logger:
-        trainer.logger = logger
-        metrics = trainer.train(resume=run.resume)
+    with _begun(run, *configs):
+        if complete:
+            print(f"{folder} is complete; nothing to resume")
+            return
+        metrics = trainer.train(resume=run.resume, log_table=run.log_table)
     for name, value in metrics.items():
         print(f"{name}: {value:.4f}")
     print(f"saved to {folder}")

@@ -7,6 +7,7 @@ line on stderr and exits with status 2.
 """
 
 import io
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -37,6 +38,7 @@ from textrl.config import DPOConfig, RewardConfig, SFTConfig
 from textrl.demo.config import DemoConfig
 from textrl.errors import UserError, did_you_mean
 from textrl.feedback.config import BackupConfig, CollectConfig, ExportConfig
+from textrl.stopping import Terminated, terminable
 
 COMMANDS: dict[str, tuple[str, tuple[type, ...]]] = {
     "sft": ("train a language model on demonstrations", (ModelConfig, RunConfig, SFTConfig)),
@@ -72,23 +74,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         given = sys.argv[1:] if arguments is None else list(arguments)
         command, configs = parse(given or ["--help"])
-        _find(command)(*configs)
+        with terminable():
+            _find(command)(*configs)
     except (UserError, OSError) as error:  # OSError: a full disk, a folder without rights
         print(f"textrl: error: {error}", file=sys.stderr)
+        if hasattr(error, "__notes__"):
+            _say_how_to_go_on(error, given)
         sys.exit(2)
-    except KeyboardInterrupt:
-        resumable = any(map(_holds_state, configs))
-        print(f"textrl: stopped{'; continue with --resume' * resumable}", file=sys.stderr)
-        sys.exit(130)
+    except (KeyboardInterrupt, Terminated) as stop:
+        print("textrl: stopped", file=sys.stderr)
+        if any(map(_holds_state, configs)):
+            _say_how_to_go_on(stop, given)
+        sys.exit(stop.code if isinstance(stop, Terminated) else 130)
+
+
+def _say_how_to_go_on(error: BaseException, given: list[str]) -> None:
+    """Print what is saved of a run that has ended early, and the command that continues it."""
+    for note in getattr(error, "__notes__", ()):
+        print(f"textrl: {note}", file=sys.stderr)
+    modes = ("--overwrite", "--resume")
+    kept = [argument for argument in given if argument not in modes]
+    print(f"textrl: continue with: {shlex.join(['textrl', *kept, '--resume'])}", file=sys.stderr)
 
 
 def _holds_state(config: object) -> bool:
     """Return whether this configuration's run folder holds something that --resume continues."""
     if not isinstance(config, RunConfig | DemoConfig):
         return False
-    states: tuple[str, ...] = ("trainer_state/state.pt", "last/agent.json", "cells.jsonl")
+    states: tuple[str, ...] = ("checkpoints/*/checksums.json", "cells.jsonl")
     if isinstance(config, DemoConfig):
-        states = ("*/stage.json", "*/trainer_state/state.pt")
+        states = ("*/stage.json", "*/checkpoints/*/checksums.json")
     return any(path for state in states for path in Path(config.output_dir).glob(state))
 
 

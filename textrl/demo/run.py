@@ -24,7 +24,10 @@ from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from textrl import __version__
 from textrl.agents import PPO, OnlineDPO
-from textrl.checkpoint import check_run_dir, has_state, prepare_run_dir, write_json
+from textrl.agents.runs import train_in
+from textrl.agents.text_agent import TextAgent
+from textrl.checkpoint import Checkpoints
+from textrl.config import AgentConfig
 from textrl.demo.config import DemoConfig
 from textrl.demo.models import fetch_models, starting_policy, starting_reward_model
 from textrl.demo.presets import PRESETS, Preset
@@ -36,6 +39,7 @@ from textrl.demo.reviews import (
     review_rankings,
     split_reviews,
 )
+from textrl.durable import write_json
 from textrl.envs import TextRLHFVectorEnv
 from textrl.evaluation import (
     Sampled,
@@ -46,12 +50,15 @@ from textrl.evaluation import (
     summarize,
 )
 from textrl.memory import keep_freed_memory, release_memory
-from textrl.metrics import open_logger
 from textrl.models import load_causal_lm, load_tokenizer
+from textrl.paths import expanded
 from textrl.rewards import Reward, RewardModel
+from textrl.run_folder import check_run_dir, held, prepare_run_dir
 from textrl.trainers import RewardTrainer, SFTTrainer
 
 BEST_OF = 16
+SAVE_EVERY, SAVE_MINUTES = 10, 10.0
+"""Iterations and minutes between two saves of an agent."""
 MODES = ("resume", "overwrite")
 VERSIONS = ("torch", "transformers", "gymnasium", "stable-baselines3", "numpy")
 SHOWN_SAMPLES = 12
@@ -85,6 +92,13 @@ def run(config: DemoConfig) -> dict[str, Any]:
     torch.set_num_threads(config.threads)
     train, heldout = split_reviews(load_reviews())
     fetch_models(config)  # all downloads come before anything is deleted
+    with held(expanded(config.output_dir)):
+        return _run(config, train, heldout, began)
+
+
+def _run(
+    config: DemoConfig, train: list[Review], heldout: list[Review], began: float
+) -> dict[str, Any]:
     folder = prepare_run_dir(
         config.output_dir,
         {name: value for name, value in asdict(config).items() if name not in MODES},
@@ -142,7 +156,7 @@ def train_sft(job: Job) -> dict[str, Any]:
     reviews = job.train[: job.preset.sft_reviews]
     rows = [{"text": review.text} for review in reviews]
     trainer = SFTTrainer(policy, tokenizer, rows, job.preset.sft, output_dir=folder)
-    trainer.train(resume=has_state(folder))
+    trainer.train(resume=Checkpoints(folder).exist())
     return trainer.evaluate_on([{"text": review.text} for review in job.heldout])
 
 
@@ -160,7 +174,7 @@ def train_reward_model(job: Job) -> dict[str, Any]:
     trainer = RewardTrainer(
         model, tokenizer, rows, preset.reward, normalize_on=samples, output_dir=folder
     )
-    numbers = trainer.train(resume=has_state(folder))
+    numbers = trainer.train(resume=Checkpoints(folder).exist())
     pairs = review_pairs(job.heldout, 8192, np.random.default_rng(job.config.seed), min_gap=0.5)
     texts = [review.text for review in job.heldout]
     found = trainer.reward_model()([""] * len(texts), texts)
@@ -175,29 +189,41 @@ def train_reward_model(job: Job) -> dict[str, Any]:
 
 def train_ppo(job: Job) -> dict[str, Any]:
     """Train the SFT model with PPO against the reward model and itself as reference."""
-    folder = job.folder / "ppo"
-    policy = load_causal_lm(job.folder / "sft", dtype="float32")
     rows = job.preset.ppo.episodes_per_iteration
     venv = environment(job, rows, group_size=job.preset.ppo_samples_per_prompt)
-    with open_logger(folder) as logger:
-        agent = PPO(policy, venv, job.preset.ppo, logger=logger)
-        agent.learn(job.preset.ppo_timesteps, progress_bar=True)
-    agent.save(folder)
+    agent = _trained(PPO, job, "ppo", venv, job.preset.ppo, job.preset.ppo_timesteps)
     return {"env_steps": agent.env_steps, "iterations": agent.iteration}
 
 
 def train_dpo(job: Job) -> dict[str, Any]:
     """Train the SFT model with DPO on pairs sampled from it and ranked by the reward model."""
-    folder, config = job.folder / "dpo", job.preset.dpo
-    policy = load_causal_lm(job.folder / "sft", dtype="float32")
+    config = job.preset.dpo
     rows = min(256, config.episodes_per_iteration)
     venv = environment(job, rows, group_size=config.samples_per_prompt)
     budget = config.episodes_per_iteration * job.preset.max_completion_tokens
-    with open_logger(folder) as logger:
-        agent = OnlineDPO(policy, venv, config, logger=logger)
-        agent.learn(budget // 2, progress_bar=True)  # one iteration: all pairs are of the SFT model
-    agent.save(folder)
+    # one iteration: all pairs are of the SFT model
+    agent = _trained(OnlineDPO, job, "dpo", venv, config, budget // 2)
     return {"env_steps": agent.env_steps}
+
+
+def _trained(
+    kind: type[TextAgent],
+    job: Job,
+    name: str,
+    venv: TextRLHFVectorEnv,
+    config: AgentConfig,
+    total_timesteps: int,
+) -> TextAgent:
+    """Return an agent that was trained from the SFT model, or from the save of a stopped run."""
+    folder = job.folder / name
+    checkpoints = Checkpoints(folder, every=SAVE_EVERY, minutes=SAVE_MINUTES)
+    save = checkpoints.newest()
+    if save is not None:
+        agent = kind.load(save, venv)
+    else:
+        agent = kind(load_causal_lm(job.folder / "sft", dtype="float32"), venv, config)
+    train_in(folder, agent, total_timesteps, checkpoints)
+    return agent
 
 
 def evaluate(job: Job) -> dict[str, Any]:

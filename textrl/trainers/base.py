@@ -1,20 +1,25 @@
 """What the three trainers share: where a run goes, and how it is trained, saved and resumed."""
 
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 from stable_baselines3.common.logger import Logger
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from textrl.checkpoint import clear_state, save_model
+from textrl.checkpoint import Checkpoints, save_model, size_of_metrics
 from textrl.config import TrainingConfig
+from textrl.durable import save_files
 from textrl.engine import make_accelerator
 from textrl.errors import UserError
 from textrl.loop import FitTask, fit
 from textrl.metrics import open_logger
 from textrl.paths import expanded
 from textrl.resuming import check_resume
+from textrl.run_folder import held
+from textrl.stopping import terminable
 from textrl.trainable import check_trainable
 
 
@@ -75,31 +80,42 @@ class Trainer(ABC):
         """Do what is left to do before the trained model is saved; return what to report of it."""
         return {}
 
-    def train(self, resume: bool = False) -> dict[str, float]:
+    def train(self, resume: bool = False, *, log_table: bool = False) -> dict[str, float]:
         """Train, save to output_dir, and return the final metrics (see the class).
 
         Args:
-            resume: go on, bit for bit, from the state that a run left in output_dir when it was
-                stopped; with the configuration, data and model that it began with.
+            resume: Whether to go on, bit for bit, from the newest save that a stopped run left in
+                output_dir; with the configuration, data and model that it began with.
+            log_table: Whether SB3's table of the metrics is printed as well.
 
         Raises:
-            UserError: a state lies there and resume is not asked for, or none does and it is; what
+            UserError: a save lies there and resume is not asked for, or none does and it is; what
                 differs from the run that left it is named. Weights or gradients not finite.
+            Terminated: the process was asked to end by SIGTERM; as with Ctrl+C, a save is left.
         """
         check_resume(self.output_dir, resume=resume)
-        with open_logger(self.output_dir, self.logger) as logger:
+        if self.output_dir is None:
+            return self._train(None, log_table=log_table)
+        main = make_accelerator(self.model.device).is_main_process
+        with held(self.output_dir) if main else nullcontext(), terminable():
+            save = Checkpoints(self.output_dir).newest() if resume else None
+            return self._train(save, log_table=log_table)
+
+    def _train(self, save: Path | None, *, log_table: bool) -> dict[str, float]:
+        keep = size_of_metrics(save)
+        with open_logger(self.output_dir, self.logger, table=log_table, keep=keep) as logger:
             fit(
                 self.model,
                 self._task(),
                 self.config,
                 accelerator=make_accelerator(self.model.device),
                 logger=logger,
-                state_dir=self.output_dir,
-                resume=resume,
+                folder=self.output_dir,
+                resume_from=save,
                 shown=self._shown,
             )
         metrics = self._finish()
         if self.output_dir is not None:
-            save_model(self.model, self.tokenizer, self.output_dir)
-            clear_state(self.output_dir)
+            save_files(self.output_dir, partial(save_model, self.model, self.tokenizer))
+            Checkpoints(self.output_dir).clear()
         return metrics | (self.evaluate() if self._holds_out else {})

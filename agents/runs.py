@@ -1,0 +1,64 @@
+"""An agent's run in a folder: logged, saved on its way, and saved whole when it is stopped.
+
+The command line and the demo train their agents here.
+"""
+
+from pathlib import Path
+
+from textrl.agents.text_agent import TextAgent
+from textrl.checkpoint import Checkpoints, size_of_metrics
+from textrl.metrics import open_logger
+
+
+def saved_agent(folder: Path) -> Path | None:
+    """Return the folder of a run's newest save, or of its finished agent; None where is neither.
+
+    Raises:
+        UserError: There are saves, and none of them is whole.
+    """
+    newest = Checkpoints(folder).newest()
+    if newest is None and (folder / "agent.json").exists():
+        return folder
+    return newest
+
+
+def train_in(
+    folder: Path,
+    agent: TextAgent,
+    total_timesteps: int,
+    checkpoints: Checkpoints,
+    *,
+    log_table: bool = False,
+) -> None:
+    """Train an agent up to a number of tokens; its run folder then holds it.
+
+    Ctrl+C, SIGTERM and an error between two updates leave a save to resume from.
+
+    Args:
+        folder: Folder of the run.
+        agent: A new agent, or the one of the run's newest save.
+        total_timesteps: Number of tokens of the whole run; an agent that was saved has some of
+            them behind it.
+        checkpoints: The saves of the run.
+        log_table: Whether SB3's table of the metrics is printed as well.
+    """
+
+    def save() -> None:
+        checkpoints.save(agent.iteration, agent.write)
+
+    def save_now_and_then() -> None:
+        if checkpoints.due(agent.iteration):
+            save()
+
+    keep = size_of_metrics(checkpoints.newest()) if agent.iteration else None
+    with open_logger(folder, table=log_table, keep=keep) as agent.logger:
+        left = max(0, total_timesteps - agent.env_steps)
+        try:
+            agent.learn(left, progress_bar=True, after_iteration=save_now_and_then)
+        except BaseException as error:  # Ctrl+C and SIGTERM, a reward that fails, full memory
+            if agent.whole and agent.iteration:
+                save()
+                error.add_note(f"the run is saved after iteration {agent.iteration}")
+            raise
+    agent.save(folder)
+    checkpoints.clear()

@@ -1,0 +1,169 @@
+"""Files that are whole or not there: what is written survives a kill, a full disk and a power cut.
+
+A file is written beside its place, flushed to the disk and renamed. Several files that belong
+together (a model, its optimiser, its counters) are written to `FOLDER/.saving` with the SHA-256 of
+each in `checksums.json`; the journal `FOLDER/.commit.json` then says that they count, and they are
+moved to their places. Killed before the journal, the files of the save before are all still there;
+killed after it, whoever reads the folder next finishes the moves. No reader meets a mixture.
+
+Standard library only.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from textrl.errors import UserError
+
+CHECKSUMS = "checksums.json"
+SAVING, JOURNAL = ".saving", ".commit.json"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file, whole or not at all."""
+    fresh = path.with_name(path.name + ".new")
+    with fresh.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+    _sync(path.parent)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON that a person can read, whole or not at all."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def save_files(folder: Path, write: Callable[[Path], None]) -> None:
+    """Replace the files of a folder's earlier save by new ones, all of them or none.
+
+    Other files of the folder stay.
+
+    Args:
+        folder: Folder that is made if need be.
+        write: Function that writes the new files to the folder that it is given.
+    """
+    finish_save(folder)
+    fresh = folder / SAVING
+    files = write_sealed(fresh, write)
+    earlier = set(_read_json(folder / CHECKSUMS) if (folder / CHECKSUMS).exists() else ())
+    plan = {"move": [*files, CHECKSUMS], "remove": sorted(earlier - set(files))}
+    write_json(folder / JOURNAL, plan)
+    finish_save(folder)
+
+
+def finish_save(folder: Path) -> None:
+    """Move the files of a save that was killed after its commit to their places.
+
+    Raises:
+        UserError: The journal is damaged.
+    """
+    journal, fresh = folder / JOURNAL, folder / SAVING
+    if not journal.exists():
+        return
+    plan = _read_json(journal)
+    for name in plan["move"]:
+        if (fresh / name).exists():  # else it was moved already
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (fresh / name).replace(folder / name)
+    for name in plan["remove"]:
+        (folder / name).unlink(missing_ok=True)
+    for place in {(folder / name).parent for name in plan["move"]}:
+        _sync(place)
+    shutil.rmtree(fresh, ignore_errors=True)
+    journal.unlink(missing_ok=True)
+    _sync(folder)
+
+
+def write_sealed(folder: Path, write: Callable[[Path], None]) -> list[str]:
+    """Have files written to a fresh folder, with their checksums; return their names.
+
+    Raises:
+        UserError: The system refuses, as on a full disk; the folder is gone again then.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir(parents=True)
+        write(folder)
+        return _seal(folder)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"cannot save to {folder.parent}: {reason}; an earlier save there is untouched"
+        ) from error
+    finally:
+        if not (folder / CHECKSUMS).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _seal(folder: Path) -> list[str]:
+    """Write the checksums of all files below a folder, flush everything, and return their names."""
+    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    sums = {name: _checksum(folder / name) for name in files}
+    write_json(folder / CHECKSUMS, sums)
+    for name in files:
+        _sync(folder / name)
+    for place in {(folder / name).parent for name in files}:
+        _sync(place)
+    return files
+
+
+def check_files(folder: Path, *, ending: str = "") -> None:
+    """Check that the files of a folder's last save are those that were written.
+
+    Args:
+        folder: Folder of a save.
+        ending: How the names of the files end that are checked; "" checks all of them.
+
+    Raises:
+        UserError: A file is missing or altered, or there are no checksums; it is named.
+    """
+    finish_save(folder)
+    file = folder / CHECKSUMS
+    if not file.exists():
+        raise UserError(f"{file} is missing, so that nothing says whether this save is whole")
+    for name, expected in _read_json(file).items():
+        if not name.endswith(ending):
+            continue
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing; put back a copy, or use an earlier save")
+        if _checksum(path) != expected:
+            raise UserError(
+                f"{path} is damaged (it is not what was saved there); put back a copy, or use an "
+                f"earlier save"
+            )
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_json(path: Path) -> Any:
+    """Return what a file holds that only we write.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); put back a copy") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged (no JSON object); put back a copy")
+    return content
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or the entries of a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

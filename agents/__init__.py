@@ -1,4 +1,4 @@
-"""Our agents and the door for any other. Import them as `textrl.agents`."""
+"""The built-in agents, and the registry for other agents. Import them as `textrl.agents`."""
 
 if __name__ == "agents":
     raise ModuleNotFoundError("import textrl.agents, not agents: this folder is mapped into textrl")

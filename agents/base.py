@@ -1,7 +1,8 @@
-"""What every agent is to the command line and the benchmarks: Stable-Baselines3's verbs.
+"""The interface of an agent (that of Stable-Baselines3), and the registry of agents by name.
 
-Here: the protocol and the registry. Next to read: `text_env.py` (what our agents ask of an
-environment), `text_agent.py` (what they share), `collect.py` (episodes), then `ppo.py`.
+The command line and the benchmarks use agents through this interface only. Next to read:
+`text_env.py` (what our agents need from an environment), `text_agent.py` (what they share),
+`collect.py` (episodes), then `ppo.py`.
 """
 
 import math
@@ -18,15 +19,21 @@ from textrl.errors import UserError, did_you_mean
 
 Observation = dict[str, np.ndarray]
 State = tuple[np.ndarray, ...] | None
-"""Of a recurrent agent in SB3's `predict`; ours have none and return what they are given."""
+"""The hidden state of a recurrent agent in SB3's `predict`.
+
+Our agents are not recurrent: they return the state that they are given.
+"""
 AnyVectorEnv = VectorEnv[Any, Any, Any]
 
 
 class Agent(Protocol):
-    """Learns in an environment and acts; time is counted in tokens, as SB3 counts steps."""
+    """An agent that learns in an environment and acts in it.
+
+    Time is counted in tokens, as SB3 counts environment steps.
+    """
 
     def learn(self, total_timesteps: int, progress_bar: bool = False) -> Self:
-        """Train for at least this many tokens more; return the agent itself."""
+        """Train for at least this many more tokens; return the agent itself."""
         ...
 
     def predict(
@@ -45,7 +52,7 @@ class Agent(Protocol):
 
 
 AgentFactory = Callable[[PreTrainedModel, AnyVectorEnv], Agent]
-"""(policy, vector environment) -> agent."""
+"""A function that makes an agent from a policy and a vector environment."""
 
 _FACTORIES: dict[str, AgentFactory] = {}
 
@@ -53,10 +60,10 @@ _FACTORIES: dict[str, AgentFactory] = {}
 def register(name: str, factory: AgentFactory) -> None:
     """Make an agent available by name to `make_agent` and to benchmarks that this process starts.
 
-    The command line knows an outside agent as package.module:Name, without being registered.
+    The command line also accepts an agent that is not registered, as package.module:Name.
 
     Raises:
-        UserError: the name is another agent's.
+        UserError: another agent already has the name.
     """
     if _FACTORIES.get(name, factory) is not factory:
         raise UserError(f"the name {name!r} is taken by another agent; choose another one")
@@ -69,10 +76,10 @@ def registered() -> list[str]:
 
 
 def factory_of(name: str) -> AgentFactory:
-    """Return what was registered under this name.
+    """Return the factory that was registered under this name.
 
     Raises:
-        UserError: nothing was.
+        UserError: no agent was registered under it.
     """
     if name not in _FACTORIES:
         hint = did_you_mean(name, _FACTORIES)
@@ -84,12 +91,12 @@ def make_agent(name: str, policy: PreTrainedModel, venv: AnyVectorEnv) -> Agent:
     """Return a new agent of this name.
 
     Raises:
-        UserError: nobody registered it.
+        UserError: no agent was registered under it.
     """
     return factory_of(name)(policy, venv)
 
 
 def check_timesteps(total_timesteps: object) -> None:
-    """Raise UserError unless it is a number of tokens; 0 is one."""
+    """Raise UserError unless the value is a number of tokens, 0 or more."""
     if not isinstance(total_timesteps, Real) or not 0 <= float(total_timesteps) < math.inf:
         raise UserError(f"total_timesteps is {total_timesteps!r}; expected a number of tokens")

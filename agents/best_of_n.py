@@ -1,6 +1,7 @@
-"""Best of n: sample n completions, keep the best-scored. No training, and hard to beat.
+"""Best of n: sample n completions and keep the one with the best score, without any training.
 
-Its KL to the policy is at most log n - (n - 1) / n nats a sequence (2401.01879).
+It is a strong baseline. Its KL to the policy is at most log n - (n - 1) / n nats per sequence
+(2401.01879).
 """
 
 from dataclasses import asdict
@@ -30,11 +31,11 @@ from textrl.trainable import check_live
 class BestOfN:
     """Acts with the best of n samples of a policy, by the environment's own scorer (2009.01325).
 
-    What is compared is what the environment pays: the score less missing_eos_penalty.
+    Samples are compared by what the environment pays: the score minus missing_eos_penalty.
 
-    A row's plan is made at the start of its episode, and anew where it shows a text that the plan
-    does not begin with: n continuations are drawn and scored, and the best one is spelled out token
-    by token.
+    At the start of an episode the agent draws and scores n continuations and keeps the best one as
+    the row's plan. It then returns the plan token by token. If the row shows a text that the plan
+    does not begin with, a new plan is made.
     """
 
     def __init__(
@@ -43,10 +44,11 @@ class BestOfN:
         venv: AnyVectorEnv,
         config: BestOfNConfig | None = None,
     ) -> None:
-        """Take a policy as it is; it may be the environment's reference itself.
+        """Keep a policy unchanged; it may be the environment's reference itself.
 
         Raises:
-            UserError: the environment pays another thing than its scores, which are compared.
+            UserError: the environment pays something other than the scores, by which samples are
+                compared.
         """
         check_live(policy)
         self.config = checked_config(self, config, BestOfNConfig)
@@ -67,10 +69,10 @@ class BestOfN:
             layer = layer.env
         self._generator = torch.Generator().manual_seed(self.config.seed)
         self._plans: dict[int, list[int]] = {}
-        self._deterministic = False  # how the plans were made
+        self._deterministic = False  # whether the present plans were made deterministically
 
     def learn(self, total_timesteps: int, progress_bar: bool = False) -> Self:
-        """Return the agent as it is: there is nothing to train."""
+        """Return the agent unchanged: there is nothing to train."""
         return self
 
     def predict(
@@ -82,8 +84,8 @@ class BestOfN:
     ) -> tuple[np.ndarray, State]:
         """Return the next token for an observation [L] or a batch of them [B L], and the state.
 
-        With deterministic the n continuations are drawn from the configuration's seed each time, so
-        that a text always gets the same token.
+        With `deterministic`, the n continuations are drawn from the configuration's seed each time,
+        so that the same text always gets the same token.
         """
         single = np.asarray(observation["input_ids"]).ndim == 1
         if single:
@@ -99,12 +101,12 @@ class BestOfN:
             for row, ids in enumerate(seen)
             if begins[row] or self._plans.get(row, [])[: len(ids)] != ids
         ]
-        # drawn one by one, a text's plan does not depend on the others
+        # deterministic: one row at a time, so that a plan does not depend on the other rows
         for rows in [[row] for row in new] if deterministic else [new] if new else []:
             part = {name: np.asarray(array)[rows] for name, array in observation.items()}
             self._plan(rows, [seen[row] for row in rows], part, deterministic)
         plans = [self._plans[row] for row in range(len(seen))]
-        # past its end a plan has no next token: the episode is over and any token will do
+        # past its end a plan has no next token: the episode is over, so any token is accepted
         tokens = np.array(
             [
                 plan[n] if n < len(plan) else self.env.eos_token_id
@@ -125,7 +127,7 @@ class BestOfN:
 
     @classmethod
     def load(cls, path: str | Path, venv: AnyVectorEnv) -> "BestOfN":
-        """Return a saved agent in an environment.
+        """Load a saved agent and attach it to an environment.
 
         Raises:
             UserError: the folder holds no best-of-n agent.

@@ -1,8 +1,9 @@
-"""Episodes for an agent: sampled by the policy, paid by the environment.
+"""Collection of episodes: the policy samples completions, and the environment pays for them.
 
-Completions are sampled whole, from the prompts that a reset shows; the environment then takes the
-actions in one `step_sequence` where it has it, else step by step, with equal rewards: the state of
-this MDP is the tokens themselves, so nothing the environment says changes what the policy does.
+Whole completions are sampled from the prompts that a reset shows. The environment then takes the
+actions in one call of `step_sequence` if it has that method, and otherwise step by step; the
+rewards are the same. This is possible because the state of this MDP is the tokens themselves, so
+that no answer of the environment changes what the policy does.
 """
 
 from collections.abc import Callable
@@ -23,20 +24,20 @@ from textrl.types import Rollout, completion_positions
 
 @dataclass(frozen=True, kw_only=True)
 class Paid:
-    """What the environment paid for one completion a row."""
+    """What the environment paid for one completion per row."""
 
     rewards: Tensor
-    """[B T]."""
+    """The reward of each token. Shape [B T]."""
     ref_logprobs: Tensor
-    """[B T], in nats."""
+    """The reference's log-probs of the tokens, in nats. Shape [B T]."""
     scores: Tensor
-    """[B], NaN where truncated."""
+    """The score of each completion, NaN where it was truncated. Shape [B]."""
     truncated: Tensor
-    """Bool [B]."""
+    """Whether each episode was truncated. Bool [B]."""
 
 
 ValuesAt = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(input_ids [B L], positions [B T], mask [B T]) -> values before these actions, [B T]."""
+"""A critic: (input_ids [B L], positions [B T], mask [B T]) -> values before the actions [B T]."""
 
 
 def collect(
@@ -49,11 +50,11 @@ def collect(
     """Return one finished episode of every row.
 
     Args:
-        sampler: of the policy; what it observed are the values.
-        env: reset here, all rows.
-        generator: the only source of randomness.
-        values_at: a critic, asked for all actions where the sampler observed no values, and for the
-            state behind a truncated episode.
+        sampler: The policy's sampler. If it observes anything while sampling, that is the values.
+        env: The environment. All its rows are reset here.
+        generator: The only source of randomness.
+        values_at: A critic. It gives the values of all actions if the sampler observed none, and
+            the value of the state after a truncated episode.
     """
     observation, _ = env.venv.reset()
     prompt_ids, prompt_lengths = prompts_of(observation, env.reference.device)
@@ -90,7 +91,7 @@ def collect(
 def _values(
     samples: Samples, input_ids: Tensor, positions: Tensor, values_at: ValuesAt | None
 ) -> Tensor:
-    """Return what the sampler observed, or else the critic's values, or else 0, [B T]."""
+    """Return the values [B T]: those that the sampler observed, else the critic's, else 0."""
     values = samples.observed
     if values is None and values_at is not None:
         values = values_at(input_ids, positions, samples.mask)
@@ -106,7 +107,7 @@ def _bootstrap(
     paid: Paid,
     values_at: ValuesAt | None,
 ) -> Tensor:
-    """Return the critic's value of the state behind each truncated episode, 0 elsewhere, [B]."""
+    """Return the critic's value of the state after each truncated episode, 0 elsewhere, [B]."""
     if values_at is None or not paid.truncated.any():
         return torch.zeros(len(mask), device=mask.device)
     ends = prompt_lengths + mask.sum(1)
@@ -115,7 +116,7 @@ def _bootstrap(
 
 
 def concatenate(parts: list[Rollout]) -> Rollout:
-    """Return several batches of episodes as one, padded to the widest."""
+    """Return several batches of episodes as one batch, padded to the longest."""
     width = max(part.input_ids.shape[1] for part in parts)
     steps = max(part.mask.shape[1] for part in parts)
 
@@ -130,7 +131,7 @@ def concatenate(parts: list[Rollout]) -> Rollout:
 
 
 def check_groups(rollout: Rollout, group_size: int, agent: str) -> None:
-    """Check that the rows of each group have one prompt.
+    """Check that all rows of a group have the same prompt.
 
     Raises:
         UserError: a wrapper has mixed the rows.
@@ -155,7 +156,7 @@ def prompts_of(observation: Observation, device: torch.device) -> tuple[Tensor, 
 def join(
     prompt_ids: Tensor, prompt_lengths: Tensor, completion_ids: Tensor, mask: Tensor
 ) -> Tensor:
-    """Return prompt and completion without a gap, right-padded with 0: [B L]."""
+    """Return prompt and completion joined without a gap, right-padded with 0, [B L]."""
     lengths = prompt_lengths + mask.sum(1)
     result = torch.zeros(
         len(lengths), int(lengths.max()), dtype=torch.long, device=prompt_ids.device
@@ -169,7 +170,7 @@ def join(
 
 
 def _pay(env: TextEnv, samples: Samples) -> Paid:
-    """Have the environment take the actions."""
+    """Let the environment take the actions, and return what it paid."""
     actions, mask = samples.completion_ids.cpu().numpy(), samples.mask.cpu().numpy()
     if hasattr(env.venv, "step_sequence"):  # a wrapped environment must see every step
         paid = _pay_at_once(env, actions, mask)
@@ -184,20 +185,20 @@ def _pay(env: TextEnv, samples: Samples) -> Paid:
 
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-"""Rewards, reference log-probs, scores, truncated: as in `Paid`."""
+"""Rewards, reference log-probs, scores and truncated flags, as in `Paid`."""
 
 
 def _pay_at_once(env: TextEnv, actions: np.ndarray, mask: np.ndarray) -> Arrays:
-    # Ours has it beyond Gymnasium's interface; _pay() asked before it came here.
+    # step_sequence is not in Gymnasium's interface; _pay() has checked that the environment has it.
     rewards, infos = env.venv.step_sequence(actions, mask)  # type: ignore[attr-defined]
     return rewards, infos["ref_logprobs"], infos["score"], infos["truncated"]
 
 
 def _pay_step_by_step(env: TextEnv, actions: np.ndarray, mask: np.ndarray) -> Arrays:
-    """Take the actions step by step; rows that are over step on in an episode of no account.
+    """Take the actions step by step; finished rows keep stepping in an episode that is ignored.
 
-    Where the environment leaves it to us, that episode has a given prompt: the rows of a group must
-    draw equally many from their prompt streams.
+    Unless the environment resets rows in the same step, the ignored episode gets a fixed prompt.
+    Thus all rows of a group draw equally many prompts from their prompt streams.
     """
     rewards, ref_logprobs = np.zeros(mask.shape), np.zeros(mask.shape)
     scores = np.full(len(mask), np.nan)
@@ -235,7 +236,7 @@ def _pay_step_by_step(env: TextEnv, actions: np.ndarray, mask: np.ndarray) -> Ar
 
 
 def _check_tokens(observation: Observation, tokens: np.ndarray, rows: np.ndarray) -> None:
-    """Raise UserError where a row shows another token than the one that the agent gave."""
+    """Raise UserError if a row shows a different token from the one that the agent gave."""
     ends = np.asarray(observation["attention_mask"]).sum(1).astype(np.int64) - 1
     shown = np.asarray(observation["input_ids"])[np.arange(len(tokens)), ends]
     if (other := rows & (shown != tokens)).any():
@@ -247,7 +248,7 @@ def _check_tokens(observation: Observation, tokens: np.ndarray, rows: np.ndarray
 
 
 def _check_rewards(rewards: np.ndarray, expected: np.ndarray, rows: np.ndarray) -> None:
-    """Raise UserError where a row was paid another thing than the environment pays."""
+    """Raise UserError if a row's reward is not what the unwrapped environment pays."""
     far = np.abs(rewards - expected) > 1e-4 * (1 + np.abs(expected))
     if (other := rows & far).any():
         row = int(other.argmax())
@@ -260,7 +261,10 @@ def _check_rewards(rewards: np.ndarray, expected: np.ndarray, rows: np.ndarray) 
 
 
 def _info(infos: dict[str, Any], name: str, over: np.ndarray) -> np.ndarray:
-    """Return an info of this step, [B]; with same-step autoreset the ended rows' lie deeper."""
+    """Return one entry of this step's infos, [B].
+
+    With same-step autoreset, the entries of the rows that ended are in `final_info`.
+    """
     values = np.array(infos.get(name, np.zeros(len(over))), dtype=np.float64)
     final = infos.get("final_info", {})
     if name in final:

@@ -1,6 +1,7 @@
-"""PPO's critic in three forms; the actor is a `textrl.policy.PolicyModule`.
+"""PPO's critic, which has three forms; the actor is a `textrl.policy.PolicyModule`.
 
-"value_head"    a zero-initialised head on the policy's own trunk: one pass gives both
+"value_head"    a zero-initialised head on the policy's own trunk, so that one pass gives log-probs
+                and values
 "reward_model"  a second trunk, a copy of the reward model's, with a fresh head
 "separate"      a second trunk, a copy of the policy's, with a fresh head
 """
@@ -19,10 +20,10 @@ from textrl.trunks import embedding_rows, first_output
 
 
 class ValueHead(nn.Sequential):
-    """Maps states to values in reward units; its last layer starts at zero, and so does V."""
+    """Maps states to values in reward units; its last layer starts at zero, so V starts at 0."""
 
     def __init__(self, width: int, kind: str) -> None:
-        """Make a "linear" head, or an "mlp" of one hidden layer, on states of this width."""
+        """Make a head on states of this width: "linear", or "mlp" with one hidden layer."""
         last = nn.Linear(width, 1)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
@@ -38,10 +39,10 @@ class ValueHead(nn.Sequential):
 
 
 class Critic(nn.Module):
-    """A critic with a trunk of its own."""
+    """A critic that has its own trunk."""
 
     def __init__(self, trunk: nn.Module, packing: Packing, head: ValueHead) -> None:
-        """Take a causal trunk, how texts are packed for it, and a head on its states."""
+        """Keep a causal trunk, the packing of texts for it, and a head on its states."""
         super().__init__()
         self.trunk, self.packing, self.head = trunk, packing, head
 
@@ -49,8 +50,8 @@ class Critic(nn.Module):
         """Return V(state just before action t), [B T], 0 where the mask is False.
 
         Args:
-            input_ids: whole texts, right-padded. Shape [B L].
-            positions: where each action stands in its text, >= 1. Shape [B T].
+            input_ids: Prompts with completions, right-padded. Shape [B L].
+            positions: The position of each action in its text, >= 1. Shape [B T].
             mask: Bool, True on the actions. Shape [B T].
         """
         input_ids = input_ids[:, : int(positions.masked_fill(~mask, 0).max()) + 1]
@@ -67,10 +68,11 @@ def make_critic(
     reward_model: RewardModel | None,
     seed: int = 0,
 ) -> ValueHead | Critic:
-    """Return a fresh critic of one of the three kinds; the seed is that of an MLP head.
+    """Return a new critic of one of the three kinds; the seed initialises an MLP head.
 
     Raises:
-        UserError: "reward_model" without a reward model that reads the policy's tokens causally.
+        UserError: the kind is "reward_model", but there is no reward model that reads the policy's
+            tokens causally.
     """
     lm = split_lm(policy)
     with torch.random.fork_rng():
@@ -98,7 +100,7 @@ def make_critic(
 def _check_reads_alike(
     reward_model: RewardModel, tokenizer: PreTrainedTokenizerBase, vocab_size: int
 ) -> None:
-    """Raise UserError unless the reward model reads texts of the policy's ids, and causally."""
+    """Raise UserError unless the reward model is causal and has the policy's token ids."""
     instead = "use critic='value_head' or 'separate'"
     if reward_model.classifier.head is None:
         raise UserError(
@@ -127,10 +129,10 @@ def values_at(
     """Return V(state just before action t), [B T], without gradient.
 
     Args:
-        critic: on the policy's states, or with a trunk of its own.
-        lm: the policy.
-        input_ids: whole texts, right-padded. Shape [B L].
-        positions: where each action stands in its text, >= 1. Shape [B T].
+        critic: A value head on the policy's states, or a critic with its own trunk.
+        lm: The policy.
+        input_ids: Prompts with completions, right-padded. Shape [B L].
+        positions: The position of each action in its text, >= 1. Shape [B T].
         mask: Bool, True on the actions. Shape [B T].
     """
     if isinstance(critic, ValueHead):

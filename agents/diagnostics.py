@@ -1,6 +1,6 @@
-"""What an agent logs of its episodes and updates, so that a person can trust the run.
+"""Diagnostics that an agent logs about its episodes and updates, to check that a run is sound.
 
-KL is in nats a sequence; every mean is over real tokens or whole episodes, never over padding.
+KL is in nats per sequence. Every mean is over real tokens or whole episodes, never over padding.
 """
 
 import math
@@ -15,11 +15,11 @@ from textrl.types import Rollout, Targets
 
 
 def rollout_report(rollout: Rollout, kl_coef: float) -> dict[str, float]:
-    """Return what an iteration's episodes look like.
+    """Return statistics of an iteration's episodes.
 
-    `rollout/kl` is the sampled KL(pi || pi_ref) (k1: unbiased, single batches may fall below 0),
-    `rollout/kl_error` its standard error over episodes. `rollout/objective` is what RLHF maximises,
-    the score less kl_coef times that KL; a truncated episode has no score, which counts as 0.
+    `rollout/kl` is the sampled KL(pi || pi_ref) (k1: unbiased, but a single batch may be below 0).
+    `rollout/kl_error` is its standard error over episodes. `rollout/objective` is what RLHF
+    maximises: the score minus kl_coef times that KL. A truncated episode has no score; 0 is used.
     """
     scored = rollout.scores[~rollout.scores.isnan()]
     kl, mask = rollout.sequence_kl, rollout.mask
@@ -44,7 +44,7 @@ def rollout_report(rollout: Rollout, kl_coef: float) -> dict[str, float]:
 
 
 def explained_variance(rollout: Rollout, targets: Targets) -> float:
-    """Return 1 - var(returns - values) / var(returns) over real tokens; 0 = values know nothing."""
+    """Return 1 - var(returns - values) / var(returns) over real tokens; 0 for useless values."""
     spread = masked_var(targets.returns, rollout.mask)
     if float(spread) == 0:
         return 0.0
@@ -53,7 +53,10 @@ def explained_variance(rollout: Rollout, targets: Targets) -> float:
 
 @torch.no_grad()
 def ratio_report(logprobs: Tensor, part: Rollout, clip_range: float) -> dict[str, Tensor]:
-    """Return how far the policy [B T] has moved from the one that sampled, token means."""
+    """Return token means that tell how far the policy has moved from the one that sampled.
+
+    Log-probs have shape [B T].
+    """
     distance = ((logprobs - part.logprobs).exp() - 1).abs()
     return {
         "approx_kl": approx_kl(logprobs, part.logprobs, part.mask),
@@ -63,11 +66,11 @@ def ratio_report(logprobs: Tensor, part: Rollout, clip_range: float) -> dict[str
 
 
 def update_report(updates: list[dict[str, float]]) -> dict[str, float]:
-    """Return the means over an iteration's updates, and the identities of its first one.
+    """Return the means over an iteration's updates, and two checks on the first update.
 
-    At the first minibatch the policy is still the one that sampled: `first_ratio_error` (the
-    mean |ratio - 1|) and `first_approx_kl` must be 0 up to rounding. They are of the agents that
-    look at the ratio.
+    At the first minibatch the policy is still the one that sampled, so `first_ratio_error` (the
+    mean |ratio - 1|) and `first_approx_kl` must be 0 up to rounding. Only agents that compute the
+    ratio log these two.
     """
     report = {"train/updates": float(len(updates))}
     for name in updates[0] if updates else ():

@@ -1,4 +1,4 @@
-"""GRPO and Dr.GRPO: each completion against its group, two ways to weigh it."""
+"""GRPO and Dr.GRPO: agents whose baseline is the mean return of a group with the same prompt."""
 
 from functools import partial
 
@@ -16,14 +16,15 @@ from textrl.types import Rollout
 
 
 class GRPO(TextAgent):
-    """Group-relative policy optimisation (2402.03300), and without its two biases (2503.20783).
+    """Group-relative policy optimisation (2402.03300), or without its two biases (2503.20783).
 
         grpo      A_i = (R_i - mean) / std,   loss = mean over episodes of the mean over tokens
         dr_grpo   A_i =  R_i - mean,          loss = mean over episodes of sum over tokens / budget
 
-    R is the score minus kl_coef times the sampled KL, as in all agents here, so the spread that
-    grpo divides by is that of both: a group of equal scores still learns its KL (ADR 4). What is
-    logged of the ratio is a mean over tokens in a micro-batch and over episodes beyond it.
+    R is the score minus kl_coef times the sampled KL, as in all agents here. So grpo divides by the
+    standard deviation of both together, and a group of equal scores still learns from its KL
+    (ADR 4). Logged numbers about the ratio are means over tokens within a micro-batch, and means
+    over episodes across micro-batches.
     """
 
     name = "grpo"
@@ -32,7 +33,7 @@ class GRPO(TextAgent):
     compares_samples = True
 
     def train_on(self, rollout: Rollout, steps: Steps) -> Numbers:
-        """Take num_epochs x minibatches of the clipped surrogate."""
+        """Update the policy: num_epochs x minibatches of the clipped surrogate loss."""
         returns, paper = episode_returns(rollout, self.env.kl_coef), self.config.variant == "grpo"
         advantages = grpo_advantages(returns, self.env.group_size, scale=paper)
         lengths = rollout.mask.sum(1)
@@ -49,7 +50,7 @@ class GRPO(TextAgent):
     def _loss(
         self, rollout: Rollout, advantages: Tensor, divisors: Tensor, rows: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the mean over episodes of (sum over tokens / divisor), and what to log of it."""
+        """Return the mean over episodes of (sum over tokens / divisor), and numbers to log."""
         part, clip_range = rollout.rows(rows), self.config.clip_range
         logprobs = self.logprobs(part)
         per_token = spread_over_tokens(advantages[rows] / divisors[rows], part.mask)

@@ -1,10 +1,10 @@
-"""Steering kl_coef so that the policy keeps a chosen distance from the reference."""
+"""The adaptive KL controller: it changes kl_coef to keep the KL to the reference near a target."""
 
 from textrl.config import PPOConfig
 
 
 def adapted_kl_coef(kl_coef: float, kl: float, episodes: int, config: PPOConfig) -> float:
-    """Return kl_coef steered towards kl_target (1909.08593, section 2.2).
+    """Return the next kl_coef, which moves the KL towards kl_target (1909.08593, section 2.2).
 
         kl_coef * (1 + clip(kl / target - 1, -0.2, 0.2) * episodes / horizon)
 

@@ -1,7 +1,7 @@
-"""The optimiser steps of an iteration: shuffled minibatches, each in micro-batches that fit memory.
+"""The optimiser steps of an iteration: shuffled minibatches, split into micro-batches for memory.
 
-Here: `Steps`, over which every agent of ours runs its losses. Not here: the losses (in each agent's
-file) and the optimiser (`textrl/updater.py`).
+All our agents run their losses through `Steps`. The losses are in each agent's file, the optimiser
+is in `textrl/updater.py`.
 
     for step in steps.over(lengths=rollout.lengths, weights=rollout.mask.sum(1), minibatch_size=64):
         numbers = step.take(loss)
@@ -19,7 +19,7 @@ from textrl.updater import Updater
 
 Numbers = dict[str, float]
 MinibatchLoss = Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
-"""Maps rows [n] to their mean loss, differentiable, and what to log of it."""
+"""A function from rows [n] to their differentiable mean loss and a dict of numbers to log."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +28,13 @@ class Steps:
 
     updater: Updater
     generator: torch.Generator
-    """Of the minibatches' order."""
+    """The random generator that shuffles the minibatches."""
     micro_batch_tokens: int
-    """Tokens in one forward and backward pass; never changes the result."""
+    """Number of tokens in one forward and backward pass; it never changes the result."""
     autocast: Callable[[], AbstractContextManager[object]]
-    """The precision of a forward pass."""
+    """Makes the context that sets the precision of a forward pass."""
     show: Callable[[float, Numbers], None] = lambda share, numbers: None
-    """Gets the share of the iteration's steps that is done, and each step's numbers."""
+    """Called after each step with the share of the iteration that is done and the numbers."""
 
     def over(
         self, *, lengths: Tensor, weights: Tensor, minibatch_size: int, num_epochs: int = 1
@@ -42,10 +42,11 @@ class Steps:
         """Yield a step for each shuffled minibatch of each epoch; leave the loop to stop early.
 
         Args:
-            lengths: tokens of each item (episode or pair), Int64 [N].
-            weights: what each item adds to the divisor of a step's loss: its tokens, or 1; [N].
-            minibatch_size: items in a step.
-            num_epochs: passes over the items.
+            lengths: Number of tokens of each item (an episode or a pair). Int64 [N].
+            weights: What each item adds to the divisor of a step's loss: its number of tokens, or
+                1. Shape [N].
+            minibatch_size: Number of items per step.
+            num_epochs: Number of passes over the items.
         """
         if len(lengths) == 0:
             return
@@ -71,19 +72,20 @@ class Step:
     rows: Tensor
     """The items of the minibatch, Int64 [n]."""
     lengths: Tensor
-    """Their tokens, [n]."""
+    """The number of tokens of each item, [n]."""
     weights: Tensor
-    """What each adds to the divisor of the loss, [n]."""
+    """What each item adds to the divisor of the loss, [n]."""
     share: float
-    """Of the iteration's steps that is done after this one."""
+    """The share of the iteration's steps that is done after this step."""
 
     def take(self, *losses: MinibatchLoss, more: Iterable[Tensor] = ()) -> Numbers:
-        """Update the weights; return the step's numbers, means over its micro-batches.
+        """Update the weights; return the step's numbers, averaged over its micro-batches.
 
         Args:
-            losses: of a micro-batch of items; each one's backward pass is done before the next one
-                is computed. Every micro-batch is weighed by its share of the whole step.
-            more: whole losses to add.
+            losses: Loss functions of a micro-batch of items. The backward pass of each loss is done
+                before the next loss is computed. Each micro-batch has the weight of its share of
+                the whole step.
+            more: Further losses, already reduced, to add to the step.
         """
         sums: Numbers = {}
 

@@ -1,6 +1,7 @@
-"""Online DPO: sample from the environment, rank by its scores, train on best against worst.
+"""Online DPO: sample several completions per prompt, and train on the best against the worst.
 
-The environment's rows come in groups of `samples_per_prompt` that share a prompt (its group_size).
+The environment scores the samples. Its rows come in groups of `samples_per_prompt` that share a
+prompt (the environment's `group_size`).
 The reference's log-probs arrive with the episodes, so each iteration costs one forward pass of the
 reference, inside the environment.
 """
@@ -38,10 +39,10 @@ class OnlineDPO(TextAgent):
         *,
         logger: Logger | None = None,
     ) -> None:
-        """Make the optimiser; the environment needs group_size = samples_per_prompt.
+        """Make the agent; the environment needs group_size = samples_per_prompt.
 
         Raises:
-            UserError: sizes that do not fit the environment, or a policy that is the reference.
+            UserError: a size does not fit the environment, or the policy is the reference itself.
         """
         super().__init__(policy, venv, config, logger=logger)
         if self.env.group_size != self.config.samples_per_prompt:
@@ -51,7 +52,7 @@ class OnlineDPO(TextAgent):
             )
 
     def train_on(self, rollout: Rollout, steps: Steps) -> Numbers:
-        """Train on the best against the worst of each group."""
+        """Train on the best against the worst completion of each group."""
         paid = self._paid(rollout)
         best, worst = best_and_worst(paid, self.config.samples_per_prompt)
         loss = partial(self._loss, rollout, paid, best, worst)
@@ -65,13 +66,13 @@ class OnlineDPO(TextAgent):
         return report | {"train/pairs": float(len(best))}
 
     def _paid(self, rollout: Rollout) -> Tensor:
-        """Return what the samples are ranked by, [B]: the score less missing_eos_penalty."""
+        """Return the numbers that rank the samples, [B]: the score minus missing_eos_penalty."""
         return rollout.scores - self.env.missing_eos_penalty * ~rollout.ended_by_eos
 
     def _loss(
         self, rollout: Rollout, paid: Tensor, best: Tensor, worst: Tensor, pairs: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the mean preference loss of some pairs, and what to log of it."""
+        """Return the mean preference loss of some pairs, and numbers to log."""
         config = self.config
         rows = torch.cat([best[pairs], worst[pairs]])
         part = rollout.rows(rows)
@@ -97,7 +98,10 @@ class OnlineDPO(TextAgent):
         return loss, numbers
 
     def _label_smoothing(self, scores: Tensor) -> float | Tensor:
-        """Return the chance that the worse one is preferred: assumed, or the scores' own, [B]."""
+        """Return the probability that the worse completion of a pair is preferred.
+
+        It is the configured number, or computed from the scores, [B].
+        """
         if self.config.labels == "hard":
             return self.config.label_smoothing
         best, worst = scores.nan_to_num(nan=-torch.inf).view(2, -1)  # a truncated one ranks last
@@ -105,7 +109,7 @@ class OnlineDPO(TextAgent):
 
 
 def best_and_worst(scores: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
-    """Return the rows of each group's best and worst score; groups of equal scores are left out.
+    """Return the rows of each group's best and worst score, without groups of equal scores.
 
     >>> best_and_worst(torch.tensor([1.0, 3.0, 2.0, 2.0]), group_size=2)
     (tensor([1]), tensor([0]))

@@ -1,7 +1,7 @@
-"""What the agents without a critic share: a number for a whole completion, and its clipped loss.
+"""Functions that the agents without a critic share (`rloo.py`, `grpo.py`, `reinforce.py`).
 
-They look at a completion as one action. Its return is the sum of both halves of the reward, and an
-advantage compares it with other completions' (`rloo.py`, `grpo.py`, `reinforce.py`).
+These agents treat a whole completion as one action. Its return is the sum of both halves of the
+reward, and its advantage compares that return with the returns of other completions.
 """
 
 import torch
@@ -15,7 +15,7 @@ def episode_returns(rollout: Rollout, kl_coef: float) -> Tensor:
     """Return score - kl_coef * sum_t (log pi - log pi_ref) of each episode, [B].
 
     Raises:
-        UserError: an episode was cut off, so that it has no score and no return.
+        UserError: an episode was truncated, so that it has no score and no return.
     """
     if rollout.scores.isnan().any():
         raise UserError(
@@ -27,5 +27,5 @@ def episode_returns(rollout: Rollout, kl_coef: float) -> Tensor:
 
 
 def spread_over_tokens(advantages: Tensor, mask: Tensor) -> Tensor:
-    """Return each completion's advantage [B] on each of its tokens, [B T]."""
+    """Repeat each completion's advantage [B] on each of its tokens, [B T]."""
     return torch.where(mask, advantages.unsqueeze(1), 0.0)

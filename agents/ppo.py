@@ -1,17 +1,18 @@
-"""PPO for language models: actor and critic here, frozen reward and reference in the environment.
+"""PPO for language models: actor and critic are here, reward and reference in the environment.
 
 One iteration:
-  1. collect    sample completions from the policy, have the environment pay them
+  1. collect    sample completions from the policy; the environment pays for them
   2. targets    subtract the policy's half of the KL, GAE (gamma 1), whiten over all tokens
   3. update     num_epochs x minibatches of the clipped surrogate and the clipped value loss
-  4. report     what a person needs to trust the run; KL in nats a sequence, means over real tokens
+  4. report     diagnostics of the run; KL in nats per sequence, means over real tokens
 
 What all agents share (`learn`, `save`, the minibatch loop) is in `text_agent.py`.
 
-With kl_loss="exact" the sampled KL leaves the reward: the update minimises the full-vocabulary
-KL(pi || pi_ref) at each state directly, and the reward of a token carries minus the exact KL of the
-state it leads to, so that the objective is the same. Its gradient's variance is no lower: near the
-optimum the sampled KL cancels the score's noise (ADR 2), so that "sampled" is the default.
+With kl_loss="exact" the sampled KL is not in the reward. Instead, the update minimises the
+full-vocabulary KL(pi || pi_ref) at each state directly, and the reward of a token contains minus
+the exact KL of the state that it leads to; the objective is the same. The variance of the gradient
+is no lower: near the optimum the sampled KL cancels the noise of the score (ADR 2). Therefore
+"sampled" is the default.
 """
 
 from collections.abc import Iterable
@@ -54,17 +55,17 @@ from textrl.token_pass import ReferenceStates
 from textrl.types import Rollout, Targets, stack_sequences
 
 STATES_PER_PASS = 64
-"""Episodes in one forward pass of the reference."""
+"""Number of episodes in one forward pass of the reference."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExactKL:
-    """What the exact KL needs of an iteration's episodes."""
+    """What the exact KL loss needs about an iteration's episodes."""
 
     reference_states: Tensor
-    """[B T H], the reference's at the completion's positions."""
+    """The reference's hidden states at the completion's positions. Shape [B T H]."""
     weight: float
-    """Of the KL in the loss: kl_coef in units of the whitened advantages."""
+    """The weight of the KL in the loss: kl_coef in units of the whitened advantages."""
 
 
 class PPO(TextAgent):
@@ -86,14 +87,14 @@ class PPO(TextAgent):
         """Make the critic and the optimiser.
 
         Args:
-            policy: trained in place; its tokenizer is the environment's.
-            venv: a vector environment of `TextRLHF-v0`.
-            config: sizes and rates.
-            demonstrations: for PPO-ptx (ptx_coef > 0), in any form that SFT reads.
-            logger: SB3's; by default one that prints nothing.
+            policy: The model to train, in place. Its tokenizer is the environment's.
+            venv: A vector environment of `TextRLHF-v0`.
+            config: The hyper-parameters.
+            demonstrations: Demonstrations for PPO-ptx (ptx_coef > 0), in any form that SFT reads.
+            logger: An SB3 logger. The default one prints nothing.
 
         Raises:
-            UserError: sizes that do not fit the environment, or a policy that is the reference.
+            UserError: a size does not fit the environment, or the policy is the reference itself.
         """
         config = checked_config(self, config, PPOConfig)
         env = TextEnv(venv)
@@ -134,7 +135,7 @@ class PPO(TextAgent):
         demonstrations: Source | None = None,
         logger: Logger | None = None,
     ) -> "PPO":
-        """Return a saved agent in an environment; learning goes on bit for bit.
+        """Load a saved agent and attach it to an environment; learning resumes bit for bit.
 
         Raises:
             UserError: the folder holds no PPO agent.
@@ -144,12 +145,12 @@ class PPO(TextAgent):
         agent = cls(policy, venv, config, demonstrations=demonstrations, logger=logger)
         load_critic(agent.critic, expanded(path) / "critic.safetensors")
         state = restore(agent, expanded(path))
-        if config.kl_target is not None:  # a fixed one is the environment's own
+        if config.kl_target is not None:  # a fixed kl_coef is set in the environment
             agent.env.kl_coef = state["kl_coef"]
         return agent
 
     def collect_batch(self) -> Rollout:
-        """Return one finished episode of every row, with the critic's values."""
+        """Collect one finished episode of every row, with the critic's values."""
         values = partial(values_at, self.critic, self.lm)
         return collect(self.sampler, self.env, self._generator, values_at=values)
 
@@ -160,7 +161,7 @@ class PPO(TextAgent):
             states = self._reference_states(rollout)
             targets, divisor = self._targets(rollout, kl_coef, states)
         exact = None
-        if states is not None:  # the state after a truncation is paid for, but no token is drawn
+        if states is not None:  # no token is sampled in the state after a truncation: drop it
             states = states[:, : rollout.mask.shape[1]]
             exact = ExactKL(reference_states=states, weight=kl_coef / divisor)
         losses = [partial(self._actor_loss, rollout, targets, exact)]
@@ -186,7 +187,7 @@ class PPO(TextAgent):
     def _targets(
         self, rollout: Rollout, kl_coef: float, reference_states: Tensor | None
     ) -> tuple[Targets, float]:
-        """Return whitened advantages and returns, and what whitening divided by."""
+        """Return whitened advantages and returns, and the number that whitening divided by."""
         mask = rollout.mask
         if reference_states is None:
             rewards = rollout.rewards - kl_coef * rollout.logprobs
@@ -207,9 +208,9 @@ class PPO(TextAgent):
     def _actor_loss(
         self, rollout: Rollout, targets: Targets, exact: ExactKL | None, rows: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the token-mean loss of some episodes, and what to log of it.
+        """Return the token-mean loss of some episodes, and numbers to log.
 
-        A value head's loss is part of it: one pass gives both.
+        The loss of a value head is included, since one pass gives log-probs and values.
         """
         config, part, target = self.config, rollout.rows(rows), targets.rows(rows)
         mask = part.mask
@@ -234,7 +235,7 @@ class PPO(TextAgent):
     def _critic_loss(
         self, rollout: Rollout, targets: Targets, rows: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the weighted value loss of a critic with a trunk of its own."""
+        """Return the weighted value loss of a critic that has its own trunk."""
         part = rollout.rows(rows)
         values = self.critic(part.input_ids, part.positions, part.mask)
         value_loss = self._value_loss(values, part, targets.rows(rows))
@@ -251,7 +252,7 @@ class PPO(TextAgent):
 
     @torch.no_grad()
     def _reference_states(self, rollout: Rollout) -> Tensor | None:
-        """Return the reference's states [B T+1 H] where the exact KL needs them."""
+        """Return the reference's states [B T+1 H] if the exact KL needs them, else None."""
         if self.config.kl_loss == "sampled":
             return None
         rollout, pieces = with_last_states(rollout), []
@@ -263,7 +264,7 @@ class PPO(TextAgent):
 
     @torch.no_grad()
     def _state_kl(self, rollout: Rollout, reference_states: Tensor) -> Tensor:
-        """Return KL(pi || pi_ref) at each state of the rollout, nats, [B T+1]."""
+        """Return KL(pi || pi_ref) at each state of the rollout, in nats, [B T+1]."""
         rollout, pieces = with_last_states(rollout), []
         for rows in torch.arange(len(rollout.scores)).split(STATES_PER_PASS):
             states = ReferenceStates(states=reference_states[rows], head=self._reference.head)
@@ -273,7 +274,7 @@ class PPO(TextAgent):
         return torch.cat(pieces)
 
     def _ptx_losses(self, count: int) -> Iterable[Tensor]:
-        """Yield the weighted SFT loss of as many demonstrations (2203.02155 eq. 2), if any."""
+        """Yield the weighted SFT loss of `count` demonstrations (2203.02155 eq. 2), if any."""
         if not self._demonstrations or not self.config.ptx_coef:
             return
         picked = torch.randint(len(self._demonstrations), (count,), generator=self._generator)
@@ -300,10 +301,11 @@ class PPO(TextAgent):
 
 
 def with_last_states(rollout: Rollout) -> Rollout:
-    """Return the episodes with one slot more, which counts in those that were truncated.
+    """Return the episodes with one more slot, whose mask is True where they were truncated.
 
-    It stands for the state after the last token. Its KL belongs to what that token leads to, and
-    the value that bootstraps a truncated episode does not hold it; its own token (0) means nothing.
+    The slot stands for the state after the last token. The KL of that state is part of what the
+    last token leads to, and the bootstrap value of a truncated episode does not contain it. The
+    token in the slot (0) has no meaning.
     """
     mask, positions = pad(rollout.mask, (0, 1)), pad(rollout.positions, (0, 1))
     cut = rollout.scores.isnan().nonzero().squeeze(1)
@@ -322,7 +324,7 @@ def load_critic(critic: nn.Module, file: Path) -> None:
     """Read a saved critic's weights.
 
     Raises:
-        UserError: the file is missing, damaged, or of another critic.
+        UserError: the file is missing, damaged, or holds another kind of critic.
     """
     try:
         load_safetensors(critic, str(file))

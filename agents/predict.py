@@ -1,4 +1,4 @@
-"""One token for an observation: what `predict` of every language-model agent does."""
+"""The next token for an observation: the function behind `predict` of all our agents."""
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ def next_tokens(
     deterministic: bool,
     allowed: AllowedTokens | None = None,
 ) -> np.ndarray:
-    """Return the next token for an observation [L], or one a row for a batch of them [B L]."""
+    """Return the next token for an observation [L], or one per row for a batch [B L]."""
     ids = torch.as_tensor(np.asarray(observation["input_ids"]), device=lm.device).long()
     lengths = torch.as_tensor(np.asarray(observation["attention_mask"]), device=lm.device).sum(-1)
     prompt_lengths = torch.as_tensor(np.asarray(observation["prompt_length"]), device=lm.device)

@@ -1,6 +1,6 @@
-"""REINFORCE: the plain policy gradient, the yardstick for every other agent.
+"""REINFORCE: the plain policy gradient, a baseline for the other agents.
 
-One iteration is one optimiser step on fresh episodes: no ratio, no clipping, no second look.
+One iteration is one optimiser step on new episodes: no ratio, no clipping, one epoch.
 """
 
 from functools import partial
@@ -29,7 +29,7 @@ class Reinforce(TextAgent):
     config: ReinforceConfig
 
     def train_on(self, rollout: Rollout, steps: Steps) -> Numbers:
-        """Take one step on all episodes together."""
+        """Take one optimiser step on all episodes together."""
         returns = episode_returns(rollout, self.env.kl_coef)
         advantages = rloo_advantages(returns, group_size=len(returns))
         loss = partial(self._loss, rollout, spread_over_tokens(advantages, rollout.mask))

@@ -1,4 +1,4 @@
-"""RLOO: REINFORCE with the other samples of the same prompt as the baseline."""
+"""RLOO: REINFORCE whose baseline is the mean return of the prompt's other samples."""
 
 from functools import partial
 
@@ -17,9 +17,10 @@ from textrl.types import Rollout
 class RLOO(TextAgent):
     """REINFORCE leave-one-out (2402.14740, section 2.2), with PPO's clipped ratio.
 
-    A completion's advantage is its return minus the mean return of its group's others. With one
-    epoch and one minibatch the ratio is 1 and the gradient is the paper's over the mean length of a
-    completion: the loss is a mean over tokens, as in PPO, where the paper's is one over episodes.
+    A completion's advantage is its return minus the mean return of the others in its group. With
+    one epoch and one minibatch the ratio is 1, and the gradient is that of the paper divided by the
+    mean length of a completion: the loss here is a mean over tokens, as in PPO, and the paper's is
+    a mean over episodes.
     """
 
     name = "rloo"
@@ -28,7 +29,7 @@ class RLOO(TextAgent):
     compares_samples = True
 
     def train_on(self, rollout: Rollout, steps: Steps) -> Numbers:
-        """Take num_epochs x minibatches of the clipped surrogate."""
+        """Update the policy: num_epochs x minibatches of the clipped surrogate loss."""
         returns = episode_returns(rollout, self.env.kl_coef)
         advantages = rloo_advantages(returns, self.env.group_size)
         loss = partial(self._loss, rollout, spread_over_tokens(advantages, rollout.mask))
@@ -43,7 +44,7 @@ class RLOO(TextAgent):
     def _loss(
         self, rollout: Rollout, advantages: Tensor, rows: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the token-mean loss of some episodes, and what to log of it."""
+        """Return the token-mean loss of some episodes, and numbers to log."""
         part, clip_range = rollout.rows(rows), self.config.clip_range
         logprobs = self.logprobs(part)
         loss = ppo_policy_loss(

@@ -1,4 +1,4 @@
-"""`TextEnv`: all that our agents ask of a vector environment, through the Gymnasium interface."""
+"""`TextEnv`: everything that our agents need from a vector environment, in one class."""
 
 import json
 from typing import Any
@@ -24,10 +24,11 @@ class TextEnv:
     """
 
     def __init__(self, venv: AnyVectorEnv) -> None:
-        """Look at an environment without changing it.
+        """Keep an environment without changing it.
 
         Raises:
-            UserError: it is no vector environment of text, or pays the agent's half of the KL.
+            UserError: it is not a vector environment of text, or it pays the agent's half of the
+                KL.
         """
         if not isinstance(venv, VectorEnv):
             shown = " ".join(str(venv).split())[:80]
@@ -63,7 +64,7 @@ class TextEnv:
 
     @property
     def kl_coef(self) -> float:
-        """Score units per nat."""
+        """The KL coefficient, in score units per nat."""
         return float(self._get("kl_coef"))
 
     @kl_coef.setter
@@ -76,7 +77,10 @@ class TextEnv:
             base.set_attr("kl_coef", [value] * self.num_envs)
 
     def score_tokens(self, prompts: list[list[int]], completions: list[list[int]]) -> np.ndarray:
-        """Return what episodes of these token ids would score, float64 [N], taking no step."""
+        """Return the scores that episodes of these token ids would get, float64 [N].
+
+        The environment takes no step.
+        """
         found: np.ndarray = self._get("score_tokens")(prompts, completions)
         return found
 
@@ -94,7 +98,7 @@ class TextEnv:
             )
 
     def check(self, policy: PreTrainedModel, episodes_per_iteration: int) -> None:
-        """Raise UserError unless the policy can be trained here with these many episodes."""
+        """Raise UserError unless the policy can be trained here with this many episodes."""
         check_live(policy)
         if policy is self.reference:
             raise UserError(
@@ -114,7 +118,7 @@ class TextEnv:
         base = self.venv.unwrapped
         if hasattr(base, name):
             return getattr(base, name)
-        if isinstance(base, SyncVectorEnv):  # its get_attr would call a model or a tokenizer
+        if isinstance(base, SyncVectorEnv):  # its get_attr calls anything callable, e.g. a model
             first = base.envs[0]
             if first.has_wrapper_attr(name):
                 return first.get_wrapper_attr(name)

@@ -1,4 +1,4 @@
-"""The environment: text generation as a Gymnasium problem. Import it as `textrl.envs`."""
+"""The environments: text generation behind Gymnasium's interface. Import them as `textrl.envs`."""
 
 if __name__ == "envs":
     raise ModuleNotFoundError("import textrl.envs, not envs: this folder is mapped into textrl")

@@ -1,4 +1,4 @@
-"""What the single and the vector environment say of their task, for agents and wrappers."""
+"""Task attributes of the single and the vector environment, for agents and wrappers to read."""
 
 from dataclasses import replace
 
@@ -12,13 +12,13 @@ from textrl.rewards import RewardModel
 
 
 class TaskAttributes:
-    """Attributes of an environment that are those of its core."""
+    """Attributes of an environment that it takes from its core."""
 
     core: TextCore
 
     @property
     def kl_coef(self) -> float:
-        """Score units per nat of the reward's reference half; settable while running."""
+        """The KL coefficient, in score units per nat; it may be set while the environment runs."""
         return self.core.kl_coef
 
     @kl_coef.setter
@@ -27,16 +27,16 @@ class TaskAttributes:
 
     @property
     def shaping(self) -> Shaping:
-        """What a token earns beside the score.
+        """The reward of a token in addition to the score.
 
-        "exact" is the reference's half of the KL, for agents that pay their own half; "potential"
-        and "none" are for agents that pay none (`CandidateActions`).
+        "exact" is the reference's half of the KL, for agents that pay their own half. "potential"
+        and "none" are for agents that pay no KL (`CandidateActions`).
         """
         return self.core.shaping
 
     @property
     def reference(self) -> PreTrainedModel:
-        """The frozen reference model, for agents that want its whole distribution."""
+        """The frozen reference model, for agents that need its whole distribution."""
         return self.core.reference
 
     @property
@@ -46,31 +46,34 @@ class TaskAttributes:
 
     @property
     def reward_model(self) -> RewardModel | None:
-        """The frozen reward model, None where the reward is a plain function."""
+        """The frozen reward model, or None if the reward is a plain function."""
         return self.core.reward_model
 
     def score_tokens(self, prompts: list[list[int]], completions: list[list[int]]) -> np.ndarray:
-        """Return what episodes of these token ids would score, float64 [N], taking no step."""
+        """Return the scores that episodes of these token ids would get, float64 [N].
+
+        The environment takes no step.
+        """
         return self.core.score_tokens(prompts, completions)
 
     @property
     def allowed(self) -> AllowedTokens:
-        """Which tokens may come next: no banned one, no end before min_completion_tokens."""
+        """The tokens that may come next: no banned ones, no end before min_completion_tokens."""
         return self.core.allowed
 
     @property
     def missing_eos_penalty(self) -> float:
-        """Subtracted from the reward, not from the score, of an episode that the budget ended."""
+        """The penalty for an episode that the budget ended; the reward loses it, not the score."""
         return self.core.config.missing_eos_penalty
 
     @property
     def on_length(self) -> str:
-        """What the budget does to an episode: "score" or "truncate"."""
+        """What happens to an episode that reaches the token budget: "score" or "truncate"."""
         return self.core.config.on_length
 
     @property
     def eos_token_id(self) -> int:
-        """The tokenizer's end of a text, one of `end_token_ids`."""
+        """The id of the tokenizer's EOS token, one of `end_token_ids`."""
         return self.core.eos_token_id
 
     @property
@@ -80,7 +83,7 @@ class TaskAttributes:
 
     @property
     def temperature(self) -> float:
-        """The one temperature of sampling and of every log-prob."""
+        """The temperature for sampling and for all log-probs."""
         return self.core.config.temperature
 
     @property
@@ -90,10 +93,13 @@ class TaskAttributes:
 
     @property
     def max_prompt_tokens(self) -> int:
-        """The longest prompt."""
+        """The maximum number of tokens in a prompt."""
         return self.core.config.max_prompt_tokens
 
     @property
     def group_size(self) -> int:
-        """How often each prompt comes: in a row, or in consecutive rows of a vector."""
+        """The number of episodes per prompt.
+
+        They are consecutive episodes of a single environment, or consecutive rows of a vector one.
+        """
         return self.core.config.group_size

@@ -1,20 +1,21 @@
-"""Text for agents that know nothing of language: they see a state vector and choose among k tokens.
+"""Text environments for agents without a language model: a state vector in, one of k tokens out.
 
-The observation is the frozen reference's last hidden state after the text so far, the action the
-rank of a token among the reference's k likeliest. So SB3's `PPO("MlpPolicy", ...)`, A2C, DQN and
-sb3-contrib's QR-DQN train unmodified.
+The observation is the frozen reference's last hidden state after the text so far. The action is the
+rank of a token among the k likeliest tokens of the reference. So SB3's `PPO("MlpPolicy", ...)`,
+A2C, DQN and sb3-contrib's QR-DQN train unmodified.
 
     agent = stable_baselines3.PPO("MlpPolicy", "textrl:TextRLHFCandidates-v0")
     env = CandidateActions(gym.make("TextRLHF-v0"), k=8)
     venv = VectorCandidateActions(gym.make_vec("TextRLHF-v0", num_envs=64, ...), k=8)
 
-What a token earns beside the score is chosen here (`shaping`), since such agents pay no half of the
-KL of their own, and TextRLHF-v0's half alone would pay them for stopping (docs/adr/0007):
+The argument `shaping` sets the reward of a token in addition to the score. It is needed because
+such agents do not pay their own half of the KL, and TextRLHF-v0's half alone would reward them for
+stopping (docs/adr/0007):
 
-    "potential" how much it raises the score of the text so far: an episode earns its score in all,
-                token by token (potential-based shaping: Ng, Harada, Russell 1999; the potential
-                of an empty completion is 0). The scorer is asked at every step.
-    "none"      nothing: the reward is the score, at the last token, where the scorer is asked
+    "potential" the amount by which the token raises the score of the text so far. Over an episode
+                these sum to its score (potential-based shaping: Ng, Harada, Russell 1999; the
+                potential of an empty completion is 0). The scorer is called at every step.
+    "none"      nothing: the reward is the score, paid at the last token. The scorer is called there
     "exact"     kl_coef log pi_ref(a|s), TextRLHF-v0's half: for an agent that pays the other half,
                 - kl_coef log pi(a|s) (for SB3's on-policy agents `SubtractPolicyKL`)
 """
@@ -39,28 +40,32 @@ from textrl.errors import UserError, did_you_mean
 
 CANDIDATES = 8
 SHAPING: Shaping = "potential"
-"""Measured: docs/adr/0007."""
+"""The default shaping; docs/adr/0007 has the measurements behind this choice."""
 STATE_BOUND = 1e6
-"""Far beyond a normalised state; Gymnasium's checker wants a bound."""
+"""Bound of the observation space, which Gymnasium's checker requires; no real state is as large."""
 
 
 class CandidateActions(
     gym.Wrapper[np.ndarray, np.int64, Observation, np.int64], RecordConstructorArgs
 ):
-    """The single environment as Box [H] and Discrete(k); `info["token"]` is the token taken."""
+    """The single environment with a Box [H] observation and a Discrete(k) action.
+
+    `info["token"]` is the token that was taken.
+    """
 
     def __init__(
         self, env: gym.Env[Observation, np.int64], k: int = CANDIDATES, shaping: Shaping = SHAPING
     ) -> None:
-        """Wrap a `TextRLHF-v0`.
+        """Wrap a `TextRLHF-v0` environment.
 
         Args:
-            env: from `gym.make`.
-            k: among how many tokens an action chooses.
-            shaping: what a token earns beside the score, see above.
+            env: The environment, from `gym.make`.
+            k: The number of tokens among which an action chooses.
+            shaping: The reward of a token in addition to the score (see the module).
 
         Raises:
-            UserError: another environment or shaping, or not that many sensible tokens.
+            UserError: it is another environment, the shaping is unknown, or fewer than k tokens are
+                sensible.
         """
         RecordConstructorArgs.__init__(self, k=k, shaping=shaping)
         super().__init__(env)  # type: ignore[arg-type]  # Gymnasium's own types forget ObsType
@@ -75,7 +80,7 @@ class CandidateActions(
         _prepare(self._core, k, shaping)
         self.observation_space, self.action_space = state_space(self._core), spaces.Discrete(k)
         self.candidates = np.zeros(k, dtype=np.int64)
-        """The tokens that the actions stand for now, [k]."""
+        """The tokens that the actions stand for in the present state, [k]."""
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -96,7 +101,7 @@ class CandidateActions(
         return self._look(), float(reward), terminated, truncated, info | {"token": int(token)}
 
     def action_masks(self) -> np.ndarray:
-        """Return that every candidate may be taken, int8 [k]."""
+        """Return an int8 mask [k] of ones: every candidate may be taken."""
         return np.ones(self._k, dtype=np.int8)
 
     def _look(self) -> np.ndarray:
@@ -115,10 +120,10 @@ class VectorCandidateActions(VectorWrapper):
         k: int = CANDIDATES,
         shaping: Shaping = SHAPING,
     ) -> None:
-        """Wrap a `gym.make_vec("TextRLHF-v0")`.
+        """Wrap a `gym.make_vec("TextRLHF-v0")` environment.
 
         Raises:
-            UserError: another environment, or not that many sensible tokens.
+            UserError: it is another environment, or fewer than k tokens are sensible.
         """
         super().__init__(env)
         if not isinstance(env, TextRLHFVectorEnv):
@@ -133,7 +138,7 @@ class VectorCandidateActions(VectorWrapper):
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
         self.action_space = batch_space(self.single_action_space, env.num_envs)
         self.candidates = np.zeros((env.num_envs, k), dtype=np.int64)
-        """The tokens that the actions stand for now, [B k]."""
+        """The tokens that the actions stand for in the present states, [B k]."""
 
     def reset(
         self,
@@ -151,7 +156,7 @@ class VectorCandidateActions(VectorWrapper):
     def step(
         self, actions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Infos]:
-        """Append to every row its candidate of this rank."""
+        """Append to every row its candidate of the given rank."""
         actions = np.asarray(actions)
         _check_ranks(actions, self._k, rows=self.num_envs)
         tokens = self.candidates[np.arange(self.num_envs), actions]
@@ -167,7 +172,7 @@ class VectorCandidateActions(VectorWrapper):
         return self._look(), rewards, terminated, truncated, infos
 
     def action_masks(self) -> np.ndarray:
-        """Return that every candidate may be taken, int8 [B k]."""
+        """Return an int8 mask [B k] of ones: every candidate may be taken."""
         return np.ones((self.num_envs, self._k), dtype=np.int8)
 
     def _look(self) -> np.ndarray:
@@ -198,12 +203,12 @@ def states_after(core: TextCore, input_ids: np.ndarray, lengths: np.ndarray) -> 
 
 
 def state_space(core: TextCore) -> spaces.Box:
-    """Return the space of the reference's last hidden state."""
+    """Return the observation space of the reference's last hidden state."""
     return spaces.Box(-STATE_BOUND, STATE_BOUND, (core.lm.state_size,), np.float32)
 
 
 def _prepare(core: TextCore, k: int, shaping: Shaping) -> None:
-    """Check both settings and tell the core what a token earns."""
+    """Check both settings and set the shaping of the core."""
     sensible = int(core.action_masks()[0].sum())
     if not isinstance(k, Integral) or not 2 <= k <= sensible:
         raise UserError(f"k is {k!r}; expected 2 to {sensible}, the tokens that may come first")
@@ -220,9 +225,9 @@ def _check_ranks(actions: np.ndarray, k: int, rows: int) -> None:
 
 
 def _check_settings(settings: dict[str, Any], shaping: Shaping) -> None:
-    """Raise UserError for a kl_coef that the shaping would leave without effect, or a misspelling.
+    """Raise UserError for a kl_coef that has no effect with this shaping, or a misspelled setting.
 
-    Other names are checked by the environment that takes them.
+    All other settings are checked by the environment that takes them.
     """
     if settings.get("kl_coef") and shaping != "exact":
         raise UserError(
@@ -235,10 +240,10 @@ def _check_settings(settings: dict[str, Any], shaping: Shaping) -> None:
 
 
 class TextCandidatesEnv(TaskAttributes, gym.Env[np.ndarray, np.int64]):
-    """`TextRLHFCandidates-v0`: the text environment as a Box [H] and Discrete(k), by its id alone.
+    """`TextRLHFCandidates-v0`: the text environment with Box [H] observations, Discrete(k) actions.
 
-    What `CandidateActions(TextRLHFEnv(...))` is, as an environment of its own, so that a script
-    that knows an id and nothing else (CleanRL's, SB3's `PPO("MlpPolicy", id)`) can train in it.
+    It is equal to `CandidateActions(TextRLHFEnv(...))`, but has its own id, so that a script that
+    takes only an id (CleanRL's, SB3's `PPO("MlpPolicy", id)`) can train in it.
     """
 
     metadata = TextRLHFEnv.metadata
@@ -250,16 +255,16 @@ class TextCandidatesEnv(TaskAttributes, gym.Env[np.ndarray, np.int64]):
         render_mode: str | None = None,
         **settings: Any,
     ) -> None:
-        """Make the environment; without arguments, the tiny built-in task.
+        """Make the environment; without arguments, it is the tiny built-in task.
 
         Args:
-            k: among how many tokens an action chooses.
-            shaping: see `CandidateActions`.
+            k: The number of tokens among which an action chooses.
+            shaping: The reward of a token in addition to the score; see `CandidateActions`.
             render_mode: "ansi" or None.
-            settings: the arguments of `TextRLHFEnv`; kl_coef with shaping "exact" alone.
+            settings: The arguments of `TextRLHFEnv`; kl_coef only with shaping "exact".
 
         Raises:
-            UserError: as there, and as `CandidateActions`.
+            UserError: in the cases of `TextRLHFEnv` and of `CandidateActions`.
         """
         _check_settings(settings, shaping)
         self._inner = CandidateActions(
@@ -281,7 +286,7 @@ class TextCandidatesEnv(TaskAttributes, gym.Env[np.ndarray, np.int64]):
         return self._inner.step(action)
 
     def action_masks(self) -> np.ndarray:
-        """Return that every candidate may be taken, Bool [k]."""
+        """Return a Bool mask [k] of True: every candidate may be taken."""
         return self._inner.action_masks()
 
     def render(self) -> str | None:
@@ -293,7 +298,10 @@ class TextCandidatesEnv(TaskAttributes, gym.Env[np.ndarray, np.int64]):
 def vector_candidates(
     num_envs: int = 1, k: int = CANDIDATES, shaping: Shaping = SHAPING, **settings: Any
 ) -> VectorCandidateActions:
-    """Return `gym.make_vec("TextRLHFCandidates-v0")`; settings are `TextRLHFVectorEnv`'s."""
+    """Make the environment of `gym.make_vec("TextRLHFCandidates-v0")`.
+
+    The settings are the arguments of `TextRLHFVectorEnv`.
+    """
     _check_settings(settings, shaping)
     venv = TextRLHFVectorEnv(num_envs=num_envs, **settings)
     return VectorCandidateActions(venv, k=k, shaping=shaping)

@@ -1,9 +1,9 @@
-"""The batched core behind the single and the vector environment.
+"""The batched core that the single and the vector environment share.
 
-It owns the frozen reference, the prompts and the token arrays; it knows nothing of Gymnasium.
-`start`, `step` and `step_sequence` are the whole of it; the environments add spaces, seeding and
-autoreset. Texts and scores of ended episodes are in `judge.py`; the MDP is in the docstring of
-`text_rlhf.TextRLHFEnv`.
+It holds the frozen reference, the prompts and the token arrays, and does not depend on Gymnasium.
+Its main methods are `start`, `step` and `step_sequence`; the environments add spaces, seeding and
+autoreset. Texts and scores of ended episodes are in `judge.py`. The docstring of
+`text_rlhf.TextRLHFEnv` describes the MDP.
 """
 
 import numpy as np
@@ -27,20 +27,20 @@ from textrl.trunks import check_vocabulary
 from textrl.types import completion_positions
 
 TOKENS_PER_PASS = 8192
-"""Of the texts that the reference reads together."""
+"""Number of tokens that the reference reads in one forward pass."""
 
 
 class TextCore:
     """B rows of text generation against one frozen reference and one scorer."""
 
     def __init__(self, num_rows: int, config: CoreConfig) -> None:
-        """Load what is named, keep what is live, encode the prompts."""
+        """Load the models that are given by name, keep those given as objects, encode prompts."""
         self.num_rows, self.config = num_rows, config
         self.kl_coef = config.kl_coef
         self.shaping: Shaping = "exact"
-        self.potentials = np.zeros(num_rows)  # what "potential" shaping has paid of each text
+        self.potentials = np.zeros(num_rows)  # sum that "potential" shaping has paid in each row
         device = pick_device(config.device)
-        pick_dtype(config.dtype, device)  # a live model is left in its own, a wrong name is not
+        pick_dtype(config.dtype, device)  # refuses a wrong name, also where nothing is loaded
         self.reference, self.tokenizer = load_reference(config, device)
         check_vocabulary(self.reference, self.tokenizer)
         self.lm = split_lm(self.reference)
@@ -83,7 +83,7 @@ class TextCore:
         return self.judge.scorer.reward_model
 
     def start(self, row: int, prompt: int | str | Messages) -> None:
-        """Begin an episode in a row, with a prompt of the set (by index) or one given as it is."""
+        """Begin an episode in a row, with a prompt of the set (by index) or any other prompt."""
         limit = self.config.max_prompt_tokens
         if isinstance(prompt, int):
             if not 0 <= prompt < len(self.prompts):
@@ -100,7 +100,7 @@ class TextCore:
         self.potentials[row] = 0.0
 
     def step(self, actions: np.ndarray, active: np.ndarray) -> StepResult:
-        """Append one token to each active row; pay the reference's half of the KL and the score."""
+        """Append one token to each active row; return rewards (reference's half of KL, score)."""
         if actions.shape != (self.num_rows,):
             raise UserError(f"actions are {actions}; expected {self.num_rows} tokens, one a row")
         places = self.lengths - self.prompt_lengths
@@ -119,12 +119,12 @@ class TextCore:
         self.input_ids[rows, self.lengths[rows]] = actions[rows]
         self.lengths[rows] += 1
         self._behind = True
-        self._stale |= ~active  # the decoder advances every row: these fall out of step
+        self._stale |= ~active  # the decoder steps every row, so the inactive ones are now wrong
         last = np.zeros(self.num_rows, dtype=np.int64)
         return self._pay_or_undo(ref_logprobs[:, None], active, last, starts)
 
     def step_sequence(self, actions: np.ndarray, mask: np.ndarray) -> StepResult:
-        """Append each row's counted tokens in one teacher-forced pass; pay what T steps pay."""
+        """Append the tokens under the mask in one teacher-forced pass; pay the same as T steps."""
         if self.shaping != "exact":
             raise UserError(
                 f"the shaping is {self.shaping!r}, which is paid step by step; step_sequence needs "
@@ -141,10 +141,10 @@ class TextCore:
         return self._pay_or_undo(ref_logprobs, active, np.maximum(counts - 1, 0), starts)
 
     def action_masks(self) -> np.ndarray:
-        """Return 1 for the tokens that are sensible next, int8 [B V] (what Gymnasium samples by).
+        """Return 1 for the tokens that are sensible next, int8 [B V] (a mask for Gymnasium).
 
-        Those that are not allowed are refused by `step`; ids beyond the tokenizer, which have no
-        text, are advised against.
+        `step` refuses tokens that are not allowed. It accepts ids beyond the tokenizer, but these
+        have no text, so the mask is 0 for them too.
         """
         places = torch.as_tensor(self.lengths - self.prompt_lengths)
         masks: np.ndarray = self.allowed.mask(places).numpy().astype(np.int8)
@@ -157,10 +157,10 @@ class TextCore:
         return self.judge.completion(self._prompts[row].ids, ids)
 
     def score_tokens(self, prompts: list[list[int]], completions: list[list[int]]) -> np.ndarray:
-        """Return what the task's episodes of these token ids would score, float64 [N].
+        """Return the scores that episodes of these token ids would get, float64 [N].
 
-        The scorer's number: missing_eos_penalty is not in it, but in the reward. A prompt of the
-        set brings its text and columns; any other is decoded and has none.
+        missing_eos_penalty is part of the reward, not of the score. A prompt of the set is scored
+        with its text and columns; any other prompt is decoded and has no columns.
         """
         return self.judge.scores_of_ids(prompts, completions)
 
@@ -188,7 +188,7 @@ class TextCore:
     def _teacher_forced(
         self, actions: np.ndarray, mask: np.ndarray, starts: np.ndarray
     ) -> np.ndarray:
-        """Return the reference's log-probs of the actions, float64 [B T], 0 where not counted."""
+        """Return the reference's log-probs of the actions, float64 [B T], 0 outside the mask."""
         result = np.zeros(mask.shape)
         rows = np.flatnonzero(mask.any(1))
         lengths = self.lengths[rows].tolist()
@@ -220,7 +220,7 @@ class TextCore:
     def _pay_or_undo(
         self, ref_logprobs: np.ndarray, active: np.ndarray, last: np.ndarray, starts: np.ndarray
     ) -> StepResult:
-        """Pay; if the reward fails, take the tokens back, so that nothing is lost but the call."""
+        """Pay the rewards; if the reward function fails, remove the tokens of this call again."""
         try:
             return self._pay(ref_logprobs, active, last)
         except UserError:
@@ -230,7 +230,7 @@ class TextCore:
             raise
 
     def _pay(self, ref_logprobs: np.ndarray, active: np.ndarray, last: np.ndarray) -> StepResult:
-        """Close the rows that ended, score them together, and return everything paid."""
+        """End the rows that are over, score them together, and return all rewards."""
         config = self.config
         final_token = self.input_ids[np.arange(self.num_rows), self.lengths - 1]
         at_eos = active & np.isin(final_token, self.end_token_ids)
@@ -274,7 +274,7 @@ class TextCore:
         return self.judge.scores(prompts, [completion[row] for row in rows], indices)
 
     def _check_actions(self, actions: np.ndarray, places: np.ndarray) -> None:
-        """Refuse actions [n] that are no tokens, or are not allowed at these places, [n]."""
+        """Refuse actions [n] that are not tokens or not allowed at these places [n]."""
         if not np.issubdtype(actions.dtype, np.integer):
             raise UserError(f"an action is an integer token id, got {actions.dtype}")
         if len(actions) and not (actions.min() >= 0 and actions.max() < self.lm.vocab_size):
@@ -290,7 +290,7 @@ class TextCore:
             raise UserError(f"the episode of row {idle[0]} has not begun or is over: call reset()")
 
     def _check_sequence(self, actions: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Return how many actions of each row count, after checking that steps could take them."""
+        """Check that steps could take these actions; return the number of actions of each row."""
         fits = actions.ndim == 2 and actions.shape[0] == self.num_rows and actions.shape[1] > 0
         if not fits or actions.shape != mask.shape:
             raise UserError(

@@ -1,4 +1,4 @@
-"""The texts of episodes, and what they score."""
+"""`Judge`, which turns the token ids of episodes into texts and scores them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from textrl.seams import decode, decode_completion
 
 
 class Judge:
-    """Turns token ids of episodes into text and has the text scored."""
+    """Turns token ids of episodes into text and scores the text."""
 
     def __init__(
         self,
@@ -23,7 +23,7 @@ class Judge:
         scorer: Scorer,
         prompts: PromptSet,
     ) -> None:
-        """Keep the four; nothing is loaded here."""
+        """Keep the arguments; nothing is loaded here."""
         self.tokenizer = tokenizer
         self.end_ids = end_ids
         self.scorer = scorer
@@ -39,9 +39,9 @@ class Judge:
         """Return the scores of completions, float64 [N].
 
         Args:
-            prompts: of each completion.
-            completions: their texts.
-            indices: of each prompt in the prompt set, None where it is not from there.
+            prompts: The prompt of each completion.
+            completions: The texts of the completions.
+            indices: The index of each prompt in the prompt set, None for any other prompt.
         """
         if not prompts:
             return np.zeros(0)
@@ -52,10 +52,10 @@ class Judge:
     def scores_of_ids(self, prompts: list[list[int]], completions: list[list[int]]) -> np.ndarray:
         """Return the scores of token ids, float64 [N].
 
-        A prompt of the set brings its text, messages and columns; any other is decoded.
+        A prompt of the set is scored with its text, messages and columns; any other is decoded.
 
         Raises:
-            UserError: a prompt is in the set several times, with other columns.
+            UserError: a prompt is in the set several times, with different columns.
         """
         known: dict[tuple[int, ...], int] = {}
         for index, prompt in enumerate(self.prompts.prompts):
@@ -77,7 +77,7 @@ class Judge:
         return self.scores(found, texts, indices)
 
     def _columns(self, indices: list[int | None]) -> dict[str, list[Any]]:
-        """Return the data set's other columns for these prompts, None where there is none."""
+        """Return the data set's other columns for these prompts, None for a missing value."""
         return {
             name: [None if index is None else values[index] for index in indices]
             for name, values in self.prompts.columns.items()

@@ -1,4 +1,4 @@
-"""Prompts of an environment: read once, encoded once, handed out in shuffled epochs."""
+"""The prompts of an environment: loaded and encoded once, then drawn in shuffled epochs."""
 
 import hashlib
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ from textrl.rows import Row, is_conversation
 from textrl.seams import decode
 
 PromptSource = str | Path | Sequence[Any]
-"""A .jsonl/.csv/.parquet file or hub name with a `prompt` column, or a list of strings, chats or
-dicts, or a `datasets.Dataset`."""
+"""A source of prompts: a .jsonl, .csv or .parquet file or a hub name with a `prompt` column, a list
+of strings, chats or dicts, or a `datasets.Dataset`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Prompt:
     """One prompt: its text, its ids, and its messages if it is a chat."""
 
     text: str
-    """A chat's is its rendered template without special tokens."""
+    """The text of the prompt; for a chat, the rendered template without special tokens."""
     ids: list[int]
     chat: Chat | None = None
 
@@ -45,7 +45,7 @@ class PromptSet:
 
     @cached_property
     def digest(self) -> str:
-        """What tells these prompts and columns from others."""
+        """A hash of the prompts and columns."""
         whole = repr([prompt.ids for prompt in self.prompts]) + repr(sorted(self.columns.items()))
         return hashlib.sha256(whole.encode(errors="replace")).hexdigest()
 
@@ -53,10 +53,10 @@ class PromptSet:
 def load_prompts(
     source: PromptSource, tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int
 ) -> PromptSet:
-    """Return the prompts of a source, each checked against the limit; none is ever cut.
+    """Load the prompts of a source and check their lengths; no prompt is ever cut.
 
     Raises:
-        UserError: no prompts, an empty one, one over the limit: the place is named.
+        UserError: there are no prompts, or one is empty or over the limit (its place is named).
     """
     records = load_records(source if isinstance(source, str | Path) else _as_rows(source))
     records.require("prompt")
@@ -70,7 +70,7 @@ def load_prompts(
 def encode_one(
     prompt: Any, tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int, place: str
 ) -> Prompt:
-    """Return a prompt as the environment hands it out."""
+    """Encode one prompt and check its length."""
     if is_conversation(prompt):
         prompt = Chat(messages=prompt)
     ids = encode_prompt(tokenizer, prompt, place)
@@ -86,7 +86,7 @@ def encode_one(
 
 def _as_rows(source: Sequence[Any]) -> Sequence[Row]:
     if not isinstance(source, list | tuple):
-        return source  # a Dataset; whatever else it is, load_records says
+        return source  # a Dataset; load_records refuses anything else
     return [
         {"prompt": item} if isinstance(item, str) or is_conversation(item) else item
         for item in source
@@ -94,7 +94,7 @@ def _as_rows(source: Sequence[Any]) -> Sequence[Row]:
 
 
 class PromptStream:
-    """Prompt indices in epochs, each shuffled by the generator given, each index repeated."""
+    """An endless stream of prompt indices: shuffled epochs, in which each index is repeated."""
 
     def __init__(self, rng: np.random.Generator, size: int, repeats: int = 1) -> None:
         """Start at the first epoch."""

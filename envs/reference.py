@@ -1,4 +1,4 @@
-"""The frozen reference of an environment and its tokenizer."""
+"""Loading of an environment's frozen reference model and tokenizer."""
 
 from pathlib import Path
 
@@ -13,10 +13,10 @@ from textrl.trunks import max_positions
 
 
 def check_positions(lm: SplitLM, max_length: int) -> None:
-    """Raise UserError unless the reference reads every episode, and all its tokens at once.
+    """Raise UserError unless the reference can read every episode, stepped or in one pass.
 
-    Rotary frequencies that change with the text's length would give a token one log-prob where it
-    is stepped and another one where the whole text is read.
+    Rotary frequencies that change with the text's length would give a token one log-prob when the
+    model is stepped, and a different one when it reads the whole text.
     """
     limit, alone_beyond = max_positions(lm.model), lm.packing.alone_beyond
     if max_length > alone_beyond:
@@ -35,12 +35,15 @@ def check_positions(lm: SplitLM, max_length: int) -> None:
 def load_reference(
     config: CoreConfig, device: torch.device
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return the frozen reference and its tokenizer: named, live, or the tiny task's."""
+    """Return the frozen reference and its tokenizer.
+
+    The reference is loaded by name, given as an object, or that of the tiny built-in task.
+    """
     if config.reference is None:
         model = moved(tasks.tiny_model(), device)
         if config.tokenizer is None:
             return freeze(model), tasks.tiny_tokenizer()
-    elif isinstance(config.reference, torch.nn.Module):  # PEFT's are no PreTrainedModel
+    elif isinstance(config.reference, torch.nn.Module):  # PEFT models are not PreTrainedModel
         model = moved(config.reference, device)
     else:
         model = load_causal_lm(config.reference, dtype=config.dtype, device=device)

@@ -1,8 +1,8 @@
-"""All that Stable-Baselines3 and sb3-contrib need to train a language model; import it from here.
+"""The public classes with which Stable-Baselines3 and sb3-contrib train a language model.
 
-`TextVecEnv` (`sb3_vec_env.py`) is the environment as SB3 sees it; `CausalLMPolicy` and
-`SubtractPolicyKL` (`sb3_policy.py`) and `EpisodeRolloutBuffer` (`sb3_buffer.py`) go into SB3's own
-PPO and A2C and sb3-contrib's TRPO; the two Maskable classes (`sb3_masked.py`) into its MaskablePPO.
+`TextVecEnv` (`sb3_vec_env.py`) is the environment behind SB3's interface. `CausalLMPolicy` and
+`SubtractPolicyKL` (`sb3_policy.py`) and `EpisodeRolloutBuffer` (`sb3_buffer.py`) are for SB3's PPO
+and A2C and sb3-contrib's TRPO. The two Maskable classes (`sb3_masked.py`) are for its MaskablePPO.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs sb3-contrib only when somebody asks for it."""
+    """Import the classes that need sb3-contrib on first access."""
     if not name.startswith("Maskable"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:

@@ -1,6 +1,6 @@
-"""The rollout buffer of SB3's on-policy agents on a language model: whole episodes.
+"""A rollout buffer for SB3's on-policy agents on a language model; it returns whole episodes.
 
-What reads them is `sb3_policy.py`; the form with masks is in `sb3_masked.py`.
+The policy in `sb3_policy.py` reads them. The variant with action masks is in `sb3_masked.py`.
 """
 
 import itertools
@@ -17,11 +17,11 @@ from torch import Tensor
 from textrl.errors import UserError
 
 Segment = tuple[int, int, int]
-"""Row, first step, step after the last."""
+"""A part of an episode: its row, its first step, and the step after its last one."""
 
 
 def require_no_discount(gamma: float) -> None:
-    """Refuse a discount, which pays for short texts.
+    """Refuse a discount, since it rewards short texts.
 
     Raises:
         UserError: gamma is not 1.
@@ -33,11 +33,11 @@ def require_no_discount(gamma: float) -> None:
 
 
 class EpisodeRolloutBuffer(DictRolloutBuffer):
-    """Hands out whole episodes: their text once, and for each step its position in it.
+    """A buffer that returns whole episodes: each text once, and the position of each step in it.
 
     An observation is a prefix of the next one, so the last observation of an episode (or of its
-    part in this rollout) holds all of them. A minibatch has at least batch_size steps, the last at
-    least half as many.
+    part in this rollout) contains all of them. A minibatch has at least batch_size steps; the last
+    minibatch has at least half as many.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class EpisodeRolloutBuffer(DictRolloutBuffer):
         gamma: float = 1.0,
         n_envs: int = 1,
     ) -> None:
-        """Take what SB3's agents give a buffer.
+        """Make the buffer from the arguments that SB3's agents pass.
 
         Raises:
             UserError: gamma is not 1.
@@ -81,7 +81,7 @@ class EpisodeRolloutBuffer(DictRolloutBuffer):
                 count = 0
             batches[-1].append(segments[index])
             count += segments[index][2] - segments[index][1]
-        if len(batches) > 1 and count < wanted / 2:  # a few steps are no minibatch of their own
+        if len(batches) > 1 and count < wanted / 2:  # too few steps for a separate minibatch
             batches[-2:] = [batches[-2] + batches[-1]]
         for batch in batches:
             yield self._samples(batch)
@@ -97,7 +97,7 @@ class EpisodeRolloutBuffer(DictRolloutBuffer):
         return found
 
     def _cells(self, segments: list[Segment]) -> tuple[np.ndarray, np.ndarray]:
-        """Return step and row of everything in some segments, in their order."""
+        """Return the step and the row of every transition in some segments, in their order."""
         steps = np.concatenate([np.arange(start, end) for _, start, end in segments])
         rows = np.concatenate([np.full(end - start, row) for row, start, end in segments])
         return steps, rows

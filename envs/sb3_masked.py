@@ -1,10 +1,11 @@
-"""MaskablePPO of sb3-contrib on a language model: what `action_masks()` withholds is not sampled.
+"""Classes for sb3-contrib's MaskablePPO on a language model: masked tokens are never sampled.
 
     model = MaskablePPO(MaskableCausalLMPolicy, TextVecEnv(venv), policy_kwargs={"model": lm},
                         gamma=1.0, rollout_buffer_class=MaskableEpisodeRolloutBuffer)
     model.learn(100_000, callback=SubtractPolicyKL())
 
-A module of its own because sb3-contrib is an extra (`contrib`).
+The masks are those of the environment's `action_masks()`. This is a separate module because
+sb3-contrib is an optional dependency (the extra `contrib`).
 """
 
 from sb3_contrib.common.maskable.buffers import (
@@ -23,7 +24,7 @@ class MaskableCausalLMPolicy(TokenPolicy, MaskableActorCriticPolicy):  # type: i
 
 # the two bases type `get` differently
 class MaskableEpisodeRolloutBuffer(EpisodeRolloutBuffer, MaskableDictRolloutBuffer):  # type: ignore[misc]
-    """`EpisodeRolloutBuffer` with a mask a step, float32 [V] each (sb3-contrib's)."""
+    """`EpisodeRolloutBuffer` with sb3-contrib's action mask of each step, float32 [V]."""
 
     def _samples(  # type: ignore[override]  # SB3's sample types are not related by inheritance
         self, segments: list[Segment]

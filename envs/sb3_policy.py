@@ -1,14 +1,13 @@
-"""A causal language model as the policy of SB3's on-policy agents, at a language model's speed.
+"""A causal language model as the policy of SB3's on-policy agents.
 
     model = PPO(CausalLMPolicy, TextVecEnv(venv), policy_kwargs={"model": lm}, gamma=1.0,
                 rollout_buffer_class=EpisodeRolloutBuffer, learning_rate=1e-4)
     model.learn(100_000, callback=SubtractPolicyKL())
 
-The same goes for A2C, and for TRPO of sb3-contrib; its MaskablePPO takes the classes of
-`sb3_masked.py`. SB3's classes stay as they are. Rollouts read each token once (a KV cache per row);
-updates read each episode once (`EpisodeRolloutBuffer` hands out whole episodes, and
-`evaluate_actions` takes the states of all their positions from one pass); `SubtractPolicyKL` pays
-the agent's half of the KL.
+A2C, and TRPO of sb3-contrib, work the same way; MaskablePPO takes the classes of `sb3_masked.py`.
+SB3's own classes are not modified. Rollouts read each token once (a KV cache per row). Updates read
+each episode once (`EpisodeRolloutBuffer` returns whole episodes, and `evaluate_actions` takes the
+states of all their positions from one pass). `SubtractPolicyKL` pays the agent's half of the KL.
 """
 
 import copy
@@ -42,18 +41,18 @@ Masks = np.ndarray | Tensor | None
 
 
 class NoFeatures(BaseFeaturesExtractor):
-    """Stands where SB3 makes numbers of observations; here the language model reads tokens."""
+    """A placeholder for SB3's feature extractor: the language model reads the tokens itself."""
 
     def __init__(self, observation_space: spaces.Space[Any]) -> None:
-        """Name the least size that SB3 allows; nothing is read."""
+        """Declare the smallest feature size that SB3 allows; no features are computed."""
         super().__init__(observation_space, features_dim=1)
 
 
 class TokenPolicy(BasePolicy):
-    """Actor and critic on one language model: its head is the actor, a zero linear head the critic.
+    """Actor and critic on one language model: its LM head, and a linear value head (initially 0).
 
-    Nothing is re-initialised, dropout is off, and the optimiser sees the model and the value head.
-    Stands before one of SB3's actor-critic classes among a policy's bases.
+    Nothing is re-initialised, dropout is off, and the optimiser gets the model and the value head.
+    In a policy's bases this class must come before one of SB3's actor-critic classes.
     """
 
     def __init__(
@@ -67,20 +66,20 @@ class TokenPolicy(BasePolicy):
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.AdamW,
         optimizer_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        """Take a language model; SB3 gives the first three arguments and use_sde.
+        """Make the policy; SB3 passes the first three arguments and use_sde.
 
         Args:
-            observation_space: of TextRLHF-v0.
-            action_space: of TextRLHF-v0.
-            lr_schedule: SB3's.
-            model: trained in a copy; or the name of a checkpoint.
-            temperature: the environment's.
-            use_sde: False; SB3 itself refuses it for tokens.
-            optimizer_class: made on the model and the value head.
-            optimizer_kwargs: of the optimiser.
+            observation_space: The observation space of TextRLHF-v0.
+            action_space: The action space of TextRLHF-v0.
+            lr_schedule: The learning-rate schedule, from SB3.
+            model: A language model, of which a copy is trained, or the name of a checkpoint.
+            temperature: The environment's temperature.
+            use_sde: Must be False; SB3 itself refuses it for discrete actions.
+            optimizer_class: The class of the optimiser for the model and the value head.
+            optimizer_kwargs: Keyword arguments of the optimiser.
 
         Raises:
-            UserError: spaces of another environment, or no model.
+            UserError: the spaces are those of another environment, or there is no model.
         """
         if (
             not isinstance(observation_space, spaces.Dict)
@@ -99,7 +98,7 @@ class TokenPolicy(BasePolicy):
         super().__init__(
             observation_space,
             action_space,
-            lr_schedule,  # of the actor-critic class that stands behind this one
+            lr_schedule,  # an argument of the actor-critic class that follows this one
             ortho_init=False,
             features_extractor_class=NoFeatures,
             optimizer_class=optimizer_class,
@@ -107,7 +106,7 @@ class TokenPolicy(BasePolicy):
         )
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        """Return what `save` keeps for `load` beside the weights: the arguments of __init__."""
+        """Return the arguments of __init__, which SB3 saves beside the weights."""
         return {
             "observation_space": self.observation_space,
             "action_space": self.action_space,
@@ -120,10 +119,10 @@ class TokenPolicy(BasePolicy):
 
     @property
     def q_net(self) -> nn.Module:
-        """Refuse DQN, which asks for this.
+        """Refuse DQN, which reads this attribute.
 
         Raises:
-            UserError: always: an actor and a critic are no action values.
+            UserError: always, since this policy has no action values.
         """
         raise UserError(
             f'{type(self).__name__} has no action values; DQN takes "MlpPolicy" on '
@@ -148,7 +147,7 @@ class TokenPolicy(BasePolicy):
     def forward(
         self, obs: Observations, deterministic: bool = False, action_masks: Masks = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return actions [B], values [B 1] and log-probs [B] while collecting.
+        """Sample actions while collecting; return actions [B], values [B 1] and log-probs [B].
 
         Raises:
             UserError: `SubtractPolicyKL` is not among the agent's callbacks.
@@ -178,8 +177,8 @@ class TokenPolicy(BasePolicy):
     ) -> CategoricalDistribution:
         """Return the distribution of the next token.
 
-        With gradients it is TRPO that asks, which differentiates twice: torch can do that with its
-        plain attention only.
+        Only TRPO calls this with gradients. It differentiates twice, which torch supports only with
+        its plain attention.
         """
         if not torch.is_grad_enabled():
             return self._distribution(self._states(obs), action_masks)
@@ -189,7 +188,7 @@ class TokenPolicy(BasePolicy):
     def predict_values(self, obs: Observations) -> Tensor:
         """Return values, [B 1], with gradient for the value head only.
 
-        Where an agent trains its critic by this (TRPO), the model stays the actor's.
+        So an agent that trains its critic with this method (TRPO) does not change the model.
         """
         with torch.no_grad():
             states = self._states(obs)
@@ -198,15 +197,18 @@ class TokenPolicy(BasePolicy):
     def set_training_mode(self, mode: bool) -> None:
         """Keep eval mode: dropout would make the ratio of the first update differ from 1.
 
-        Every agent calls this with True before it updates: what has been read is stale then. (TRPO
-        writes weights so that torch does not notice.)
+        Every agent calls this with True before an update, so the cached states are dropped here.
+        (Torch does not notice the way in which TRPO writes weights.)
         """
         if mode:
             self._growing = GrowingTexts(self._lm)
         self.training = mode
 
     def _states(self, obs: Observations) -> Tensor:
-        """Return the state after each observation: cached without gradient, one pass with it."""
+        """Return the state after each observation.
+
+        Without gradient it comes from the KV cache, with gradient from one pass.
+        """
         assert isinstance(obs, dict)
         ids = obs["input_ids"].long()
         if "position" in obs:  # whole episodes, from EpisodeRolloutBuffer
@@ -237,15 +239,15 @@ class CausalLMPolicy(TokenPolicy, ActorCriticPolicy):
 
 
 class SubtractPolicyKL(BaseCallback):
-    """Pays the agent's half of the KL: every reward loses kl_coef * log pi before it is stored."""
+    """Pays the agent's half of the KL: subtracts kl_coef * log pi from every stored reward."""
 
     def _on_training_start(self) -> None:
-        """Look whether the agent and its environment can work.
+        """Check that the agent and its environment fit this callback.
 
         Raises:
-            UserError: the agent has no log-probs, gamma is not 1, the policy has another
-                temperature than the environment, something is normalised, the rows have cores of
-                their own, or the environment's shaping is not the exact one.
+            UserError: the agent has no log-probs, gamma is not 1, the temperatures of policy and
+                environment differ, something is normalised, the rows do not share one core, or the
+                environment's shaping is not "exact".
         """
         if not isinstance(self.model, OnPolicyAlgorithm):
             raise UserError(

@@ -1,7 +1,8 @@
-"""Stable-Baselines3's vector environment over the same batched core, nothing copied per row.
+"""`TextVecEnv`: the vector environment behind Stable-Baselines3's interface.
 
-`TextVecEnv(gym.make_vec("TextRLHF-v0", num_envs=64, autoreset_mode="SameStep"))` goes wherever SB3
-and sb3-contrib take a `VecEnv`. One forward pass of one reference steps all rows.
+`TextVecEnv(gym.make_vec("TextRLHF-v0", num_envs=64, autoreset_mode="SameStep"))` can be used
+wherever SB3 and sb3-contrib take a `VecEnv`. One forward pass of one reference steps all rows;
+nothing is copied per row.
 """
 
 import time
@@ -20,26 +21,26 @@ from textrl.errors import UserError, did_you_mean
 
 Indices = int | Iterable[int] | None
 Batch = Observation | np.ndarray
-"""Observations of all rows: TextRLHF-v0's, or states from `VectorCandidateActions`."""
+"""Observations of all rows: those of TextRLHF-v0, or states from `VectorCandidateActions`."""
 
 
 class TextVecEnv(VecEnv):
     """A `TextRLHF-v0` vector environment behind SB3's interface.
 
-    A row's info holds what the single environment's does, and at an episode's end
-    `terminal_observation`, `TimeLimit.truncated` (True only with on_length="truncate": a scored
+    A row's info has the entries of the single environment's info. At the end of an episode it also
+    has `terminal_observation`, `TimeLimit.truncated` (True only with on_length="truncate": a scored
     text has no value after it) and Monitor's `episode` (return, length, seconds).
     """
 
     def __init__(self, venv: gym.vector.VectorEnv[Any, Any, Any]) -> None:
-        """Take over a vector environment.
+        """Wrap a vector environment.
 
         Args:
-            venv: from `gym.make_vec("TextRLHF-v0", autoreset_mode="SameStep", ...)`, as it comes or
-                in `VectorCandidateActions`.
+            venv: An environment from `gym.make_vec("TextRLHF-v0", autoreset_mode="SameStep", ...)`,
+                bare or in `VectorCandidateActions`.
 
         Raises:
-            UserError: it is another environment, wrapped, or resets its rows in another way.
+            UserError: it is another environment, has another wrapper, or another autoreset mode.
         """
         if not isinstance(venv, TextRLHFVectorEnv | VectorCandidateActions):
             raise UserError(
@@ -107,7 +108,7 @@ class TextVecEnv(VecEnv):
         self.venv.close()
 
     def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:
-        """Return an attribute of the vector environment, one a row (the same for all)."""
+        """Return an attribute of the vector environment, once per row (the same for all rows)."""
         return [getattr(self._owner(attr_name), attr_name) for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: Indices = None) -> None:
@@ -135,16 +136,16 @@ class TextVecEnv(VecEnv):
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: Indices = None
     ) -> list[bool]:
-        """Return False for every row, but True for Monitor, whose numbers are in the infos."""
+        """Return False for every wrapper except Monitor, whose numbers are in the infos."""
         monitored = wrapper_class.__name__ == "Monitor"
         return [monitored for _ in self._get_indices(indices)]
 
     def _owner(self, name: str) -> Any:
-        """Return the wrapper where it has this attribute, else the environment itself."""
+        """Return the wrapper if it has this attribute, else the environment itself."""
         return self.venv if hasattr(self.venv, name) else self.base
 
     def _rows(self, infos: dict[str, Any]) -> list[dict[str, Any]]:
-        """Return Gymnasium's vector infos as one dict a row."""
+        """Return Gymnasium's vector infos as one dict per row."""
         rows: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for name, values in infos.items():
             if name.startswith(("_", "final_")):

@@ -1,4 +1,4 @@
-"""What the batched core returns for a step or a sequence of steps."""
+"""`StepResult`, which the batched core returns for one step or a sequence of steps."""
 
 from dataclasses import dataclass
 
@@ -7,19 +7,19 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What one step (T = 1) or one sequence of T steps paid; rows that ended have a score."""
+    """The result of one step (T = 1) or of a sequence of T steps; rows that ended have a score."""
 
     rewards: np.ndarray
-    """Float64 [B T], 0 where no action counted."""
+    """The rewards, 0 where no action was taken. Float64 [B T]."""
     ref_logprobs: np.ndarray
-    """Float64 [B T], in nats, 0 where no action counted."""
+    """The reference's log-probs in nats, 0 where no action was taken. Float64 [B T]."""
     terminated: np.ndarray
-    """Bool [B]."""
+    """Whether each row's episode terminated. Bool [B]."""
     truncated: np.ndarray
-    """Bool [B]."""
+    """Whether each row's episode was truncated. Bool [B]."""
     score: np.ndarray
-    """Float64 [B], NaN where the row did not end scored."""
+    """The score of each row, NaN unless its episode ended with a score. Float64 [B]."""
     finish_reason: np.ndarray
-    """Object [B]: "eos", "length" or None while the episode goes on."""
+    """Why each episode ended: "eos" or "length", None while it goes on. Object [B]."""
     completion: np.ndarray
-    """Object [B]: the text of the rows that ended, else None."""
+    """The completion's text in rows that ended, else None. Object [B]."""

@@ -1,7 +1,8 @@
 """The tiny built-in task: continue a letter with letters in rising alphabetical order.
 
-What `gym.make("TextRLHF-v0")` runs without arguments: a two-layer Llama with 29 tokens and seeded
-random weights, ready without a download. For tests, examples and first steps.
+`gym.make("TextRLHF-v0")` without arguments runs this task. Its model is a two-layer Llama with 29
+tokens and seeded random weights, so nothing is downloaded. It is for tests, examples and first
+steps.
 """
 
 import string
@@ -12,11 +13,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")
 FULL_RUN = 8
-"""Letters in rising order that earn the full score of 1."""
+"""Number of letters in rising order that give the full score of 1."""
 
 
 def tiny_tokenizer(letters: str = string.ascii_lowercase) -> PreTrainedTokenizerFast:
-    """Return a tokenizer of single letters: <pad> 0, <bos> 1, <eos> 2, then the letters."""
+    """Return a tokenizer of single letters, with ids <pad> 0, <bos> 1, <eos> 2, then letters."""
     vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *letters])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
@@ -57,7 +58,8 @@ def tiny_prompts() -> list[str]:
 def tiny_score(prompts: list[str], completions: list[str]) -> list[float]:
     """Return how far each completion rises from its prompt's last letter, in [0, 1].
 
-    The run of letters that are each later in the alphabet than the one before, over 8.
+    The score is the length of the completion's first run of letters that are each later in the
+    alphabet than the one before, divided by 8.
 
     >>> tiny_score(["c"], ["dfhe"])  # d, f, h rise; e does not
     [0.375]

@@ -1,6 +1,6 @@
-"""`TextRLHF-v0`, the single environment; its docstring is the page of the environment.
+"""`TextRLHF-v0`, the single environment; the docstring of its class documents the environment.
 
-The arithmetic is in `core.py`; many rows at once are in `vector.py`.
+The computation is in `core.py`; the vector environment is in `vector.py`.
 """
 
 from numbers import Integral
@@ -25,12 +25,12 @@ class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
     """Text generation as a token MDP whose reward is a reward model with reference-KL shaping.
 
     ## State and observation
-    The prompt and the tokens so far. `Dict` of
+    The state is the prompt and the tokens so far. The observation is a `Dict`:
     | key | space | meaning |
     |---|---|---|
     | `input_ids` | `Box(0, V - 1, (L,), int32)` | prompt and completion, right-padded with 0 |
-    | `attention_mask` | `Box(0, 1, (L,), int8)` | 1 on the tokens that are there |
-    | `prompt_length` | `Box(0, max_prompt_tokens, (1,), int32)` | tokens of the prompt |
+    | `attention_mask` | `Box(0, 1, (L,), int8)` | 1 on real tokens, 0 on padding |
+    | `prompt_length` | `Box(0, max_prompt_tokens, (1,), int32)` | number of prompt tokens |
 
     L = max_prompt_tokens + max_completion_tokens. Right padding makes an observation a prefix of
     every later one.
@@ -40,40 +40,42 @@ class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
 
     ## Reward
         r_t = kl_coef * log pi_ref(a_t | s_t)  +  [last token] * (score - penalty)
-    This is the half of the RLHF objective that the environment knows. The agent pays the other
-    half, -kl_coef * log pi(a_t | s_t), itself or through the wrapper `PolicyKL`. `kl_coef=0` turns
-    the shaping off; `kl_coef` may be set on the environment while it runs. An agent that pays
-    nothing is paid for stopping by this half: `TextRLHFCandidates-v0` has other shapings.
+    This is the half of the RLHF objective that the environment can compute. The agent pays the
+    other half, -kl_coef * log pi(a_t | s_t), itself or through the wrapper `PolicyKL`. `kl_coef=0`
+    turns the shaping off; `kl_coef` may be set on the environment while it runs. This half alone
+    rewards an agent for stopping; `TextRLHFCandidates-v0` has shapings for agents that do not pay
+    their half.
 
     ## End of an episode
-    An end token (EOS, or one that ends a turn of the model's chats: `end_token_ids`), or the token
-    budget: both are `terminated`, with `finish_reason` "eos" or "length" in
-    `info`, and both are scored (`missing_eos_penalty` is subtracted at the budget). With
-    `on_length="truncate"` the budget ends the episode as `truncated`, without a score.
+    An episode ends at an end token (EOS, or one that ends a turn of the model's chats:
+    `end_token_ids`) or at the token budget. In both cases it is `terminated`, `finish_reason` in
+    `info` is "eos" or "length", and it is scored (`missing_eos_penalty` is subtracted at the
+    budget). With `on_length="truncate"` the budget ends the episode as `truncated`, with no score.
 
     ## Info
-    After each step `ref_logprob` (nats); at the end also `score`, `finish_reason`, `completion` and
-    `text` (prompt and completion).
-    After a reset `prompt` (text) and `prompt_index` (None for a prompt given by the caller).
+    Each step has `ref_logprob` (nats). The last step also has `score`, `finish_reason`,
+    `completion` and `text` (prompt and completion).
+    A reset has `prompt` (text) and `prompt_index` (None for a prompt given by the caller).
 
     ## Reset
-    `reset(seed=)` alone decides the prompts: shuffled epochs over the prompt set, each prompt
-    `group_size` times in a row. `options={"prompt": text or messages}` or `{"index": i}` choose.
+    `reset(seed=)` alone determines the prompts: shuffled epochs over the prompt set, with each
+    prompt `group_size` times in a row. `options={"prompt": text or messages}` or `{"index": i}`
+    selects a prompt.
     """
 
     metadata = {"render_modes": ["human", "ansi"], "render_fps": 4}
 
     @takes_core_config
     def __init__(self, *, render_mode: str | None = None, **arguments: Any) -> None:
-        """Make the environment; without arguments, the tiny built-in task.
+        """Make the environment; without arguments, it is the tiny built-in task.
 
         Args:
-            render_mode: "ansi" (`render` returns the text), "human" (each step prints its piece of
-                it) or None.
-            arguments: the fields of `CoreConfig`, which says what each means.
+            render_mode: "ansi" (`render` returns the text), "human" (each step prints the new part
+                of the text) or None.
+            arguments: The fields of `CoreConfig`, which explains them.
 
         Raises:
-            UserError: an argument out of range or unknown, a model or prompt that does not load.
+            UserError: an argument is unknown or out of range, or a model or prompt does not load.
         """
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise UserError(f"render_mode is {render_mode!r}; expected 'ansi', 'human' or None")
@@ -90,7 +92,7 @@ class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
     ) -> tuple[Observation, dict[str, Any]]:
         """Begin an episode; see the class docstring for options."""
         super().reset(seed=seed)
-        self.core.shaping = "exact"  # a wrapper that pays otherwise says so after its reset
+        self.core.shaping = "exact"  # a wrapper with another shaping sets it again after a reset
         if seed is not None or self._stream is None:
             repeats = self.core.config.group_size
             self._stream = PromptStream(self.np_random, len(self.core.prompts), repeats)
@@ -101,7 +103,7 @@ class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
         return self._observation(), info
 
     def step(self, action: np.int64) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Append one token; returns the usual five."""
+        """Append one token; return observation, reward, terminated, truncated and info."""
         before = self.core.completion_text(0) if self.render_mode == "human" else ""
         result = self.core.step(np.atleast_1d(np.squeeze(action)), np.array([True]))
         if self.render_mode == "human":
@@ -121,7 +123,8 @@ class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
     def action_masks(self) -> np.ndarray:
         """Return 1 for the tokens that are sensible next, int8 [V], as `action_space.sample` takes.
 
-        sb3-contrib's name. Ids beyond the tokenizer are advised against, all others are refused.
+        The name is sb3-contrib's. Where the mask is 0, `step` refuses the token, except for ids
+        beyond the tokenizer.
         """
         masks: np.ndarray = self.core.action_masks()[0]
         return masks
@@ -147,7 +150,7 @@ def observation_space(core: TextCore) -> spaces.Dict:
 
 
 def observe(core: TextCore) -> Observation:
-    """Return all rows' observations, fresh arrays: [B L], [B L], [B 1]."""
+    """Return the observations of all rows as new arrays: [B L], [B L], [B 1]."""
     there = np.arange(core.max_length) < core.lengths[:, None]
     return {
         "input_ids": core.input_ids.copy(),
@@ -157,12 +160,12 @@ def observe(core: TextCore) -> Observation:
 
 
 def chosen_prompt(options: dict[str, Any], row: int) -> Any:
-    """Return the prompt or the index that reset options choose for a row.
+    """Return the prompt or the index that reset options select for a row.
 
-    A vector environment takes a list, one entry a row, or one value for all rows.
+    A vector environment takes a list with one entry per row, or one value for all rows.
 
     Raises:
-        UserError: neither or both keys.
+        UserError: neither key is given, or both are.
     """
     if set(options) not in ({"prompt"}, {"index"}):
         raise UserError(f"reset options are 'prompt' or 'index', got {sorted(map(str, options))}")
@@ -182,5 +185,5 @@ def chosen_prompt(options: dict[str, Any], row: int) -> Any:
 
 
 def render_row(core: TextCore, row: int) -> str:
-    """Return a row's prompt and completion, a bar between them."""
+    """Return a row's prompt and completion with a bar between them."""
     return f"{core.prompt_texts[row]}|{core.completion_text(row)}"

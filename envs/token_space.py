@@ -1,4 +1,4 @@
-"""The space of token ids: a Box that will not be flattened into numbers for a network."""
+"""`TokenIds`, the space of token ids: a Box that refuses to be flattened for an MLP."""
 
 from typing import Any
 
@@ -9,13 +9,13 @@ from textrl.errors import UserError
 
 
 class TokenIds(spaces.Box):
-    """Token ids, int32 [L]: names, not quantities, of which an MLP could make nothing."""
+    """Token ids, int32 [L]. They are categories, not quantities, so an MLP cannot use them."""
 
 
 @flatdim.register(TokenIds)
 @flatten_space.register(TokenIds)
 def _refuse(space: TokenIds) -> Any:
-    """Refuse what SB3's "MultiInputPolicy" and Gymnasium's FlattenObservation begin with.
+    """Refuse to flatten the space, as SB3's "MultiInputPolicy" and FlattenObservation would.
 
     Raises:
         UserError: always.

@@ -1,4 +1,4 @@
-"""`gym.make_vec("TextRLHF-v0")`: many rows on one batched core, in all three autoreset modes."""
+"""The vector environment `gym.make_vec("TextRLHF-v0")`: many rows on one batched core."""
 
 from collections.abc import Sequence
 from numbers import Integral
@@ -29,11 +29,12 @@ Infos = dict[str, Any]
 
 
 class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.ndarray]):
-    """B episodes of `TextRLHFEnv` at once: one reference, one scorer, one forward pass a step.
+    """B episodes of `TextRLHFEnv` at once: one reference, one scorer, one forward pass per step.
 
-    Row i of `reset(seed=s)` is the single environment with seed s + i. With `group_size` G, rows
-    come in consecutive groups of G, each group seeded like its first row: its rows share prompts,
-    and do so at each reset of the whole group, however many episodes each row had in between.
+    Row i of `reset(seed=s)` is equal to the single environment with seed s + i. With `group_size`
+    G, each G consecutive rows are a group that is seeded like its first row, so that its rows have
+    the same prompt. This holds at each reset of the whole group, even if its rows had different
+    numbers of episodes in between.
 
     `autoreset_mode` is Gymnasium's: "NextStep" (default), "SameStep" (`final_obs` and `final_info`
     in infos) or "Disabled" (`reset(options={"reset_mask": rows})`).
@@ -57,13 +58,13 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
         """Make the environment.
 
         Args:
-            num_envs: rows, a multiple of group_size.
+            num_envs: Number of rows, a multiple of group_size.
             render_mode: "ansi" or None.
-            autoreset_mode: see the class docstring.
-            arguments: the fields of `CoreConfig`, which says what each means.
+            autoreset_mode: Gymnasium's autoreset mode; see the class docstring.
+            arguments: The fields of `CoreConfig`, which explains them.
 
         Raises:
-            UserError: an argument out of range or unknown, a model or prompt that does not load.
+            UserError: an argument is unknown or out of range, or a model or prompt does not load.
         """
         config = core_config(arguments, type(self))
         _check_rows(num_envs, config.group_size, render_mode, autoreset_mode)
@@ -87,10 +88,11 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
         """Begin an episode in every row, or in those of options["reset_mask"].
 
         Args:
-            seed: row i is seeded with seed + i, or with seed[i].
-            options: "reset_mask" (Bool [B]), and "prompt" or "index" (a list or one for all).
+            seed: The seed; row i is seeded with seed + i, or with seed[i] of a list.
+            options: A dict with "reset_mask" (Bool [B]), and "prompt" or "index" (a list with one
+                entry per row, or one value for all rows).
         """
-        self.core.shaping = "exact"  # a wrapper that pays otherwise says so after its reset
+        self.core.shaping = "exact"  # a wrapper with another shaping sets it again after a reset
         choice = dict(options or {})
         rows = np.asarray(choice.pop("reset_mask", np.ones(self.num_envs, dtype=bool)))
         if rows.shape != (self.num_envs,) or rows.dtype != bool:
@@ -116,7 +118,7 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
     def step(
         self, actions: np.ndarray
     ) -> tuple[Observation, np.ndarray, np.ndarray, np.ndarray, Infos]:
-        """Append one token to every row; rewards float64 [B], flags Bool [B]."""
+        """Append one token to every row; return float64 rewards [B] and Bool flags [B]."""
         actions = np.asarray(actions)
         restarting = self._ended.copy()
         if self.autoreset_mode is AutoresetMode.DISABLED and restarting.any():
@@ -141,21 +143,21 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
         return observation, rewards, result.terminated, result.truncated, infos
 
     def step_sequence(self, actions: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, Infos]:
-        """Return what T calls of `step` pay, from one teacher-forced pass of the reference.
+        """Take T actions per row in one teacher-forced pass; return the same as T calls of `step`.
 
-        Each row must be in an episode (reset rows that are over first, whatever the autoreset mode)
-        and may stop anywhere up to an end token or the budget.
+        Each row must be in an episode, so rows that are over must be reset first, in every
+        autoreset mode. A row may stop anywhere up to an end token or the budget.
 
         Args:
-            actions: token ids. Shape [B T].
+            actions: Token ids. Shape [B T].
             mask: Bool, True up to each row's last action. Shape [B T].
 
         Returns: rewards, float64 [B T], 0 where the mask is False; and infos with `ref_logprobs`
-            [B T], `score` [B] (NaN where the row did not end scored), `finish_reason`,
-            `completion` [B] (None where it goes on), `terminated`, `truncated` [B].
+            [B T], `score` [B] (NaN unless the episode ended with a score), `finish_reason`,
+            `completion` [B] (None while the episode goes on), `terminated`, `truncated` [B].
 
         Raises:
-            UserError: shapes, ids or masks that no sequence of steps could produce.
+            UserError: no sequence of steps could produce these shapes, ids or masks.
         """
         result = self.core.step_sequence(np.asarray(actions), np.asarray(mask, dtype=bool))
         self._ended |= result.terminated | result.truncated
@@ -170,7 +172,7 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
         return result.rewards, infos
 
     def action_masks(self) -> np.ndarray:
-        """Return 1 for the tokens that are sensible next, int8 [B V], as the single environment."""
+        """Return 1 for the tokens that are sensible next, int8 [B V]; see `TextRLHFEnv`."""
         return self.core.action_masks()
 
     def render(self) -> tuple[str, ...] | None:
@@ -180,7 +182,7 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
         return tuple(render_row(self.core, row) for row in range(self.num_envs))
 
     def prompt_state(self) -> dict[str, Any]:
-        """Return where each row's prompt stream stands, JSON-able, for an exact resume."""
+        """Return the position of each row's prompt stream, JSON-able, for an exact resume."""
         streams = [stream.state() for stream in self._streams]
         return {"streams": streams, "prompts": self.core.prompts.digest}
 
@@ -188,7 +190,7 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
         """Continue the prompt streams from a state.
 
         Raises:
-            UserError: it is of other prompts or of another number of rows.
+            UserError: the state is from other prompts or another number of rows.
         """
         if len(state["streams"]) != self.num_envs:
             raise UserError(
@@ -205,7 +207,7 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
             stream.load(saved)
 
     def _seed_streams(self, seed: int | Sequence[int | None] | None, rows: np.ndarray) -> None:
-        """Seed the prompt streams of some rows; a None among seeds leaves that row's alone."""
+        """Seed the prompt streams of some rows; a row whose seed is None keeps its stream."""
         if seed is None:
             seed = int(seeding.np_random(None)[0].integers(2**31))
         if isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str):
@@ -224,9 +226,10 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
                 self._streams[row] = PromptStream(rng, len(self.core.prompts))
 
     def _align_groups(self, rows: np.ndarray) -> None:
-        """Let the rows of each group that begins as a whole go on from where its furthest one is.
+        """Move all rows of each group that is reset as a whole to the position of its furthest row.
 
-        Autoreset gives a row whose texts are short more prompts than its neighbours.
+        This is needed because with autoreset a row with short texts draws more prompts than the
+        others.
         """
         if self.group_size == 1:
             return
@@ -252,7 +255,7 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
 
 
 def _check_rows(num_envs: Any, group_size: int, render_mode: Any, autoreset_mode: Any) -> None:
-    """Raise UserError for arguments of the vector environment alone that are out of range."""
+    """Raise UserError for an argument out of range that only the vector environment has."""
     if not isinstance(num_envs, Integral) or isinstance(num_envs, bool) or num_envs < 1:
         raise UserError(f"num_envs is {num_envs!r}; expected a positive number of rows")
     if num_envs % group_size:
@@ -276,7 +279,7 @@ def _checked_seed(value: Any) -> int:
 
 
 def _step_infos(result: StepResult, stepped: np.ndarray) -> Infos:
-    """Return Gymnasium's vector infos of one step: each key an array [B] with its mask."""
+    """Return Gymnasium's vector infos of one step: for each key an array [B] and its mask."""
     infos: Infos = {"ref_logprob": result.ref_logprobs[:, 0], "_ref_logprob": stepped}
     ended = (result.terminated | result.truncated) & stepped
     if ended.any():

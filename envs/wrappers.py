@@ -1,4 +1,4 @@
-"""Wrappers for agents that cannot do a part of the work themselves."""
+"""The wrapper `PolicyKL`, which pays the agent's half of the KL for agents that cannot."""
 
 import math
 from collections.abc import Callable
@@ -14,10 +14,10 @@ from textrl.errors import UserError
 
 
 class PolicyKL(gym.Wrapper[Observation, np.int64, Observation, np.int64], RecordConstructorArgs):
-    """Pays the agent's half of the KL in its place: r_t - kl_coef * log pi(a_t | s_t).
+    """Pays the agent's half of the KL: the reward becomes r_t - kl_coef * log pi(a_t | s_t).
 
-    For an agent that has no place to subtract it. `info["policy_logprob"]` holds log pi (nats).
-    Our agents subtract it themselves and refuse this wrapper.
+    It is for agents that cannot subtract this term themselves. `info["policy_logprob"]` holds
+    log pi (nats). Our agents subtract the term themselves and refuse this wrapper.
     """
 
     pays_policy_kl = True
@@ -30,11 +30,12 @@ class PolicyKL(gym.Wrapper[Observation, np.int64, Observation, np.int64], Record
         """Wrap the environment.
 
         Args:
-            env: a `TextRLHFEnv`, wrapped or not.
-            logprob_fn: returns log pi(action | observation) under the policy that acts now.
+            env: A `TextRLHFEnv`, wrapped or not.
+            logprob_fn: A function that returns log pi(action | observation) under the policy that
+                acts at present.
 
         Raises:
-            UserError: the environment's shaping is not the exact one.
+            UserError: the environment's shaping is not "exact".
         """
         require_exact_shaping("PolicyKL", env.get_wrapper_attr("shaping"))
         if env.has_wrapper_attr("pays_policy_kl"):

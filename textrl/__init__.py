@@ -1,7 +1,7 @@
 """textrl: reinforcement learning from human feedback as a Gymnasium problem.
 
-Importing this registers `TextRLHF-v0` and `TextRLHFCandidates-v0` and loads neither torch nor
-transformers; the parts are imported by name (`from textrl.agents import PPO`).
+Importing this package registers `TextRLHF-v0` and `TextRLHFCandidates-v0`. It loads neither torch
+nor transformers; import the parts by name (`from textrl.agents import PPO`).
 """
 
 import gymnasium as gym

@@ -1,4 +1,4 @@
-"""`python -m textrl`: the command line."""
+"""Run the command line as `python -m textrl`."""
 
 from textrl.cli import main
 

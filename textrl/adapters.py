@@ -1,7 +1,9 @@
-"""PEFT's adapters: which models have one, and how it is saved and read back.
+"""PEFT adapters: detection, saving and loading.
 
-adapter/        beside a merged model: the adapter as PEFT saves it
-adapter/base/   the model below it, a plain transformers checkpoint
+An agent with an adapter saves a merged model, and these folders beside it:
+
+adapter/        the adapter as PEFT saves it
+adapter/base/   the base model of the adapter, a plain transformers checkpoint
 """
 
 import copy
@@ -17,7 +19,7 @@ from textrl.errors import UserError
 
 ADAPTER_FOLDER = "adapter"
 SETTINGS = "adapter_config.json"
-"""What PEFT calls the file that makes a folder an adapter's."""
+"""The name of the file by which PEFT recognises the folder of an adapter."""
 
 
 def is_adapted(model: nn.Module) -> bool:
@@ -26,10 +28,10 @@ def is_adapted(model: nn.Module) -> bool:
 
 
 def base_of(folder: str | Path) -> str | None:
-    """Return the model that an adapter's folder was made for, None for any other folder or name.
+    """Return the name of an adapter's base model, or None if this is not an adapter's folder.
 
     Raises:
-        UserError: the folder does not say.
+        UserError: the folder does not name the base model.
     """
     file = Path(folder) / SETTINGS
     if not file.is_file():
@@ -44,7 +46,7 @@ def base_of(folder: str | Path) -> str | None:
 
 
 def holds_head(folder: str | Path) -> bool:
-    """Return whether an adapter brings a classifier's trained head."""
+    """Return whether an adapter contains a classifier's trained head."""
     file = Path(folder) / "adapter_model.safetensors"
     if not file.is_file():
         return False
@@ -53,10 +55,10 @@ def holds_head(folder: str | Path) -> bool:
 
 
 def with_adapter(base: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
-    """Return a model with the adapter of a folder around it, its parameters alone to be trained.
+    """Return a model with the adapter of a folder; only the adapter's parameters are trainable.
 
     Raises:
-        UserError: `peft` is not installed, or the adapter is another model's.
+        UserError: `peft` is not installed, or the adapter belongs to another model.
     """
     try:
         from peft import PeftModel
@@ -64,18 +66,18 @@ def with_adapter(base: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
         raise UserError(f"{folder} is PEFT's: pip install 'textrl-gym[peft]'") from error
     try:
         adapted = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
-    except Exception as error:  # peft raises what it likes
+    except Exception as error:  # peft may raise any exception
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"the adapter in {folder} does not fit its model ({reason})") from error
     return cast(PreTrainedModel, adapted)
 
 
 def save_adapter(model: PreTrainedModel, folder: Path) -> None:
-    """Write the adapter and the model below it; nothing where there is no adapter."""
+    """Write the adapter and its base model; write nothing if the model has no adapter."""
     if not is_adapted(model):
         return
     adapted: Any = copy.deepcopy(model)
-    # the base beside it holds the embedding; peft would ask the hub whether it was resized
+    # the base model has the embedding; peft would query the hub to find out if it was resized
     adapted.save_pretrained(str(folder / ADAPTER_FOLDER), save_embedding_layers=False)
     adapted.unload().save_pretrained(str(folder / ADAPTER_FOLDER / "base"))
 

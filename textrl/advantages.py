@@ -1,10 +1,10 @@
-"""Rewards and advantages: who is credited for the score, token by token.
+"""Per-token rewards and advantage estimates: KL-shaped rewards, GAE, RLOO and GRPO.
 
     completion   y0  y1  y2  EOS  pad     logprobs[t] = log pi(y_t | x, y_<t)
     mask          1   1   1   1    0      values[t]   = V(state just before y_t)
     rewards      r0  r1  r2  r3    0      rewards[t]  is paid after y_t; the score lands on r3
 
-Pure functions of tensors, without gradients to speak of. Next to read: `losses.py`.
+All are pure functions of tensors; no gradient flows through them. Next to read: `losses.py`.
 """
 
 import torch
@@ -21,16 +21,16 @@ def kl_shaped_rewards(
         r_t = -kl_coef * (log pi(y_t) - log pi_ref(y_t)) + [t is the last True] * score
 
     Args:
-        scores: one number a sequence, in score units. Shape [B].
-        logprobs: of the policy, in nats. Shape [B T].
-        ref_logprobs: of the reference, in nats. Shape [B T].
+        scores: One score per sequence, in score units. Shape [B].
+        logprobs: The policy's log-probs, in nats. Shape [B T].
+        ref_logprobs: The reference's log-probs, in nats. Shape [B T].
         mask: Bool, True = counts. Shape [B T]; every row has a True.
-        kl_coef: score units per nat.
+        kl_coef: The KL coefficient, in score units per nat.
 
     Returns: rewards, 0 where the mask is False. Shape [B T].
 
     Raises:
-        ValueError: shapes that do not fit (both named), or a row without a True.
+        ValueError: shapes do not fit (both are named), or a row has no True.
 
     Source: Ziegler et al. 2019, 1909.08593, eq. 2, paid token by token.
 
@@ -45,7 +45,7 @@ def kl_shaped_rewards(
 
 
 def score_on_last_token(scores: Tensor, mask: Tensor) -> Tensor:
-    """Return [B T] zeros with each row's score on its last True slot.
+    """Return zeros [B T] except for each row's score in its last True slot.
 
     Raises:
         ValueError: scores are not [B] for a mask [B T], or a row has no True.
@@ -81,21 +81,21 @@ def gae(
         A_t     = delta_t + gamma * lambda * A_{t+1}
         R_t     = A_t + V_t
 
-    V after the last token is `bootstrap_values`: 0 (the default) where the episode terminated, the
-    critic's value where it was truncated. Slots that do not count are stepped over.
+    V after the last token is `bootstrap_values`: 0 (the default) if the episode terminated, the
+    critic's value if it was truncated. Slots that do not count are skipped.
 
     Args:
-        rewards: paid after token t. Shape [B T].
+        rewards: The reward paid after token t. Shape [B T].
         values: V(state just before token t), in the unit of rewards. Shape [B T].
         mask: Bool, True = counts. Shape [B T].
-        gamma: discount per token; 1 for RLHF.
-        gae_lambda: 1 = returns minus values, 0 = one-step errors.
+        gamma: Discount per token; 1 for RLHF.
+        gae_lambda: GAE's lambda: 1 gives returns minus values, 0 gives one-step errors.
         bootstrap_values: V(state after the last token). Shape [B].
 
     Returns: (advantages, returns), each [B T], 0 where the mask is False.
 
     Raises:
-        ValueError: shapes that do not fit, both named.
+        ValueError: shapes do not fit (both are named).
 
     >>> r, v = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 0.5]])
     >>> gae(r, v, torch.ones(1, 2, dtype=torch.bool), gae_lambda=1.0)  # returns (1, 1) less values
@@ -124,8 +124,8 @@ def rloo_advantages(scores: Tensor, group_size: int) -> Tensor:
         A_i = s_i - mean_{j != i} s_j = (s_i - group mean) * G / (G - 1)
 
     Args:
-        scores: groups are consecutive rows. Shape [B], B a multiple of G.
-        group_size: G >= 2 samples of one prompt.
+        scores: The scores; each G consecutive rows are a group. Shape [B], B a multiple of G.
+        group_size: G >= 2, the number of samples per prompt.
 
     Returns: Shape [B].
 
@@ -143,15 +143,15 @@ def rloo_advantages(scores: Tensor, group_size: int) -> Tensor:
 
 
 def grpo_advantages(scores: Tensor, group_size: int, *, scale: bool = True) -> Tensor:
-    """Return each score relative to its group: centred and, with scale, divided by the spread.
+    """Return each score minus the group's mean and, with `scale`, divided by the group's std.
 
         A_i = (s_i - mean) / sqrt(var + 1e-8)      scale=True, biased variance (GRPO)
         A_i =  s_i - mean                          scale=False (Dr.GRPO)
 
     Args:
-        scores: groups are consecutive rows. Shape [B], B a multiple of G.
-        group_size: G >= 2 samples of one prompt.
-        scale: divide by the group's standard deviation.
+        scores: The scores; each G consecutive rows are a group. Shape [B], B a multiple of G.
+        group_size: G >= 2, the number of samples per prompt.
+        scale: Whether to divide by the group's standard deviation.
 
     Returns: Shape [B]; a group of equal scores gets 0.
 

@@ -1,8 +1,9 @@
-"""Which examples share a batch: pure functions of lengths, so that little is spent on padding.
+"""Batching by length, to spend little computation on padding; pure functions of the lengths.
 
 Padding to the longest of 32 random reviews nearly doubles the tokens. `epoch_minibatches` decides
-which examples share an optimiser step, `filled_batches` which of them are held in memory together
-(never a change of the result); `textrl.packing` lays those out. docs/speed.md has the numbers.
+which examples share an optimiser step. `filled_batches` decides which of them are in memory at the
+same time, which never changes the result. `textrl.packing` then arranges them in rows.
+docs/speed.md has the numbers.
 """
 
 import math
@@ -11,24 +12,24 @@ from collections.abc import Sequence
 import torch
 
 POOL = 32
-"""Minibatches in whose pool examples are sorted by length."""
+"""Number of minibatches in a pool, within which examples are sorted by length."""
 
 
 def like_lengths(lengths: Sequence[int], pass_cost: int) -> list[list[int]]:
-    """Return the indices in batches of like lengths, to be padded each to its longest.
+    """Return the indices in batches of similar lengths, each to be padded to its longest.
 
-    Of all splits of the sorted lengths it is the one with the least padded tokens plus pass_cost a
-    batch.
+    Of all splits of the sorted lengths, this one has the lowest cost: the padded tokens plus
+    pass_cost per batch.
 
     >>> like_lengths([500, 30, 30, 500], pass_cost=64)  # not 940 tokens of padding
     [[1, 2], [0, 3]]
     """
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    ends = [0]  # a batch may end where a longer length begins
+    ends = [0]  # positions where a batch may end: those where a longer length begins
     for position in range(1, len(order) + 1):
         if position == len(order) or lengths[order[position]] > lengths[order[position - 1]]:
             ends.append(position)
-    least, begins = [0.0], [0]  # of the first ends[j] rows: the cost, and where the last part began
+    least, begins = [0.0], [0]  # for the first ends[j] rows: least cost, start of the last batch
     for end in ends[1:]:
         longest = lengths[order[end - 1]]
         costs = [
@@ -47,10 +48,10 @@ def like_lengths(lengths: Sequence[int], pass_cost: int) -> list[list[int]]:
 
 
 def filled_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Return the indices sorted by length in about equal batches of at most max_tokens.
+    """Return the indices, sorted by length, in batches of similar size of at most max_tokens.
 
-    An example longer than that gets a batch of its own. Padding does not count: `textrl.packing`
-    leaves little of it.
+    A longer example gets its own batch. Padding is not counted, since `textrl.packing` leaves
+    little of it.
 
     >>> filled_batches([5, 2, 2, 9], max_tokens=10)
     [[1, 2, 0], [3]]
@@ -58,7 +59,7 @@ def filled_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     if not lengths:
         return []
     total = sum(lengths)
-    even = total / max(1, math.ceil(total / max_tokens))  # not one full batch and a small rest
+    even = total / max(1, math.ceil(total / max_tokens))  # equal sizes, not a small last batch
     batches: list[list[int]] = []
     held = 0
     for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
@@ -75,11 +76,11 @@ def filled_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
 def epoch_minibatches(
     lengths: Sequence[int], minibatch_size: int, generator: torch.Generator
 ) -> list[list[int]]:
-    """Return an epoch's minibatches: random, but each of examples of about one length.
+    """Return the minibatches of an epoch in random order, each with examples of similar length.
 
-    The shuffled examples are sorted by length within pools of 32 minibatches, with a random 20% on
-    each length so that the company changes from epoch to epoch, and the minibatches are shuffled
-    again.
+    The shuffled examples are sorted by length within pools of 32 minibatches, with up to 20% random
+    jitter on each length, so that minibatches differ between epochs. Then the minibatches are
+    shuffled.
     """
     size = len(lengths)
     order: list[int] = torch.randperm(size, generator=generator).tolist()

@@ -1,6 +1,7 @@
-"""What a field of a configuration may hold: its type, finite numbers, and the bound beside it.
+"""Validation of configuration fields: their types, finite numbers, and bounds in annotations.
 
-Standard library only, as `config.py`, whose classes call `check_fields` on construction.
+This module needs the standard library only. The classes of `config.py` call `check_fields` on
+construction.
 """
 
 import math
@@ -15,13 +16,13 @@ from textrl.errors import UserError, did_you_mean
 
 @dataclass(frozen=True)
 class Bound:
-    """What a number must be, beside the type of its field: `Positive[float]`."""
+    """A bound on a number, in addition to the type of its field, as in `Positive[float]`."""
 
     holds: Callable[[float], bool]
     expected: str
 
     def __repr__(self) -> str:
-        """Return what is expected, as the help of the command line shows it."""
+        """Return the bound as the help of the command line shows it."""
         return self.expected
 
 
@@ -44,14 +45,14 @@ def bare(kind: Any) -> Any:
 
 
 def require(config: object, field: str, ok: bool, expected: str) -> None:
-    """Raise UserError naming field, value and what was expected, unless ok."""
+    """Raise UserError that names field, value and what was expected, unless ok."""
     if not ok:
         value = config.__dict__[field]
         raise UserError(f"{type(config).__name__}.{field} is {value!r}; expected {expected}")
 
 
 def check_fields(config: object) -> None:
-    """Raise UserError for the first field whose value is not of its type or out of its bound."""
+    """Raise UserError for the first field whose value has the wrong type or is out of bounds."""
     for field in fields(config):  # type: ignore[arg-type]  # any of the dataclasses here
         value, kind = _plain(config.__dict__[field.name]), bare(field.type)
         object.__setattr__(config, field.name, value)
@@ -66,7 +67,7 @@ def check_fields(config: object) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Return numpy's numbers as Python's, which files can hold."""
+    """Return a NumPy number as a Python number, which a file can hold."""
     if type(value) in (bool, int, float) or not isinstance(value, Real):
         return value
     return int(value) if isinstance(value, Integral) else float(value)
@@ -82,7 +83,7 @@ _KINDS = {
 
 
 def _check_type(config: object, field: str, kind: Any) -> None:
-    """Check a field that holds numbers, flags or texts; True is no number, nor "false" a flag."""
+    """Check the type of a number, flag or text; True is not a number, "false" is not a flag."""
     value = config.__dict__[field]
     kinds: tuple[Any, ...] = get_args(kind) if isinstance(kind, UnionType) else (kind,)
     if not all(kind in _KINDS for kind in kinds if isinstance(kind, type)) or any(
@@ -98,10 +99,10 @@ def _check_type(config: object, field: str, kind: Any) -> None:
 
 
 def checked_config(owner: object, config: Any, config_class: type[Any]) -> Any:
-    """Return the configuration of an agent or a trainer, the class's defaults for None.
+    """Return the configuration of an agent or a trainer; None stands for the class's defaults.
 
     Raises:
-        UserError: it is of another class.
+        UserError: the configuration is of another class.
     """
     config = config_class() if config is None else config
     if not isinstance(config, config_class):

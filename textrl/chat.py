@@ -1,7 +1,7 @@
-"""Chats to text: a tokenizer's template and its end-of-turn tokens.
+"""Rendering of chats to text with a tokenizer's chat template, and detection of end tokens.
 
-A chat is rendered to text here and nowhere else; `turns.py` finds the assistant's turns in it, and
-`encoding.py` makes ids of it.
+All chats are rendered here. `turns.py` finds the assistant's turns in the text, and `encoding.py`
+encodes the text.
 """
 
 import contextlib
@@ -19,22 +19,22 @@ from textrl.rows import CHAT_COLUMNS, is_conversation
 
 Messages = list[dict[str, Any]]
 MARK = "textrlmark"
-"""Stands for a message's content where its place in a rendered chat is looked for."""
+"""A placeholder for a message's content, used to find its position in a rendered chat."""
 PARTS = ("tool_calls", "reasoning_content", "reasoning", "thinking")
-"""What a message may hold beside its content that a template must not lose."""
+"""Keys of a message, other than its content, that a template must not drop."""
 EMPTY: tuple[Any, ...] = (None, "", [], {})
 CODE = re.compile(r"\{\{.*?\}\}|\{%.*?%\}", re.S)
-"""The parts of a template that are no text."""
+"""The parts of a template that are code, not text."""
 OURS = {"tokenize", "add_generation_prompt", "continue_final_message", "tools", "return_dict"}
 
 
 class RenderedText(str):
-    """A text as a chat template wrote it: whether it begins with BOS is the template's to say."""
+    """A text written by a chat template; the template decides whether it begins with BOS."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chat:
-    """Messages, and what their template gets beside them."""
+    """Messages, and the tools and variables that their template gets with them."""
 
     messages: Messages
     tools: list[Any] | None = None
@@ -46,11 +46,11 @@ class Chat:
 
     @property
     def awaits_more(self) -> bool:
-        """Whether it ends with the beginning of an assistant's turn."""
+        """Whether the chat ends with the beginning of an assistant's turn."""
         return bool(self.messages) and self.messages[-1]["role"] == "assistant"
 
     def with_reply(self, reply: Messages) -> "Chat":
-        """Return the chat with a reply; a beginning of the assistant's turn is continued by it."""
+        """Return the chat with a reply, which continues the assistant's turn if one has begun."""
         if not self.awaits_more or reply[0]["role"] != "assistant":
             return self.having([*self.messages, *reply])
         last, first = self.messages[-1], reply[0]
@@ -59,10 +59,10 @@ class Chat:
         return self.having([*self.messages[:-1], joined, *reply[1:]])
 
     def unread_by(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-        """Return what a tokenizer's template does not name.
+        """Return the names of what the chat has but the tokenizer's template does not use.
 
-        That is `tools`, variables, and of the messages the calls and thoughts. Empty ones ask for
-        nothing. Comments and texts of the template name nothing.
+        These may be `tools`, variables, and the tool calls and reasoning in messages. Empty values
+        are ignored. A name in a comment or text of the template does not count as a use.
         """
         code = " ".join(CODE.findall(_without_comments(tokenizer, self.tools)))
         names = re.sub(r"'[^']*'|\"[^\"]*\"", "", code)  # a variable stands outside quotes
@@ -78,7 +78,7 @@ class Chat:
         return unread + [part for part in sorted(parts) if not re.search(rf"\b{part}\b", code)]
 
     def read_by(self, tokenizer: PreTrainedTokenizerBase) -> "Chat":
-        """Return the chat without what a tokenizer's template does not name."""
+        """Return the chat without the tools, variables and parts that a template does not use."""
         unread = self.unread_by(tokenizer)
         kept = {name: value for name, value in self.variables.items() if name not in unread}
         messages = [
@@ -90,13 +90,14 @@ class Chat:
 
 
 def chat_of(messages: Messages, row: Mapping[str, Any], place: str) -> Chat:
-    """Return messages with the columns `tools` and `chat_template_kwargs` of their row.
+    """Return messages as a `Chat` with the columns `tools` and `chat_template_kwargs` of their row.
 
-    A CSV cell holds these columns as JSON. What is None in the dicts of tools and messages is left
-    out: Arrow gives every dict the keys of all.
+    A CSV cell holds these columns as JSON. None values in the dicts of tools and messages are
+    dropped, because Arrow gives every dict the keys of all dicts.
 
     Raises:
-        UserError: tools are no list, or the variables no mapping, or one of them is set by us.
+        UserError: tools are not a list, the variables are not a mapping, or a variable is one that
+            textrl sets itself.
     """
     tools, variables = (_parsed(row.get(name)) for name in CHAT_COLUMNS)
     if tools is not None and not isinstance(tools, list):
@@ -118,7 +119,7 @@ def chat_of(messages: Messages, row: Mapping[str, Any], place: str) -> Chat:
 
 
 def prompt_of(row: Mapping[str, Any], place: str) -> Any:
-    """Return a row's prompt: a `Chat` where it is messages, else the column as it is."""
+    """Return a row's prompt: a `Chat` if it consists of messages, else the column unchanged."""
     prompt = row.get("prompt")
     if isinstance(prompt, list) and is_conversation(prompt):
         return chat_of(prompt, row, place)
@@ -133,13 +134,13 @@ def render(
     for_reply: bool = False,
     new_turn: bool = False,
 ) -> RenderedText:
-    """Return the chat template's text of a chat.
+    """Return a chat as text, written by the chat template.
 
-    With for_reply it ends where the assistant goes on: after the header of a new turn, or, if the
-    last message is the assistant's and new_turn is not set, right after its content.
+    With for_reply the text ends where the assistant continues: after the header of a new turn, or,
+    if the last message is the assistant's and new_turn is not set, right after its content.
 
     Raises:
-        UserError: there is no template, or it refuses the messages, writes them as no text, or
+        UserError: there is no template, or it refuses the messages, does not write them as text, or
             would ignore tools or a variable.
     """
     if not tokenizer.chat_template:
@@ -158,7 +159,7 @@ def render(
             tokenize=False,
             **chat.variables,
         )
-    except Exception as error:  # a template is code of its own and raises what it likes
+    except Exception as error:  # a template is code and may raise any exception
         reason = str(error).split("\n", maxsplit=1)[0]
         raise UserError(f"{place}: the chat template refuses these messages: {reason}") from error
     if unread:
@@ -176,7 +177,7 @@ def render(
 
 
 def _lost_message(tokenizer: PreTrainedTokenizerBase, chat: Chat, text: str) -> int:
-    """Return the number, from 1, of the first message whose content does not matter, 0 for none."""
+    """Return the number (from 1) of the first message that the template drops, or 0 for none."""
     contents = [message.get("content") for message in chat.messages]
     if MARK in contents:
         return 0
@@ -187,7 +188,7 @@ def _lost_message(tokenizer: PreTrainedTokenizerBase, chat: Chat, text: str) -> 
         for other in (MARK, MARK[::-1]):
             messages = list(chat.messages)
             messages[turn] = {**messages[turn], "content": other}
-            with contextlib.suppress(Exception):  # a template is code and raises what it likes
+            with contextlib.suppress(Exception):  # a template is code and may raise any exception
                 texts.add(
                     tokenizer.apply_chat_template(
                         messages, tools=chat.tools, tokenize=False, **chat.variables
@@ -204,14 +205,14 @@ def _without_comments(tokenizer: PreTrainedTokenizerBase, tools: list[Any] | Non
 
 
 def _without_nones(value: Any) -> Any:
-    """Return a value without what is None in its dicts."""
+    """Return a value without the None values in its dicts."""
     if isinstance(value, Mapping):
         return {name: _without_nones(part) for name, part in value.items() if part is not None}
     return [_without_nones(part) for part in value] if isinstance(value, list) else value
 
 
 def _check_contents(chat: Chat, text: str, place: str) -> None:
-    """Raise UserError for contents that a template writes as Python shows them."""
+    """Raise UserError if a template writes a content in Python's notation (a list or dict)."""
     for turn, message in enumerate(chat.messages):
         content = message.get("content")
         if isinstance(content, Real):
@@ -226,9 +227,9 @@ def _check_contents(chat: Chat, text: str, place: str) -> None:
 def render_reply(
     tokenizer: PreTrainedTokenizerBase, chat: Chat, completion: str, place: str
 ) -> RenderedText:
-    """Return the template's text of a chat with a completion as the assistant's reply.
+    """Return the text of a chat with a completion as the assistant's reply.
 
-    White space around the completion is the policy's template's and no part of the message.
+    White space around the completion comes from the policy's template and is removed.
     """
     content = completion.rstrip() if chat.awaits_more else completion.strip()
     whole = chat.with_reply([{"role": "assistant", "content": content}])
@@ -240,10 +241,10 @@ def end_ids(
 ) -> tuple[int, ...]:
     """Return every token that ends a text or a turn: EOS (if there is one) first, then the others.
 
-    They are the tokenizer's EOS, those of the model's generation config and config, and what the
-    chat template writes after an assistant's turn. Of the configs and the template only special and
-    added tokens count, and not the number that the config's class has by default, which says
-    nothing of this tokenizer.
+    They are the tokenizer's EOS, the end tokens of the model's generation config and config, and
+    the token that the chat template writes after an assistant's turn. From configs and template,
+    only special and added tokens are taken. The default id of the config's class is ignored, since
+    it is unrelated to this tokenizer.
     """
     found: list[int] = []
     if tokenizer.eos_token_id is not None:
@@ -259,9 +260,9 @@ def end_ids(
 def split_end(
     tokenizer: PreTrainedTokenizerBase, text: str, ends: Iterable[int]
 ) -> tuple[str, int | None]:
-    r"""Return a text without the end tokens that it ends with, and the first one of these.
+    r"""Return a text without the end tokens at its end, and the first of these tokens.
 
-    White space behind or between end tokens goes with them: "no<|im_end|>\n" is ("no", im_end).
+    White space after or between end tokens is removed too: "no<|im_end|>\n" gives ("no", im_end).
     """
     names = end_names(tokenizer, ends)
     found = None
@@ -280,10 +281,10 @@ def _turn_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": MARK}]
     try:
         text = render(tokenizer, Chat(messages=messages), "chat template")
-    except UserError:  # it wants other roles or variables: only the configs can say
+    except UserError:  # it needs other roles or variables: only the configs can tell
         return []
     _, found, tail = text.rpartition(MARK)
-    if not found:  # it wants another form of content
+    if not found:  # it needs another form of content
         return []
     ids: list[int] = tokenizer(tail.strip(), add_special_tokens=False).input_ids
     return ids[:1]
@@ -304,7 +305,7 @@ def _model_ends(model: PreTrainedModel | None) -> list[int]:
 
 
 def end_names(tokenizer: PreTrainedTokenizerBase, ends: Iterable[int]) -> dict[str, int]:
-    """Return the end tokens by what they are called in a text."""
+    """Return the ids of the end tokens by their names in a text."""
     return {str(tokenizer.convert_ids_to_tokens(token)): token for token in ends}
 
 
@@ -314,4 +315,4 @@ def _parsed(value: Any) -> Any:
     try:
         return json.loads(value) if value.strip() else None
     except json.JSONDecodeError:
-        return value  # the caller says what was expected
+        return value  # the caller reports the error

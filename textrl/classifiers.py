@@ -1,7 +1,7 @@
-"""Sequence classifiers that score texts: how a text is encoded for them, and one number a text.
+"""Scoring of texts with sequence classifiers: encoding, and one score per text.
 
-A decoder's score is read at the text's last token alone, so its last MLP runs there alone; an
-encoder pools by itself. Next to read: `rewards.py`, which makes a reward function of this.
+A decoder's score is read at the text's last token only, so its last MLP runs only there. An encoder
+does its own pooling. Next to read: `rewards.py`, which makes a reward function from this.
 """
 
 import sys
@@ -32,22 +32,22 @@ from textrl.trunks import (
 )
 
 SCORING_TOKENS = 8192
-"""Tokens of the texts that a classifier reads at once where no gradient is wanted."""
+"""Number of tokens that a classifier reads in one pass without gradient."""
 
 
 def max_text_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return how many tokens a classifier reads at most."""
+    """Return the maximum number of tokens that a classifier reads."""
     return min(max_positions(model) or 1 << 30, int(tokenizer.model_max_length))
 
 
 def encode_for_scoring(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> list[int]:
-    """Return the ids a classifier reads: the text, then EOS where its tokenizer has one.
+    """Return the ids that a classifier reads: the text, then EOS if its tokenizer has one.
 
-    One BOS, of a chat the template's own; a text that ends with an end token already, as a chat
-    template writes it, keeps that.
+    There is one BOS; for a chat it is the template's own. A text that already ends with an end
+    token, as written by a chat template, keeps that token.
 
     Raises:
-        UserError: they are more than max_length; a cut text would be scored as another one.
+        UserError: there are more than max_length ids; a cut text would get a different score.
     """
     ends = end_ids(tokenizer)
     rendered = split_end(tokenizer, text, ends)[1] is not None
@@ -69,34 +69,34 @@ def encode_for_scoring(tokenizer: PreTrainedTokenizerBase, text: str, max_length
 
 
 HOOKING = threading.Lock()
-"""Hooks sit on a model for a pass: no two threads may pass at once."""
+"""A lock, because hooks are attached to a model during a pass: one thread at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Classifier:
-    """A sequence classifier, and what of it need not run on every token.
+    """A sequence classifier, and the parts of it that need not run on every token.
 
-    A decoder (whose head is called `score`, and whose states do not depend on what follows) is read
-    at each text's last token whatever the padding id is: transformers' own pooling looks for
-    ids != pad, which goes wrong where pad == EOS.
+    A decoder has a head called `score`, and its states do not depend on later tokens. It is read at
+    each text's last token, whatever the padding id is: transformers' own pooling looks for
+    ids != pad, which is wrong if pad == EOS.
     """
 
     model: PreTrainedModel
     trunk: nn.Module
-    """Its part below the head, which reads positions from 0 on."""
+    """The model below the head; its positions begin at 0."""
     head: nn.Module | None
-    """A decoder's; None for an encoder, which pools by itself."""
+    """The head of a decoder; None for an encoder, which does its own pooling."""
     last_mlp: nn.Module | None
-    """A decoder's, where running it at the last tokens alone is known to change no score."""
+    """The last MLP of a decoder, if running it only at the last tokens changes no score."""
     packing: Packing
     alone: bool
-    """Whether padding changes what pools by itself, so that texts of one length share a pass."""
+    """Whether padding changes an encoder's scores, so that a pass has texts of one length only."""
 
     def scores(self, encoded: list[list[int]]) -> Tensor:
-        """Return one score a text (of a token or more), [N], float32.
+        """Return one score per text (of one token or more), float32 [N].
 
-        It is the logit, or of two labels the log-odds of label 1. Texts that begin alike (those of
-        a prompt) share that beginning's pass.
+        The score is the logit, or for two labels the log-odds of label 1. Texts with the same
+        beginning (such as a prompt) share its computation.
         """
         limit = SCORING_TOKENS if not torch.is_grad_enabled() else sys.maxsize
         batches = filled_batches([len(ids) for ids in encoded], limit)
@@ -114,9 +114,9 @@ class Classifier:
         if self.head is None:
             return self._encoder_logits(input_ids, lengths)
         recomputing = self.model.training and self.model.is_gradient_checkpointing
-        last_mlp = None if recomputing else self.last_mlp  # its hooks would be gone by then
+        last_mlp = None if recomputing else self.last_mlp  # a recomputation runs without the hooks
         states = last_states(self.trunk, self.packing, last_mlp, input_ids, lengths)
-        with torch.autocast(device.type, enabled=False):  # a score wants more than 8 bits
+        with torch.autocast(device.type, enabled=False):  # a score needs more than 8 bits
             logits = self.head(states.to(next(self.head.parameters()).dtype))
         assert isinstance(logits, Tensor)
         return logits
@@ -134,7 +134,7 @@ class Classifier:
 
 
 def split_classifier(model: PreTrainedModel) -> Classifier:
-    """Return the classifier and what of it need not run on every token, found by trials.
+    """Return the classifier with the parts that need not run on every token, found by trials.
 
     Raises:
         UserError: a weight is not finite.
@@ -170,7 +170,7 @@ def split_classifier(model: PreTrainedModel) -> Classifier:
 
 @torch.no_grad()
 def _is_causal(body: PreTrainedModel) -> bool:
-    """Return whether the states of a text's beginning do not depend on what follows it."""
+    """Return whether states are independent of later tokens."""
     ids = probe_ids(body, 1, 7)
     whole = first_output(body.base_model(input_ids=ids, use_cache=False))
     beginning = first_output(body.base_model(input_ids=ids[:, :4], use_cache=False))
@@ -209,7 +209,7 @@ def last_states(
 
 @contextmanager
 def _only_at(mlp: nn.Module | None, slots: Tensor) -> Iterator[None]:
-    """Let the last MLP see these slots alone and add nothing to the others, which nobody reads."""
+    """Run the last MLP at these slots only; it adds 0 at the others, which are never read."""
     if mlp is None:
         yield
         return
@@ -234,7 +234,7 @@ def _only_at(mlp: nn.Module | None, slots: Tensor) -> Iterator[None]:
 
 @torch.no_grad()
 def _last_mlp(model: PreTrainedModel) -> nn.Module | None:
-    """Return the MLP of the last layer if running it at the ends alone changes no state there."""
+    """Return the last layer's MLP if running it only at last tokens leaves their states equal."""
     mlps = [child for name, child in model.base_model.named_modules() if name.endswith(".mlp")]
     if not mlps:
         return None
@@ -249,7 +249,7 @@ def _last_mlp(model: PreTrainedModel) -> nn.Module | None:
         whole = last_states(model.base_model, alone, None, ids, lengths)
         ends = last_states(model.base_model, alone, mlps[-1], ids, lengths)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
-        return None  # it is called or answers in another way
+        return None  # it takes or returns something else
     finally:
         model.train(was_training)
     close = torch.finfo(whole.dtype).eps ** 0.5 * whole.abs().max()

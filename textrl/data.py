@@ -1,10 +1,10 @@
-"""Data in: records from files, lists or data sets, and splits of them by prompt.
+"""Loading of records from files, lists or data sets, and splitting of them by prompt.
 
-JSONL and CSV are read with the standard library, Parquet and hub names through the optional
-`datasets`. Columns are TRL's (`text`, `messages`, `prompt`, `completion`, `chosen`, `rejected`,
-`margin`) and our rankings (`prompt`, `completions`, `ranks`); others pass through to reward
-functions. The URL of a label database (`textrl collect`) is a source as well. Next to read:
-`encoding.py` (rows to ids); the demo's data are in `reviews.py`.
+JSONL and CSV are read with the standard library, Parquet and hub names with the optional
+`datasets`. The columns are those of TRL (`text`, `messages`, `prompt`, `completion`, `chosen`,
+`rejected`, `margin`) and of our rankings (`prompt`, `completions`, `ranks`). Other columns are
+passed to reward functions. The URL of a label database (`textrl collect`) is a source as well. Next
+to read: `encoding.py` (rows to ids); the demo's data are in `demo/reviews.py`.
 """
 
 import codecs
@@ -28,13 +28,13 @@ from textrl.rows import CHAT_COLUMNS, Kind, Row, is_conversation, refuse_foreign
 
 TEXT_COLUMNS = {"text", "messages", "prompt", "completion", "chosen", "rejected", *CHAT_COLUMNS}
 Source = str | Path | Sequence[Row]
-"""A .jsonl, .json, .csv, .tsv or .parquet file, a hub name, the URL of a label database,
-a list of dicts, or a `datasets.Dataset`."""
+"""A source of rows: a .jsonl, .json, .csv, .tsv or .parquet file, a hub name, the URL of a label
+database, a list of dicts, or a `datasets.Dataset`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Records:
-    """Rows of data, each with the place it came from for error messages."""
+    """Rows of data, each with the place it came from, for error messages."""
 
     rows: list[Row]
     places: list[str]
@@ -49,7 +49,7 @@ class Records:
         return Records(rows=[self.rows[i] for i in chosen], places=[self.places[i] for i in chosen])
 
     def columns_but(self, *left_out: str) -> dict[str, list[Any]]:
-        """Return the columns that any row has, None where a row lacks one."""
+        """Return all columns except some, with None for a value that a row does not have."""
         names = sorted({name for row in self.rows for name in row} - set(left_out))
         return {name: [row.get(name) for row in self.rows] for name in names}
 
@@ -68,8 +68,8 @@ def load_records(source: Source, kind: Kind = "prompts") -> Records:
     """Return the rows of a file, hub data set, label database, list of dicts or `datasets.Dataset`.
 
     Args:
-        source: see `Source`.
-        kind: of the rows to read from a label database.
+        source: The source of rows; see `Source`.
+        kind: The kind of rows to read from a label database.
 
     Raises:
         UserError: the file is missing, empty or malformed (file and line are named), or a row is
@@ -90,7 +90,7 @@ def load_records(source: Source, kind: Kind = "prompts") -> Records:
 
 
 def _read_file(source: str | Path) -> Records:
-    """Return the rows of a file, by its ending, or of a data set of the hub."""
+    """Return the rows of a file, by its extension, or of a data set of the hub."""
     if re.match(r"(https?|ftp|s3|gs|file)://", str(source)):
         raise UserError(f"{source} is an address; download it and give the file")
     path = expanded(source)
@@ -108,7 +108,7 @@ def _read_file(source: str | Path) -> Records:
 
 
 def _refuse_half_characters(value: object, place: str) -> None:
-    """Raise UserError if a text holds half of a surrogate pair: no tokenizer can read it."""
+    """Raise UserError if a text contains half of a surrogate pair, which no tokenizer accepts."""
     if isinstance(value, str):
         half = re.search("[\ud800-\udfff]", value)
         if half is not None:
@@ -139,7 +139,7 @@ def _number_rows(rows: Iterable[Any], name: str) -> Records:
 
 
 def _as_lists(value: Any, column: str) -> Any:
-    """Return arrays and tuples, as data frames hold them, as lists; NaN for no text is None."""
+    """Return arrays and tuples (from data frames) as lists, and NaN (a missing text) as None."""
     if isinstance(value, float) and math.isnan(value) and column in TEXT_COLUMNS:
         return None
     if isinstance(value, tuple) or type(value).__name__ == "ndarray":
@@ -172,7 +172,7 @@ def _read_json(path: Path) -> Records:
     """Return the rows of JSON lines, or of one JSON array."""
     text = _open(path)
     if text.lstrip().startswith("["):
-        # where it is no array, the line's own error is the better one
+        # if it is not an array, the error about the line is more helpful
         with contextlib.suppress(ValueError, RecursionError):
             array = json.loads(text)
             if "\n" in text.strip() or all(isinstance(row, dict) for row in array):
@@ -187,7 +187,7 @@ def _read_json(path: Path) -> Records:
             raise UserError(
                 f"{path}:{number}: not JSON ({error.msg}, column {error.colno})"
             ) from error
-        except (ValueError, RecursionError) as error:  # a number of thousands of digits, deep lists
+        except (ValueError, RecursionError) as error:  # numbers of thousands of digits, deep lists
             raise UserError(f"{path}:{number}: cannot be read ({error})") from error
         if not isinstance(row, dict):
             raise UserError(f"{path}:{number}: expected an object, got {type(row).__name__}")
@@ -206,7 +206,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _read_csv(path: Path, delimiter: str) -> Records:
-    csv.field_size_limit(2**31 - 1)  # Python's own limit of 131,072 characters is below a long text
+    csv.field_size_limit(2**31 - 1)  # Python's default of 131,072 characters is too low for texts
     text = io.StringIO(_open(path), newline="")
     reader = csv.DictReader(text, strict=True, delimiter=delimiter)
     rows, places = [], []
@@ -228,7 +228,7 @@ def _read_csv(path: Path, delimiter: str) -> Records:
 
 
 def _chat_cell(value: Any) -> Any:
-    """Return the messages that a CSV cell holds as JSON, any other cell as it is."""
+    """Return the messages that a CSV cell holds as JSON, and any other cell unchanged."""
     if value.lstrip().startswith("["):
         with contextlib.suppress(ValueError, RecursionError):
             found = json.loads(value)
@@ -271,10 +271,10 @@ def _read_labels(url: str, kind: Kind) -> Records:
 
 
 def prompt_key(row: Row) -> str:
-    """Return what rows about one prompt have in common.
+    """Return a key that is the same for all rows with the same prompt.
 
-    The prompt; without one, the words that chosen and rejected share at their start; of a chat,
-    everything but the last message; else the whole row.
+    It is the prompt. Without a prompt, it is the words that chosen and rejected share at their
+    start, or all but the last message of a chat, or else the whole row.
     """
     chosen, rejected = row.get("chosen"), row.get("rejected")
     key: Any = row
@@ -294,9 +294,9 @@ def prompt_key(row: Row) -> str:
 
 
 def split_by_prompt(records: Records, heldout_share: float) -> tuple[Records, Records]:
-    """Return (train, held-out), all rows of one prompt on one side.
+    """Split the records into (train, held-out); all rows of a prompt are in the same part.
 
-    The side depends on a hash of the prompt alone, so that it is stable when data are added.
+    The part depends only on a hash of the prompt, so that it stays the same when data are added.
 
     Raises:
         UserError: nothing is left to train on.
@@ -320,7 +320,7 @@ def split_by_prompt(records: Records, heldout_share: float) -> tuple[Records, Re
 
 
 def refuse_existing(output: str | None) -> None:
-    """Raise UserError if a file to be written is there already, or its ending says another form."""
+    """Raise UserError if an output file exists already, or its extension is of another format."""
     if output is None:
         return
     if expanded(output).exists():

@@ -1,7 +1,7 @@
-"""Decoding: models stepped token by token through a KV cache of rows (`row_cache.py`).
+"""Token-by-token decoding of language models with a KV cache (`row_cache.py`).
 
-Here: `Decoder` (prefill some rows, step all rows), which the environment and sampling share, and
-`GrowingTexts`, for agents that act token by token. Next to read: `generation.py`, which samples.
+`Decoder` prefills some rows and steps all rows; the environment and sampling use it.
+`GrowingTexts` is for agents that act token by token. Next to read: `generation.py`, which samples.
 """
 
 import torch
@@ -16,12 +16,12 @@ class Decoder:
     """Runs a language model token by token over a batch of rows of different lengths.
 
     `prefill` (re)starts some rows with their prompts; `step` appends one token to every row. Each
-    returns the hidden state that predicts the next token. A model that cannot use the cache, or a
-    row longer than its window, re-encodes its prefix instead, with equal results.
+    returns the hidden state that predicts the next token. If a model cannot use the cache, or a row
+    is longer than the model's window, the prefix is encoded again instead, with equal results.
     """
 
     def __init__(self, lm: SplitLM, num_rows: int, max_length: int) -> None:
-        """Make room for num_rows sequences of at most max_length tokens."""
+        """Make a decoder for num_rows sequences of at most max_length tokens."""
         self.lm = lm
         self.lengths = torch.ones(num_rows, dtype=torch.long, device=lm.device)
         self._ids = torch.zeros(num_rows, max_length, dtype=torch.long, device=lm.device)
@@ -33,12 +33,12 @@ class Decoder:
     def prefill(self, rows: Tensor, prompt_ids: Tensor, prompt_lengths: Tensor) -> Tensor:
         """Restart the given rows with these prompts; return the states after them, [R H].
 
-        Prompts of like lengths are read together, so that little is spent on padding.
+        Prompts of similar lengths are read together, to save computation on padding.
 
         Args:
-            rows: which rows to restart. Shape [R].
-            prompt_ids: right-padded. Shape [R P].
-            prompt_lengths: >= 1. Shape [R].
+            rows: The rows to restart. Shape [R].
+            prompt_ids: The prompts, right-padded. Shape [R P].
+            prompt_lengths: The number of tokens of each prompt, >= 1. Shape [R].
         """
         states: Tensor | None = None
         for alike in like_lengths(prompt_lengths.tolist(), self.lm.packing.pass_cost):
@@ -68,7 +68,8 @@ class Decoder:
         """Append one token to every row; return the states after them, [B H].
 
         Args:
-            tokens: Shape [B]. A row that is full already keeps its length; its state is unusable.
+            tokens: One token id per row. A row that is already full keeps its length, and its state
+                is then invalid. Shape [B].
         """
         rows = torch.arange(len(tokens), device=tokens.device)
         positions = self.lengths.clamp_max(self._ids.shape[1] - 1)
@@ -87,16 +88,17 @@ class Decoder:
         return states[:, 0]
 
     def select(self, rows: Tensor) -> None:
-        """Keep these rows, in this order: finished ones leave, a group shares its prompt's."""
+        """Keep these rows in this order, to drop finished rows or to copy a prompt to a group."""
         self.lengths, self._ids = self.lengths[rows], self._ids[rows]
         if self._cache is not None:
             self._cache.select(rows)
 
 
 class GrowingTexts:
-    """The states after texts that grow by a token a call, from one KV cache.
+    """Computes the states after texts that grow by one token per call, with one KV cache.
 
-    A row whose text is not its last one plus one token is read anew; all are after a weight update.
+    A row is read from its beginning if its text is not the previous text plus one token. All rows
+    are read from the beginning after a weight update.
     """
 
     def __init__(self, lm: SplitLM) -> None:
@@ -113,8 +115,8 @@ class GrowingTexts:
         """Return the state after each text, [B H].
 
         Args:
-            ids: right-padded with one number. Shape [B L].
-            lengths: >= 1. Shape [B].
+            ids: The texts, right-padded with one number. Shape [B L].
+            lengths: The number of tokens of each text, >= 1. Shape [B].
         """
         version = sum(parameter._version for parameter in self.lm.model.parameters())
         fresh = self._decoder is None or ids.shape != self._ids.shape or version != self._version

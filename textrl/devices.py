@@ -1,4 +1,4 @@
-"""Where models go, and in which number format."""
+"""The choice of the device and of the dtype for a model."""
 
 import torch
 
@@ -8,7 +8,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
-    """Return the device asked for, or the GPU if there is one, else the CPU."""
+    """Return the requested device; None stands for the GPU if there is one, else the CPU."""
     try:
         found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except (RuntimeError, TypeError) as error:
@@ -19,10 +19,12 @@ def pick_device(device: str | torch.device | None) -> torch.device:
 
 
 def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype | str:
-    """Return the dtype to load weights in; "auto" is float32 on a CPU, the checkpoint's elsewhere.
+    """Return the dtype to load weights in.
+
+    "auto" is float32 on a CPU, and the checkpoint's dtype on other devices.
 
     Raises:
-        UserError: an unknown name.
+        UserError: the name is unknown.
     """
     if isinstance(dtype, torch.dtype):
         return dtype

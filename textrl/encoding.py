@@ -1,8 +1,8 @@
-"""Text to token ids and back, and rows of data to sequences: the one place that knows how.
+"""Encoding of texts to token ids, and of rows of data to sequences.
 
-At most one BOS and exactly one end token, however a text was rendered. The completion's ids follow
-the prompt's as the environment sees them. How a chat becomes text is in `chat.py`; how two texts
-meet without a space lost, and how ids become text, in `seams.py`.
+A sequence has at most one BOS and exactly one end token, however its text was rendered. The ids of
+a completion follow those of its prompt as the environment sees them. `chat.py` renders chats to
+text. `seams.py` joins two texts without losing a space, and decodes ids.
 """
 
 import json
@@ -35,12 +35,12 @@ from textrl.types import Sequence
 def encode_prompt(
     tokenizer: PreTrainedTokenizerBase, prompt: str | Messages | Chat, place: str = "prompt"
 ) -> list[int]:
-    """Return the ids of a prompt: its text, or its messages up to where the assistant goes on.
+    """Return the ids of a prompt: its text, or its messages up to the assistant's next words.
 
-    A final EOS goes, unless the prompt holds nothing else (how GPT-2 begins from nothing).
+    A final EOS is removed, unless the prompt is nothing but EOS (GPT-2's empty prompt).
 
     Raises:
-        UserError: the prompt is empty, or messages meet a tokenizer without chat template.
+        UserError: the prompt is empty, or has messages but the tokenizer has no chat template.
     """
     if not prompt or (isinstance(prompt, str) and not prompt.strip()):
         raise UserError(f"{place}: the prompt is empty")
@@ -59,12 +59,12 @@ def encode_prompt(
 def encode_text(
     tokenizer: PreTrainedTokenizerBase, text: str, ends: Iterable[int] | None = None
 ) -> list[int]:
-    """Return the ids of a whole text: it keeps the end token that it has, else EOS is added.
+    """Return the ids of a whole text, with its own end token, or else with EOS added.
 
     Args:
-        tokenizer: of the model that reads the text.
-        text: may begin with BOS and end with any end token, rendered by whoever wrote it.
-        ends: see `chat.end_ids`; None stands for the tokenizer's.
+        tokenizer: The tokenizer of the model that reads the text.
+        text: The text. It may already begin with BOS and end with any end token.
+        ends: The end tokens (see `chat.end_ids`); None stands for the tokenizer's.
     """
     body, end = split_end(tokenizer, text, end_ids(tokenizer) if ends is None else ends)
     ids = without_eos(tokenizer, one_bos(tokenizer, tokenizer(body).input_ids))
@@ -78,7 +78,7 @@ def encode_completion(
     prompt_ids: list[int],
     ends: Iterable[int] | None = None,
 ) -> list[int]:
-    """Return the ids that continue a prompt: no BOS, and the end token it has, else EOS."""
+    """Return the ids that continue a prompt: no BOS, and its own end token or else EOS."""
     body, end = split_end(tokenizer, completion, end_ids(tokenizer) if ends is None else ends)
     bos = tokenizer.bos_token
     if bos is not None and bos != tokenizer.eos_token:
@@ -97,7 +97,7 @@ def _as_chat(prompt: object, place: str) -> Chat:
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return the ids of a text that a template rendered, which writes its own BOS and EOS."""
+    """Return the ids of a text from a template, which writes BOS and EOS itself."""
     return one_bos(tokenizer, tokenizer(text, add_special_tokens=False).input_ids)
 
 
@@ -114,13 +114,13 @@ def sft_sequence(
     max_length: int,
     ends: Iterable[int] | None = None,
 ) -> Sequence:
-    """Return a demonstration: `text`, `prompt` + `completion`, or chat `messages`.
+    """Encode a demonstration: `text`, `prompt` + `completion`, or chat `messages`.
 
-    The loss counts every token of a text after the first, the completion only, or the assistant's
-    turns only. What lies beyond max_length is cut.
+    The loss counts every token of a text after the first, only the completion, or only the
+    assistant's turns. Tokens beyond max_length are cut.
 
     Raises:
-        UserError: none of these columns, an empty text, a prompt that leaves no room.
+        UserError: the row has none of these columns, a text is empty, or the prompt leaves no room.
     """
     ends = end_ids(tokenizer) if ends is None else tuple(ends)
     if row.get("messages") is not None:
@@ -155,7 +155,7 @@ def sft_sequences(
     max_length: int,
     ends: Iterable[int] | None = None,
 ) -> list[Sequence]:
-    """Return the demonstrations of all records, see `sft_sequence`."""
+    """Encode the demonstrations of all records with `sft_sequence`."""
     ends = end_ids(tokenizer) if ends is None else tuple(ends)
     return [
         sft_sequence(tokenizer, row, place, max_length, ends)
@@ -171,12 +171,12 @@ def continuation(
     max_length: int,
     ends: Iterable[int] | None = None,
 ) -> Sequence:
-    """Return prompt and completion as one sequence in which the completion alone counts.
+    """Encode prompt and completion as one sequence in which only the completion counts.
 
-    Of a chat's completion the assistant's turns count: what a tool answered was not its choice.
+    In a chat's completion only the assistant's turns count, not the answers of tools.
 
     Raises:
-        UserError: an empty prompt or completion, or a prompt that leaves no room.
+        UserError: the prompt or the completion is empty, or the prompt leaves no room.
     """
     ends = end_ids(tokenizer) if ends is None else tuple(ends)
     prompt_ids = encode_prompt(tokenizer, prompt, place)
@@ -222,7 +222,7 @@ def _chat_sequence(
     max_length: int,
     ends: Iterable[int],
 ) -> Sequence:
-    """Return a chat in which the assistant's turns behind the prompt count."""
+    """Encode a chat in which the assistant's turns after the prompt count."""
     text, spans = assistant_spans(tokenizer, chat, place, ends, prompt)
     ids: list[int] = []
     counts: list[bool] = []
@@ -233,7 +233,7 @@ def _chat_sequence(
             ids = ids + new if ids else one_bos(tokenizer, new)
             counts += [counted] * (len(ids) - len(counts))
         done = stop
-    if not ids or ids[-1] not in set(ends):  # the template writes none: the model must learn to end
+    if not ids or ids[-1] not in set(ends):  # the template writes no end token, so add EOS
         ids, counts = [*ids, *_end(tokenizer, None)], [*counts, True]
         counts = counts[: len(ids)]
     ids, counts = ids[:max_length], counts[:max_length]
@@ -246,10 +246,11 @@ def _chat_sequence(
 def ranked_texts(row: Row, place: str) -> tuple[list[str | Messages], list[int], float | None]:
     """Return the completions of a row, their ranks (0 is best) and the margin of a pair.
 
-    Reads `chosen`/`rejected` with an optional `margin`, or `completions`/`ranks` with ties.
+    The row has `chosen` and `rejected` with an optional `margin`, or `completions` and `ranks` with
+    ties.
 
     Raises:
-        UserError: columns missing, lengths that differ, fewer than two completions.
+        UserError: columns are missing, lengths differ, or there are fewer than two completions.
     """
     pair = {"chosen", "rejected"} <= set(row)
     if pair and not (row["chosen"] is row["rejected"] is None and "completions" in row):
@@ -291,10 +292,9 @@ def reward_text(
 ) -> str:
     """Return prompt and completion as the text that a reward model scores in the environment.
 
-    A plain completion's end token goes, as in the environment (the classifier's EOS follows); a
-    chat is written by the reward model's own template, without the tools and variables that this
-    one does not read. Without a prompt a chat's last message is
-    the reply.
+    The end token of a plain completion is removed, as in the environment; the classifier adds its
+    own EOS. A chat is rendered by the reward model's own template, without the tools and variables
+    that the template does not use. If a chat has no prompt, its last message is the reply.
     """
     prompt = prompt or None
     if not completion:
@@ -329,7 +329,7 @@ def _number(value: Any, column: str, place: str) -> float | None:
 
 
 def _as_list(value: Any) -> list[Any] | None:
-    """Return a list column, which may be a tuple or an array; a CSV cell holds it as JSON."""
+    """Return a column as a list; it may be a tuple, an array, or JSON in a CSV cell."""
     if isinstance(value, tuple | np.ndarray):
         return list(value)
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""The processes that train together, by accelerate: the one file that makes an `Accelerator`."""
+"""Creation of accelerate's `Accelerator`, for one or several training processes."""
 
 import atexit
 
@@ -20,10 +20,11 @@ def make_accelerator(device: torch.device) -> Accelerator:
 
 
 def one_process(accelerator: Accelerator, what: str) -> Accelerator:
-    """Return the accelerator, unless it is one of several processes'.
+    """Return the accelerator after a check that there is only one process.
 
     Raises:
-        UserError: it is; each process would train on the same data and their sum be wrong.
+        UserError: there are several; each would train on the same data, and the sum of their
+            gradients would be wrong.
     """
     if accelerator.num_processes > 1:
         raise UserError(
@@ -34,6 +35,6 @@ def one_process(accelerator: Accelerator, what: str) -> Accelerator:
 
 
 def leave_process_group() -> None:
-    """End the process group, where there is one: at exit its threads would abort the process."""
+    """End the process group, if there is one: at exit its threads would abort the process."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -1,7 +1,7 @@
-"""The error a user can cause, and the words that help them out of it.
+"""`UserError`, the exception for mistakes that a user can fix, and helpers for its message.
 
-Here: `UserError` and the nearest-match hint. Not here: any check itself; each check lives beside
-the thing it protects. The command line prints a `UserError` as one line and exits with status 2.
+Each check is in the module of the code that it protects. The command line prints a `UserError` as
+one line and exits with status 2.
 """
 
 import difflib
@@ -33,7 +33,7 @@ def _initials(name: str) -> str:
 
 
 def hide_password(source: str) -> str:
-    """Return the URL of a database without its password; whatever else it is, as it is.
+    """Return the URL of a database without its password; return any other text unchanged.
 
     >>> hide_password("postgresql://ann:secret@host/labels")
     'postgresql://ann:***@host/labels'
@@ -43,7 +43,7 @@ def hide_password(source: str) -> str:
 
 @contextmanager
 def needing(extra: str) -> Iterator[None]:
-    """Turn a missing package into one line that names the extra to install."""
+    """Turn the error about a missing package into one line that names the extra to install."""
     try:
         yield
     except ImportError as error:

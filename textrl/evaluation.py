@@ -1,4 +1,4 @@
-"""Evaluation of a policy on held-out prompts: score, KL, length, beside samples to read."""
+"""Evaluation of a policy on held-out prompts: score, KL, length, and the samples themselves."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -28,27 +28,27 @@ PROMPTS_PER_PASS = 128
 
 @dataclass(frozen=True, kw_only=True)
 class Sampled:
-    """Completions of a policy for some prompts, and what is known of each."""
+    """Completions of a policy for some prompts, with their log-probs and scores."""
 
     prompts: list[str]
     completions: list[str]
     token_ids: list[list[int]]
-    """Of each completion, end token included."""
+    """The token ids of each completion, including the end token."""
     logprobs: list[list[float]]
-    """Of the policy, nats a token."""
+    """The policy's log-probs, in nats per token."""
     ref_logprobs: list[list[float]]
-    """Of the reference, nats a token."""
+    """The reference's log-probs, in nats per token."""
     scores: list[float]
 
     @property
     def kl(self) -> np.ndarray:
-        """Sampled KL(pi || pi_ref), nats a sequence, [N]."""
+        """Sampled KL(pi || pi_ref) in nats per sequence, [N]."""
         pairs = zip(self.logprobs, self.ref_logprobs, strict=True)
         return np.array([sum(own) - sum(ref) for own, ref in pairs])
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each completion, [N]."""
+        """The number of tokens of each completion, [N]."""
         return np.array([len(ids) for ids in self.token_ids])
 
 
@@ -67,10 +67,10 @@ def sample_and_score(
     temperature: float = 1.0,
     sampler: Sampler | None = None,
 ) -> Sampled:
-    """Return one completion a prompt with its log-probs under policy and reference, and score.
+    """Sample one completion per prompt; return log-probs under policy and reference, and scores.
 
-    A reward model with a chat template reads the messages of chat prompts by its own template.
-    Raises UserError where a text is too long for a model or a score is not finite.
+    A reward model with a chat template renders the messages of chat prompts with its own template.
+    Raises UserError if a text is too long for a model or a score is not finite.
     """
     _check_models(policy, reference, tokenizer)
     encoded, ends = _encoded(tokenizer, prompts), end_ids(tokenizer, policy)
@@ -115,7 +115,7 @@ def sample_completions(
     seed: int,
     temperature: float = 1.0,
 ) -> list[str]:
-    """Return the text of one completion a prompt."""
+    """Sample one completion per prompt; return the texts."""
     return sample_and_score(
         policy,
         policy,
@@ -129,7 +129,7 @@ def sample_completions(
 
 
 def _by_position(score: ScoreFunction) -> Reward:
-    """Return a reward function that is called by position, whatever its parameters are called."""
+    """Return a reward function that is called by position, whatever its parameter names are."""
     if isinstance(score, RewardModel):
         return score
 
@@ -150,7 +150,7 @@ def best_of(samples: Sampled, n: int) -> Sampled:
     """Return the best-scored of each n consecutive samples (of one prompt).
 
     Raises:
-        UserError: the number of samples is no multiple of n.
+        UserError: the number of samples is not a multiple of n.
     """
     if n < 1 or len(samples.scores) % n:
         count = len(samples.scores)
@@ -165,7 +165,7 @@ def best_of(samples: Sampled, n: int) -> Sampled:
 
 
 def best_of_kl(n: int) -> float:
-    """Return the KL of best-of-n to the policy it samples from, nats a sequence (an upper bound).
+    """Return an upper bound of best-of-n's KL to the policy it samples from, nats per sequence.
 
         log n - (n - 1) / n
 
@@ -183,9 +183,9 @@ def summarize(
     """Return the means that a report shows.
 
     Args:
-        samples: one a prompt.
-        judge: an independent judge, never trained on; texts above 0.05 count as positive.
-        kl: given where it is not the sampled one (best-of-n).
+        samples: One sample per prompt.
+        judge: An independent judge that was never trained on; texts above 0.05 count as positive.
+        kl: The KL, if it is not to be computed from the samples (best-of-n).
     """
     scores, sequence_kl = np.array(samples.scores), samples.kl
     result = {
@@ -228,9 +228,9 @@ def _drawn(
     generator: torch.Generator,
     temperature: float,
 ) -> tuple[list[list[int]], list[list[float]], list[list[float]]]:
-    """Return token ids, log-probs and the reference's log-probs of a completion a prompt.
+    """Sample one completion per prompt; return token ids, log-probs and reference log-probs.
 
-    Without a reference its log-probs are the sampler's.
+    Without a reference, the reference log-probs are those of the sampler.
     """
     token_ids: list[list[int]] = []
     logprobs: list[list[float]] = []

@@ -1,7 +1,7 @@
-"""Sampling completions from a language model, and keeping what an update needs of them.
+"""Sampling of completions from a language model, with the log-probs that an update needs.
 
-Sampling is always from the full softmax at one temperature: what ships in a model's generation
-config never leaks in. The stepping itself is in `decoding.py`.
+Sampling is always from the full softmax at one temperature; the sampling settings in a model's
+generation config are ignored. The token-by-token decoding is in `decoding.py`.
 """
 
 import math
@@ -19,14 +19,14 @@ from textrl.models import SplitLM
 
 
 def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
-    """Return one token a row by inverting the cumulative distribution at the given uniforms.
+    """Return one token per row by inverting the cumulative distribution at the given uniforms.
 
-    One uniform a row, in float64: what a row draws does not depend on its neighbours, so a batch
-    that shrinks draws the same tokens as one that does not.
+    There is one float64 uniform per row, so a row's token does not depend on the other rows. A
+    batch that shrinks while sampling gets the same tokens as one that does not.
 
     Args:
-        logprobs: normalised. Shape [B V].
-        uniforms: float64 in [0, 1). Shape [B].
+        logprobs: Normalised log-probs. Shape [B V].
+        uniforms: Float64 numbers in [0, 1). Shape [B].
 
     >>> draw(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([0.75], dtype=torch.float64)).item()
     1
@@ -42,22 +42,23 @@ def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """Completions and what was known while sampling them; masked slots hold 0."""
+    """Sampled completions with their log-probs and entropies; masked slots hold 0."""
 
     completion_ids: Tensor
-    """Int64 [B T]; T is the longest completion."""
+    """The token ids. Int64 [B T]; T is the length of the longest completion."""
     mask: Tensor
     """Bool [B T], True up to and including the end token."""
     logprobs: Tensor
-    """[B T], of the distribution sampled from, in nats."""
+    """Log-probs under the distribution that was sampled from, in nats. Shape [B T]."""
     entropies: Tensor
-    """[B T], in nats."""
+    """Entropies of that distribution, in nats. Shape [B T]."""
     observed: Tensor | None
-    """[B T], what a sampler saw in the state just before each token (values), None if nothing."""
+    """What the sampler observed in the state before each token, such as a critic's values. Shape
+    [B T], or None if it observes nothing."""
 
 
 class Sampler(Protocol):
-    """Where completions come from: `ModelSampler`, or another engine that gives their log-probs."""
+    """A source of completions: `ModelSampler`, or another engine that returns log-probs."""
 
     def sample(
         self,
@@ -74,28 +75,28 @@ class Sampler(Protocol):
         """Return sampled completions with their log-probs and entropies.
 
         Args:
-            prompt_ids: right-padded. Shape [B P].
-            prompt_lengths: >= 1. Shape [B].
-            max_new_tokens: the token budget.
-            end_ids: each of these ends a completion and is part of it (`chat.end_ids`).
-            generator: a CPU generator, the only source of randomness.
-            temperature: of sampling and of the log-probs returned.
-            allowed: the tokens that may be drawn; None for all.
-            begun: tokens of the completion that stand in the prompt already; by default 0.
+            prompt_ids: The prompts, right-padded. Shape [B P].
+            prompt_lengths: The number of tokens of each prompt, >= 1. Shape [B].
+            max_new_tokens: The token budget.
+            end_ids: Tokens that end a completion; they are part of it (see `chat.end_ids`).
+            generator: A CPU generator, the only source of randomness.
+            temperature: The temperature of sampling and of the returned log-probs.
+            allowed: The tokens that may be sampled; None for all.
+            begun: Number of completion tokens that are already in the prompt, by default 0.
                 Shape [B].
 
         Raises:
-            UserError: the temperature is no positive number.
+            UserError: the temperature is not a positive number.
         """
 
 
 @dataclass(frozen=True)
 class ModelSampler:
-    """Samples from a language model in this process, as it is at the moment."""
+    """Samples from a language model in this process, with its present weights."""
 
     lm: SplitLM
     observe: Callable[[Tensor], Tensor] | None = None
-    """Maps states [n H] to one number each [n], such as a value head."""
+    """A function from states [n H] to one number per state [n], such as a value head."""
 
     @torch.no_grad()
     def sample(
@@ -110,7 +111,7 @@ class ModelSampler:
         allowed: AllowedTokens | None = None,
         begun: Tensor | None = None,
     ) -> Samples:
-        """Return sampled completions, and what `observe` says of each state; see `Sampler`."""
+        """Return sampled completions, and what `observe` returns for each state; see `Sampler`."""
         if not 0 < temperature < math.inf:
             raise UserError(f"temperature is {temperature!r}; expected a positive number")
         batch, device = prompt_ids.shape[0], self.lm.device

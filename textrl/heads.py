@@ -1,7 +1,8 @@
-"""The head of a language model, apart from its trunk: what makes logits of last hidden states.
+"""The head of a language model: the function from last hidden states to logits.
 
-Usually one matrix. Some models do more (Gemma-2 caps its logits, Cohere and Granite scale them,
-BERT transforms the state first): `head_of` asks the model itself. Who uses it: `models.py`.
+Usually it is one matrix. Some models do more: Gemma-2 caps its logits, Cohere and Granite scale
+them, BERT transforms the state first. `head_of` finds the head by running the model itself.
+`models.py` uses it.
 """
 
 import copy
@@ -15,11 +16,11 @@ from textrl.trunks import FAILURES, first_output
 
 Head = Callable[[Tensor], Tensor]
 LOUD = 1000.0
-"""Logits at which caps and scales show, whatever the weights are now."""
+"""Size of logits at which a cap or a scale is visible, whatever the present weights are."""
 
 
 class _Given:
-    """A trunk's output that holds its last hidden state and nothing else."""
+    """A trunk's output that has only the last hidden state."""
 
     def __init__(self, states: Tensor) -> None:
         self.last_hidden_state = states
@@ -33,20 +34,20 @@ class _Given:
 
 
 class _NoTrunk(nn.Module):
-    """Stands in the trunk's place and answers with the states that it is given."""
+    """A replacement for the trunk that returns the states that it is given."""
 
     def forward(self, *args: Any, inputs_embeds: Tensor, **kwargs: Any) -> _Given:
         return _Given(inputs_embeds)
 
 
 class OwnHead:
-    """A model's own way from last hidden states to logits: its forward without its trunk.
+    """A model's own computation of logits from last hidden states: its forward without its trunk.
 
-    It shares the model's weights, so it follows their training.
+    It shares the model's weights, so training changes it too.
     """
 
     def __init__(self, body: nn.Module, trunk: nn.Module) -> None:
-        """Take a model that holds the trunk as one of its children."""
+        """Make the head of a model that has the trunk as one of its children."""
         self._shell = copy.copy(body)
         kept = {
             name: _NoTrunk() if child is trunk else child for name, child in body.named_children()
@@ -62,16 +63,16 @@ class OwnHead:
 
 @torch.no_grad()
 def head_of(body: Any, trunk: nn.Module, states: Tensor, logits: Tensor) -> Head | None:
-    """Return what makes these logits of these states; None where nothing of the model does.
+    """Return the head that maps these states to these logits, or None if no part of the model does.
 
-    The output embedding alone is taken where the model's own way is no other, loud logits
-    included: a soft cap changes small ones by less than rounding.
+    The output embedding alone is returned if it is equal to the model's own head, for large logits
+    too: a soft cap changes small logits by less than rounding.
 
     Args:
-        body: the model without adapters around it.
-        trunk: its part without the head.
-        states: of some text, from the trunk. Shape [B L H].
-        logits: of the same text, from the whole model. Shape [B L V].
+        body: The model without adapters.
+        trunk: The model's part without the head.
+        states: The trunk's states for some text. Shape [B L H].
+        logits: The whole model's logits for the same text. Shape [B L V].
     """
     matrix: Head = body.get_output_embeddings()
     plain = _close(matrix, states, logits)
@@ -89,7 +90,7 @@ def _close(head: Head, states: Tensor, logits: Tensor) -> bool:
     try:
         found = head(states)
     except FAILURES:
-        return False  # it takes states in another way
+        return False  # it takes its input in another form
     if found.shape != logits.shape:
         return False
     bound = torch.finfo(logits.dtype).eps ** 0.75 * logits.abs().max()

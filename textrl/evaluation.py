@@ -214,7 +214,7 @@ def _encoded(
 ) -> list[list[int]]:
     if isinstance(prompts, str):
         raise UserError(f"prompts are one text, {prompts[:40]!r}; expected a list of them")
-    eos_id(tokenizer)  # without it no text would end
+    eos_id(tokenizer)  # raises an error if there is no EOS: texts could not end
     return [encode_prompt(tokenizer, prompt, f"prompt {row}") for row, prompt in enumerate(prompts)]
 
 

@@ -1,8 +1,8 @@
 """Log-probabilities and entropies of tokens, from logits or from hidden states.
 
-Nothing here shifts: `logits[:, t]` must be the prediction of `ids[:, t]`. Two forms: the plain one
-holds the [B T V] logits that it is given; the chunked one multiplies by the LM head only at the
-positions that count, a chunk at a time, forward and backward. Next to read: `models.py`.
+No function shifts its arguments: `logits[:, t]` must be the prediction of `ids[:, t]`. There are
+two forms. The plain form takes all logits [B T V]. The chunked form applies the LM head only at the
+positions that count, one chunk at a time, forward and backward. Next to read: `models.py`.
 """
 
 from collections.abc import Callable
@@ -15,9 +15,10 @@ from torch.utils.checkpoint import checkpoint
 from textrl.masking import check_mask, check_shapes, full_precision
 
 Restrict = Callable[[Tensor, Tensor], Tensor]
-"""(logits [n V], positions in the completion [n]) -> logits of the allowed tokens alone [n V]."""
+"""(logits [n V], positions in the completion [n]) -> logits of the allowed tokens only [n V]."""
 CHUNK_SIZE = 1024
-"""Positions per chunk: at a vocabulary of 50,000 one chunk of logits is 200 MB in float32."""
+"""Number of positions per chunk: for a vocabulary of 50,000, one chunk of float32 logits takes
+200 MB."""
 
 
 def token_logprobs(logits: Tensor, ids: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -26,9 +27,9 @@ def token_logprobs(logits: Tensor, ids: Tensor, *, temperature: float = 1.0) -> 
         logprobs[b, t] = log_softmax(logits[b, t] / temperature)[ids[b, t]]
 
     Args:
-        logits: predictions of ids, not shifted. Shape [B T V].
-        ids: token ids in [0, V). Shape [B T].
-        temperature: > 0; the same number that sampling used.
+        logits: The predictions of ids, not shifted. Shape [B T V].
+        ids: Token ids in [0, V). Shape [B T].
+        temperature: The temperature that sampling used, > 0.
 
     Returns: float32 (float64 for float64 logits). Shape [B T].
 
@@ -41,7 +42,7 @@ def token_logprobs(logits: Tensor, ids: Tensor, *, temperature: float = 1.0) -> 
     """
     _check_logits(logits, ids)
     scaled = _scaled(logits, temperature).flatten(0, -2)
-    # Cross-entropy is log-softmax and gather in one kernel, forward and backward.
+    # Cross-entropy does log-softmax and gather in one kernel, forward and backward.
     return -cross_entropy(scaled, ids.flatten().long(), reduction="none").view(ids.shape)
 
 
@@ -72,9 +73,9 @@ def token_kl(logits: Tensor, other_logits: Tensor, *, temperature: float = 1.0) 
         KL[b, t] = sum_v p_v (log p_v - log q_v),  p, q = softmax(logits / T), softmax(other / T)
 
     Args:
-        logits: of p (the policy). Shape [B T V].
-        other_logits: of q (the reference). Shape [B T V].
-        temperature: > 0, the same for both.
+        logits: The logits of p (the policy). Shape [B T V].
+        other_logits: The logits of q (the reference). Shape [B T V].
+        temperature: The temperature of both distributions, > 0.
 
     Returns: float32 (float64 for float64 logits), >= 0 up to rounding. Shape [B T].
 
@@ -103,26 +104,27 @@ def chunked_token_logprobs(
     restrict: Restrict | None = None,
     positions: Tensor | None = None,
 ) -> Tensor:
-    """Return `token_logprobs(lm_head(hidden), ids)` without holding the [B T V] logits.
+    """Return `token_logprobs(lm_head(hidden), ids)` without all logits [B T V] in memory.
 
     The head runs on the True positions only, `chunk_size` of them at a time, and again in the
-    backward pass, so the memory is chunk_size x V whatever B and T are. Differentiable in `hidden`
-    and in the head's parameters.
+    backward pass, so the memory is chunk_size x V for all B and T. The result is differentiable in
+    `hidden` and in the head's parameters.
 
     Args:
-        hidden: states that predict ids, not shifted. Shape [B T H].
-        lm_head: maps [n H] to logits [n V].
-        ids: token ids in [0, V). Shape [B T].
+        hidden: The states that predict ids, not shifted. Shape [B T H].
+        lm_head: A function from states [n H] to logits [n V].
+        ids: Token ids in [0, V). Shape [B T].
         mask: Bool, True = counts. Shape [B T].
-        temperature: > 0.
-        chunk_size: positions per chunk.
-        restrict: what leaves the allowed tokens in the logits (`AllowedTokens.restrict`).
-        positions: of the ids in the completion, for restrict; by default 0, 1, ... Shape [B T].
+        temperature: The temperature, > 0.
+        chunk_size: Number of positions per chunk.
+        restrict: Removes tokens that are not allowed from logits (`AllowedTokens.restrict`).
+        positions: Positions of the ids in the completion, for restrict; by default 0, 1, ...
+            Shape [B T].
 
     Returns: float32 or float64, 0 where the mask is False. Shape [B T].
 
     Raises:
-        ValueError: the shapes do not fit, the mask is not Bool, chunk_size < 1.
+        ValueError: the shapes do not fit, the mask is not Bool, or chunk_size < 1.
     """
 
     def logprobs(states: Tensor, chunk_ids: Tensor, places: Tensor) -> Tensor:
@@ -149,15 +151,15 @@ def map_positions(
     """Return function(hidden, *extras) at the True positions, computed in chunks, 0 elsewhere.
 
     Args:
-        function: maps [n H] and each extra's [n ...] to [n ...]; where there are several
-            chunks it is run again in the backward pass.
-        hidden: Shape [B T H].
-        extras: what else it reads at each position (ids, other states). Each [B T ...].
+        function: A function from [n H] and each extra's [n ...] to [n ...]. If there are several
+            chunks, it is run again in the backward pass.
+        hidden: The first argument of the function. Shape [B T H].
+        extras: Further arguments of the function (ids, other states). Shape [B T ...] each.
         mask: Bool, True = counts. Shape [B T]; it has a True.
-        chunk_size: positions per chunk, >= 1.
+        chunk_size: Number of positions per chunk, >= 1.
 
     Raises:
-        ValueError: the shapes do not fit, the mask is not Bool, chunk_size < 1.
+        ValueError: the shapes do not fit, the mask is not Bool, or chunk_size < 1.
     """
     if hidden.dim() != 3:
         raise ValueError(f"hidden must have shape [B T H], got {tuple(hidden.shape)}")
@@ -170,7 +172,7 @@ def map_positions(
     positions = mask.flatten().nonzero().squeeze(-1)
     inputs = [tensor.flatten(0, 1).index_select(0, positions) for tensor in (hidden, *extras)]
     if len(positions) <= chunk_size:
-        values = function(*inputs)  # one chunk is the memory allowed: no need to recompute it
+        values = function(*inputs)  # a single chunk fits in memory: do not recompute it
     else:
         chunks = zip(*(tensor.split(chunk_size) for tensor in inputs), strict=True)
         values = torch.cat([_recomputed(function, *chunk) for chunk in chunks])
@@ -181,7 +183,7 @@ def map_positions(
 def _recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         return function(*inputs)
-    # No randomness inside: the default would save and restore the global generators.
+    # The function draws no random numbers, so the global generators need not be saved and restored.
     result = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
     assert isinstance(result, Tensor)
     return result

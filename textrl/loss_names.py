@@ -1,7 +1,7 @@
-"""What the preference losses are called, and what each takes.
+"""The names of the preference losses, and which of them use label smoothing or a reference.
 
-Standard library only: configurations check names with it. The formulas are in
-`preference_losses.py`.
+This module needs the standard library only, since configurations check names with it. The formulas
+are in `preference_losses.py`.
 """
 
 from typing import Literal
@@ -9,15 +9,15 @@ from typing import Literal
 PreferenceLossName = Literal[
     "sigmoid", "cdpo", "robust", "ipo", "hinge", "simpo", "orpo", "kto", "apo_zero", "sft"
 ]
-"""The keys of textrl.losses.PREFERENCE_LOSSES (a test holds them together)."""
+"""The keys of textrl.losses.PREFERENCE_LOSSES (a test checks that they are equal)."""
 SMOOTHED_LOSSES = ("sigmoid", "cdpo", "robust")
-"""Those for which label_smoothing means something."""
+"""The losses that use label_smoothing."""
 REFERENCE_FREE_LOSSES = ("simpo", "orpo", "sft")
-"""Those that take the policy's log-probs alone."""
+"""The losses that use only the policy's log-probs, not the reference's."""
 
 
 def loss_weights(loss_type: str | dict[str, float]) -> dict[str, float]:
-    """Return a preference loss or a mix of them as names and weights.
+    """Return one preference loss, or a mix of several, as a dict from names to weights.
 
     >>> loss_weights("kto")
     {'kto': 1.0}

@@ -1,8 +1,8 @@
-"""Every loss of the library but those of DPO's kind: policy gradients, reward models, SFT.
+"""The loss functions for policy gradients, reward models and SFT.
 
-Pure functions, float32 or float64, masked. Token losses reduce to the token mean; losses of pairs
-and rankings stay per row. A variant is a sibling in a table, not a flag. Next to read:
-`preference_losses.py`, then `agents/ppo.py`.
+They are pure functions in float32 or float64. Losses of tokens take a mask and return the mean over
+tokens; losses of pairs and rankings return one value per row. The losses of DPO and its variants
+are in `preference_losses.py`. Next to read: `preference_losses.py`, then `agents/ppo.py`.
 """
 
 import torch
@@ -34,17 +34,17 @@ def ppo_policy_loss(
     *,
     clip_range: float = 0.2,
 ) -> Tensor:
-    """Return the clipped surrogate, token mean, to be minimised.
+    """Return the clipped surrogate loss (to be minimised), averaged over tokens.
 
         ratio = exp(log pi - log pi_old)
         loss  = mean_t -min(ratio * A, clip(ratio, 1 - eps, 1 + eps) * A)
 
     Args:
-        logprobs: of the policy being trained, in nats. Shape [B T].
-        old_logprobs: of the policy that sampled. Shape [B T].
-        advantages: whitened over the whole batch, as a rule. Shape [B T].
+        logprobs: Log-probs of the policy in training, in nats. Shape [B T].
+        old_logprobs: Log-probs of the policy that sampled, in nats. Shape [B T].
+        advantages: The advantages, usually whitened over the whole batch. Shape [B T].
         mask: Bool, True = counts. Shape [B T].
-        clip_range: eps > 0.
+        clip_range: The clip range eps > 0.
 
     Raises:
         ValueError: shapes differ (both named) or the mask has no True.
@@ -65,13 +65,13 @@ def ppo_policy_loss(
 
 
 def reinforce_loss(logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
-    """Return the policy gradient's loss, token mean: its gradient is that of -E[A log pi].
+    """Return the REINFORCE loss, averaged over tokens; its gradient is that of -E[A log pi].
 
         loss = mean_t -A * log pi
 
     Args:
-        logprobs: of the policy that sampled and is being trained, in nats. Shape [B T].
-        advantages: Shape [B T].
+        logprobs: Log-probs of the policy that sampled and is trained, in nats. Shape [B T].
+        advantages: The advantages. Shape [B T].
         mask: Bool, True = counts. Shape [B T].
 
     Raises:
@@ -101,11 +101,11 @@ def ppo_value_loss(
         loss   = 0.5 * mean_t max((V - R)^2, (V_clip - R)^2)
 
     Args:
-        values: of the critic being trained, in reward units. Shape [B T].
-        old_values: of the critic at collection. Shape [B T].
-        returns: targets. Shape [B T].
+        values: Values of the critic in training, in reward units. Shape [B T].
+        old_values: Values of the critic at collection. Shape [B T].
+        returns: The targets of the values. Shape [B T].
         mask: Bool, True = counts. Shape [B T].
-        clip_range_vf: eps in reward units; None for no clipping.
+        clip_range_vf: The clip range eps in reward units; None for no clipping.
 
     Raises:
         ValueError: shapes differ (both named) or the mask has no True.
@@ -129,7 +129,7 @@ def ppo_value_loss(
 def approx_kl(
     logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, estimator: str = "k3"
 ) -> Tensor:
-    """Return an estimate of KL(pi_old || pi) per token, from samples of pi_old; for logs only.
+    """Return an estimate of KL(pi_old || pi) per token from samples of pi_old, for logging only.
 
         d = log pi - log pi_old;   k1 = -d,   k2 = d^2 / 2,   k3 = exp(d) - 1 - d
 
@@ -137,8 +137,8 @@ def approx_kl(
     reference's log-probs first and the policy's second.
 
     Args:
-        logprobs: Shape [B T].
-        old_logprobs: of the distribution that sampled. Shape [B T].
+        logprobs: Log-probs of pi, in nats. Shape [B T].
+        old_logprobs: Log-probs of pi_old, the distribution that sampled. Shape [B T].
         mask: Bool, True = counts. Shape [B T].
         estimator: "k1", "k2" or "k3".
 
@@ -168,7 +168,7 @@ def sft_loss(logprobs: Tensor, mask: Tensor) -> Tensor:
     """Return the token mean of the negative log-likelihood, in nats per token.
 
     Args:
-        logprobs: of the demonstration's tokens. Shape [B T].
+        logprobs: Log-probs of the demonstrations' tokens, in nats. Shape [B T].
         mask: Bool, True = counts. Shape [B T].
 
     Raises:
@@ -188,9 +188,9 @@ def bradley_terry_loss(
         loss = -log sigmoid(s_chosen - s_rejected - margin)
 
     Args:
-        chosen_scores: Shape [B].
-        rejected_scores: Shape [B].
-        margin: how far apart the scores should be, in score units. Shape [B].
+        chosen_scores: Scores of the chosen completions. Shape [B].
+        rejected_scores: Scores of the rejected completions. Shape [B].
+        margin: The desired difference of the scores, in score units. Shape [B].
 
     Raises:
         ValueError: shapes differ (both named).
@@ -215,8 +215,9 @@ def ranking_loss(scores: Tensor, ranks: Tensor, mask: Tensor | None = None) -> T
         loss = mean over pairs (i better than j) of -log sigmoid(s_i - s_j)
 
     Args:
-        scores: of K completions of one prompt. Shape [B K].
-        ranks: 0 is best; equal ranks are ties and make no pair. Shape [B K].
+        scores: Scores of K completions per prompt. Shape [B K].
+        ranks: Ranks of the completions: 0 is best; equal ranks are ties and make no pair.
+            Shape [B K].
         mask: Bool, True = this completion exists. Shape [B K].
 
     Returns: Shape [B]; 0 for a ranking without pairs.
@@ -238,15 +239,15 @@ def ranking_loss(scores: Tensor, ranks: Tensor, mask: Tensor | None = None) -> T
 
 
 def plackett_luce_loss(scores: Tensor, ranks: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return the negative log-likelihood of each whole ranking, picked best first.
+    """Return the negative log-likelihood of each ranking under the Plackett-Luce model.
 
         loss = -sum_i log( exp(s_i) / (exp(s_i) + sum_{j ranked below i} exp(s_j)) )
 
     Tied completions do not compete with each other; K = 2 is the Bradley-Terry loss.
 
     Args:
-        scores: of K completions of one prompt. Shape [B K].
-        ranks: 0 is best; equal ranks are ties. Shape [B K].
+        scores: Scores of K completions per prompt. Shape [B K].
+        ranks: Ranks of the completions: 0 is best; equal ranks are ties. Shape [B K].
         mask: Bool, True = this completion exists. Shape [B K].
 
     Returns: Shape [B], in nats.

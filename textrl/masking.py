@@ -1,8 +1,8 @@
-"""Means, variances and standardisation over the tokens that count.
+"""Means, variances and standardisation over the tokens that a mask selects.
 
-One sense for every mask of the library: Bool, True = this token counts. Masked slots are replaced
-by 0 before any arithmetic, so nothing in them (not even NaN or inf) can matter, nor its gradient.
-Next to read: `logprobs.py`, `advantages.py`, `losses.py`.
+All masks of the library have the same meaning: Bool, True = this token counts. Slots where the mask
+is False are replaced by 0 before any arithmetic, so their content (even NaN or inf) affects neither
+the result nor its gradient. Next to read: `logprobs.py`, `advantages.py`, `losses.py`.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def check_shapes(**tensors: Tensor) -> None:
-    """Raise ValueError naming both shapes unless all tensors have the first one's shape."""
+    """Raise ValueError, with both shapes, unless all tensors have the shape of the first."""
     (first, reference), *rest = tensors.items()
     for name, tensor in rest:
         if tensor.shape != reference.shape:
@@ -27,7 +27,7 @@ def check_mask(mask: Tensor) -> None:
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """Return x in float32, or unchanged where it is float32 or float64 already."""
+    """Return x in float32, or unchanged if it is float32 or float64 already."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
@@ -43,8 +43,8 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
         mean = sum(m * x) / sum(m)
 
     Args:
-        x: any unit. Shape [B T] (any shape).
-        mask: Bool, True = counts. Shape of x.
+        x: A quantity in any unit. Shape [B T], or any other shape.
+        mask: Bool, True = counts. It has the shape of x.
 
     Raises:
         ValueError: the shapes differ, the mask is not Bool, or it has no True.
@@ -66,8 +66,8 @@ def masked_var(x: Tensor, mask: Tensor) -> Tensor:
         var = sum(m * (x - mean)^2) / sum(m)
 
     Args:
-        x: any unit. Shape [B T] (any shape).
-        mask: Bool, True = counts. Shape of x.
+        x: A quantity in any unit. Shape [B T], or any other shape.
+        mask: Bool, True = counts. It has the shape of x.
 
     Raises:
         ValueError: the shapes differ, the mask is not Bool, or it has no True.
@@ -80,16 +80,16 @@ def masked_var(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def whitening_divisor(x: Tensor, mask: Tensor, *, eps: float = 1e-8) -> Tensor:
-    """Return what `standardize` divides x by, a scalar in the unit of x.
+    """Return the number that `standardize` divides x by, a scalar in the unit of x.
 
         sqrt(var + eps)
 
-    Whatever stands beside a standardised quantity in a loss is divided by it too.
+    Other terms of a loss must be divided by it too if they are added to a standardised quantity.
 
     Args:
-        x: any unit. Shape [B T].
+        x: A quantity in any unit. Shape [B T].
         mask: Bool, True = counts. Shape [B T].
-        eps: added to the variance, in squared units of x.
+        eps: A number added to the variance, in squared units of x.
 
     Raises:
         ValueError: the shapes differ, the mask is not Bool, or it has no True.
@@ -106,9 +106,9 @@ def standardize(x: Tensor, mask: Tensor, *, eps: float = 1e-8) -> Tensor:
         (x - mean) / sqrt(var + eps)
 
     Args:
-        x: any unit. Shape [B T].
+        x: A quantity in any unit. Shape [B T].
         mask: Bool, True = counts. Shape [B T].
-        eps: added to the variance, in squared units of x.
+        eps: A number added to the variance, in squared units of x.
 
     Raises:
         ValueError: the shapes differ, the mask is not Bool, or it has no True.

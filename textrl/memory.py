@@ -1,4 +1,4 @@
-"""What the allocator does with freed memory."""
+"""Settings of the memory allocator: keep freed memory, or return it to the system."""
 
 import ctypes
 import gc
@@ -8,7 +8,7 @@ import platform
 def keep_freed_memory() -> None:
     """Tell glibc to keep freed memory instead of returning it to the system at every step.
 
-    By default each large tensor is a fresh mapping whose pages fault in again on every update.
+    By default each large tensor is a new memory mapping, whose pages fault in on every update.
     """
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -18,7 +18,7 @@ def keep_freed_memory() -> None:
 
 
 def release_memory() -> None:
-    """Collect garbage and give what `keep_freed_memory` kept back to the system."""
+    """Collect garbage and return the memory that `keep_freed_memory` kept to the system."""
     gc.collect()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL("libc.so.6").malloc_trim(0)

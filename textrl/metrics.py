@@ -1,8 +1,8 @@
-"""Numbers out: the run's logger (Stable-Baselines3's) and the live progress of a stage.
+"""Logging of metrics with Stable-Baselines3's logger, and the progress display of a stage.
 
-Every trainer and agent logs through one SB3 logger object, so that ours and SB3's agents write the
-same files: `progress.csv`, `progress.json` (one JSON object a line), TensorBoard events. Progress
-is a rich bar on a terminal and a plain line now and then elsewhere.
+Every trainer and agent logs through one SB3 logger, so that our agents and SB3's write the same
+files: `progress.csv`, `progress.json` (one JSON object per line) and TensorBoard events. Progress
+is a rich bar on a terminal, and otherwise a plain line every 15 seconds.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from stable_baselines3.common.logger import (
 
 JSON_FILE, CSV_FILE = "progress.json", "progress.csv"
 PLAIN_LINE_EVERY = 15.0
-"""Seconds between progress lines where there is no terminal."""
+"""Seconds between progress lines if there is no terminal."""
 
 
 @contextmanager
@@ -141,9 +141,10 @@ class _CSV(KVWriter):
 
 
 def read_progress(folder: Path) -> list[dict[str, float]]:
-    """Return the rows of a folder's progress.json; none where there is no file.
+    """Return the rows of a folder's progress.json, or none if there is no file.
 
-    Of rows with one `time/step` the last counts: a killed run takes its last steps again.
+    Of several rows with the same `time/step` only the last is returned, because a killed run
+    repeats its last steps.
     """
     rows: dict[float, dict[str, float]] = {}
     for row in read_json_lines(folder / JSON_FILE):
@@ -152,7 +153,7 @@ def read_progress(folder: Path) -> list[dict[str, float]]:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a file, but one that was being written when its run was killed."""
+    """Return the rows of a file, without a row that was incomplete when the run was killed."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         with contextlib.suppress(json.JSONDecodeError):
@@ -161,7 +162,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def append_json_line(path: Path, row: Mapping[str, Any]) -> None:
-    """Add a row to a file, on a line of its own also after one that was cut off."""
+    """Append a row to a file, on a new line even if the last line is incomplete."""
     cut = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
     with path.open("a", encoding="utf-8") as file:
         file.write("\n" * cut + json.dumps(row) + "\n")
@@ -176,7 +177,7 @@ def log(logger: Logger, step: int, numbers: Mapping[str, float]) -> None:
 
 
 class StageProgress:
-    """Shows how far a stage is, its newest numbers and the time left; use as a context manager."""
+    """A context manager that shows a stage's progress, newest numbers and remaining time."""
 
     def __init__(self, stage: str, total: int, *, begin: int = 0, shown: bool = True) -> None:
         """Prepare the display of `total` steps, of which `begin` were done in an earlier run."""
@@ -186,7 +187,7 @@ class StageProgress:
         self._bar: Progress | None = None
 
     def __enter__(self) -> "StageProgress":
-        """Start the bar, on a terminal."""
+        """Start the bar if there is a terminal."""
         if self._shown and sys.stderr.isatty():
             self._bar = Progress(
                 TextColumn("{task.description:>10}"),
@@ -223,5 +224,5 @@ class StageProgress:
 
 
 def _short(value: float) -> str:
-    """Return a number in three digits; what is 0 but for rounding is 0."""
+    """Return a number with three digits; a number that is 0 up to rounding is shown as 0."""
     return f"{round(value, 6) + 0.0:.3g}"

@@ -1,8 +1,8 @@
-"""Transformers models as this library uses them: loaded strictly, split into trunk and head.
+"""Loading of Transformers models, and `SplitLM`, a language model split into trunk and head.
 
-Here: loading of language models, classifiers and tokenizers with errors that a user can act on,
-and `SplitLM`, which runs the trunk on every token but the LM head only where a log-prob is wanted.
-Not here: what an architecture bears (`trunks.py`), sampling (`generation.py`), scoring
+Language models, classifiers and tokenizers are loaded strictly, with errors that a user can act on.
+`SplitLM` runs the trunk on every token, but the LM head only where a log-prob is needed. In other
+modules: what an architecture supports (`trunks.py`), sampling (`generation.py`), scoring
 (`rewards.py`), critics (`agents/critic.py`).
 """
 
@@ -37,9 +37,10 @@ from textrl.trunks import Trunk, cache_argument, causal_logits, examined, first_
 from textrl.types import Sequences
 
 CHUNK_BYTES = 1 << 27
-"""Float32 logits that are held at once: 8,192 positions of a 4,096 vocabulary, 680 of SmolLM2's.
+"""Bytes of float32 logits in memory at once: 8,192 positions for a vocabulary of 4,096, 680 for
+SmolLM2's.
 
-A chunk that is not the only one is computed again in the backward pass: large ones save time.
+If there are several chunks, each is computed again in the backward pass, so large chunks save time.
 """
 
 
@@ -66,10 +67,10 @@ def load_causal_lm(
 ) -> PreTrainedModel:
     """Return the causal language model of a folder or hub id, in eval mode.
 
-    An adapter's folder gives its model with the adapter around it, which alone takes a gradient.
+    The folder of an adapter gives its base model with the adapter; only the adapter is trainable.
 
     Raises:
-        UserError: there is none, or its weights are incomplete.
+        UserError: there is no such model, or its weights are incomplete.
     """
     device, name = pick_device(device), _whole(local_or_hub(name))
     if base := base_of(name):
@@ -82,7 +83,7 @@ def load_causal_lm(
             output_loading_info=True,
             trust_remote_code=False,
         )
-    except Exception as error:  # of files, formats and packages that a checkpoint asks for
+    except Exception as error:  # may come from files, formats or packages that a checkpoint needs
         raise _no_model(name, "language model", error) from error
     model, report = found
     if report["missing_keys"]:
@@ -97,10 +98,11 @@ def load_classifier(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
 ) -> PreTrainedModel:
-    """Return the sequence classifier of a folder or hub id, in eval mode, its head trained.
+    """Return the sequence classifier of a folder or hub id, in eval mode, with a trained head.
 
     Raises:
-        UserError: there is none, or its head would be freshly initialised (a language model).
+        UserError: there is no such model, or its head would be newly initialised (a language
+            model).
     """
     device = pick_device(device)
     model, missing = _classifier(name, dtype=pick_dtype(dtype, device))
@@ -113,10 +115,12 @@ def load_classifier(
 
 
 def untrained_classifier(name: str | Path) -> tuple[PreTrainedModel, set[str]]:
-    """Return a one-label float32 classifier of a folder or hub id, and its weights that are fresh.
+    """Return a one-label float32 classifier of a folder or hub id, and the names of new weights.
+
+    New weights are those that the checkpoint does not have.
 
     Raises:
-        UserError: there is no model, or one whose weights have another shape.
+        UserError: there is no such model, or its weights have another shape.
     """
     return _classifier(name, dtype=torch.float32, num_labels=1)
 
@@ -170,7 +174,7 @@ def in_eval(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the model in eval mode with no parameter that takes a gradient."""
+    """Return the model in eval mode, with gradients turned off for all parameters."""
     return in_eval(model.requires_grad_(False))
 
 
@@ -186,11 +190,11 @@ def eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def ensure_pad(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
-    """Return the id of a padding token that is not EOS, making one where there is none.
+    """Return the id of a padding token that is not EOS, and make one if there is none.
 
-    Transformers' classifiers read the last token that is not padding: with pad == eos they would
-    read the one before EOS. The unk token serves if it is distinct from EOS; else "<pad>" is added
-    and the embedding grown. Sets the id in the tokenizer and in the model's config.
+    Transformers' classifiers read the last token that is not padding, so with pad == eos they would
+    read the token before EOS. The unk token is used if it is not EOS; otherwise "<pad>" is added
+    and the embedding is enlarged. The id is set in the tokenizer and in the model's config.
     """
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         unk = tokenizer.unk_token
@@ -207,24 +211,24 @@ def ensure_pad(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> in
 
 @dataclass(frozen=True, kw_only=True)
 class SplitLM:
-    """A causal language model in two callables, so that logits are made only where they count.
+    """A causal language model as trunk and head, so that logits are computed only where needed.
 
-    Right padding needs no attention mask: a causal model cannot see what comes after.
+    Right padding needs no attention mask, since a causal model does not see later tokens.
     """
 
     model: PreTrainedModel
     trunk: nn.Module
     head: Callable[[Tensor], Tensor]
     vocab_size: int
-    """Width of the logits."""
+    """The width of the logits."""
     state_size: int
-    """Width of the states, which need not be the model's hidden size."""
+    """The width of the states, which may differ from the model's hidden size."""
     packing: Packing
     """How texts of different lengths may share rows."""
     max_cached: int
-    """Longest sequence that may be stepped with a KV cache; 0: always re-encode the prefix."""
+    """The longest sequence that may be stepped with a KV cache; 0: always re-encode the prefix."""
     cache_argument: str
-    """What the trunk calls its KV cache."""
+    """The name of the trunk's argument for a KV cache."""
 
     def cached_hidden(
         self,
@@ -236,10 +240,11 @@ class SplitLM:
         """Return the last hidden states [B L H] of tokens that follow those in a KV cache.
 
         Args:
-            input_ids: Shape [B L].
-            cache: read and extended.
-            attention_mask: added to the attention's logits, [B 1 L S]; None: plain causal.
-            position_ids: Shape [B L]; None: from the cache's length on.
+            input_ids: The token ids. Shape [B L].
+            cache: The KV cache, which is read and extended.
+            attention_mask: A mask that is added to the attention logits; None: plain causal
+                attention. Shape [B 1 L S].
+            position_ids: Positions of the tokens; None: they follow the cache. Shape [B L].
         """
         named: dict[str, Any] = {self.cache_argument: cache, "use_cache": True}
         return first_output(
@@ -258,15 +263,15 @@ class SplitLM:
 
     @property
     def chunk_size(self) -> int:
-        """Positions whose logits are held at once: as many as CHUNK_BYTES allow."""
+        """The number of positions whose logits fit in CHUNK_BYTES."""
         return max(1, CHUNK_BYTES // (4 * self.vocab_size))
 
     def hidden(self, input_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Return the last hidden states of right-padded ids, [B L H]; arbitrary behind a row's end.
+        """Return the last hidden states of right-padded ids, [B L H]; arbitrary after a row's end.
 
         Args:
-            input_ids: Shape [B L].
-            lengths: tokens to read of each row; None: all slots. Shape [B].
+            input_ids: The token ids, right-padded. Shape [B L].
+            lengths: The number of tokens to read in each row; None: all slots. Shape [B].
         """
         if lengths is None:
             return first_output(self.trunk(input_ids=input_ids, use_cache=False))
@@ -282,25 +287,25 @@ class SplitLM:
         """Return the states that chose the actions, [B T H]; arbitrary where the mask is False.
 
         Args:
-            input_ids: whole texts, right-padded. Shape [B L].
-            positions: where each action stands in its text, >= 1; its state stands one before.
-                Shape [B T].
+            input_ids: Prompts with completions, right-padded. Shape [B L].
+            positions: The position of each action in its text, >= 1; the state that chose it is at
+                the position before. Shape [B T].
             mask: Bool, True on the actions. Shape [B T].
         """
         return action_states(self.trunk, self.packing, input_ids, positions, mask)
 
 
 def split_lm(model: PreTrainedModel) -> SplitLM:
-    """Return the model as trunk and head, after trials of what it bears (`trunks.py`, `heads.py`).
+    """Split a model into trunk and head, after trials of what it supports (see `trunks.py`).
 
-    Where no head of the model makes its logits of the trunk's states, the whole model serves as
-    trunk and its logits as states, correct but without the saving.
+    If no head of the model maps the trunk's states to its logits (`heads.py`), the whole model is
+    used as trunk and its logits as states. This is correct, but does not save computation.
 
     Raises:
         UserError: it has no head, is not causal, or is adapted outside its layers.
     """
     body: Any = model
-    if hasattr(model, "get_base_model"):  # PEFT wraps the model that has the parts
+    if hasattr(model, "get_base_model"):  # PEFT wraps the model that has trunk and head
         body = body.get_base_model()
     if body.get_output_embeddings() is None:
         raise UserError(f"{type(body).__name__} has no LM head; a causal language model is needed")

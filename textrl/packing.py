@@ -1,10 +1,11 @@
-"""Reading texts of different lengths: several in a row, what they share once, little padding.
+"""Sequence packing: several texts per row, with shared beginnings computed once.
 
-Padding to the longest of 32 random reviews nearly doubles the tokens. `read` lays right-padded
-texts out anew: those of a prompt become a family, whose beginning is read once; families stand
-behind one another in rows of about one length, in which positions start again with each text and a
-mask keeps the texts blind to each other. Every state is what it would be in a row of its own
-(`Packing` is found by a trial), and the caller gets it at its old place. docs/speed.md has numbers.
+Padding to the longest of 32 random reviews nearly doubles the tokens. `read` rearranges
+right-padded texts. Texts of the same prompt form a family, whose common beginning is read once.
+Families are concatenated in rows of about equal length; positions start again with each text, and a
+mask prevents attention between texts. Every state is equal to that of the text in a row of its own
+(a trial in `packing_of` checks this), and the caller gets it at the original place. docs/speed.md
+has numbers.
 """
 
 import heapq
@@ -23,56 +24,58 @@ from textrl.trunks import Trunk
 LEAST_PASS_COST = 64
 PASS_PARAMETERS = 1 << 28
 ATTENTION_SLOWNESS = 1.5
-"""Seconds a FLOP of attention over those of a large matrix product, measured at 4M and 135M."""
+"""Seconds per FLOP of attention divided by seconds per FLOP of a large matrix product, measured
+with models of 4M and 135M parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Packing:
-    """What packing is worth for a model, and whether it may be packed."""
+    """Whether texts may be packed for a model, and the costs that decide how."""
 
     pass_cost: int
-    """What one more forward and backward pass costs, in tokens.
+    """The cost of one more forward and backward pass, in tokens.
 
-    Launches and small matrices cost the same whatever the model, a token in proportion to its
-    parameters: 64 tokens at 4.2M parameters and above, thousands for a model of a test. Measured on
-    CPUs; a forward pass alone costs about as many.
+    Launches and small matrices cost the same for every model, but the cost of a token is
+    proportional to the number of parameters. So a pass costs 64 tokens at 4.2M parameters and
+    above, and thousands of tokens for a model in a test. Measured on CPUs; a forward pass alone
+    costs about as many tokens.
     """
     attention_cost: float
-    """What one more slot in its row costs each slot, in tokens."""
+    """The cost for each slot of one more slot in its row, in tokens."""
     max_length: int
-    """Longest text that may share its row; 0: none."""
+    """The longest text that may share its row; 0: no text may."""
     alone_beyond: int = sys.maxsize
-    """Longest text that may be read beside texts of another length."""
+    """The longest text that may be read together with texts of another length."""
 
     def row_cost(self, width: int, *, shared: bool = True) -> float:
-        """Return what a row costs, in tokens; one whose texts share it attends to all its slots."""
+        """Return the cost of a row, in tokens; in a shared row each slot attends to all slots."""
         return width * (1 + self.attention_cost * width * (1.0 if shared else 0.5))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """Texts that begin alike."""
+    """Texts with a common beginning."""
 
     begin: int
-    """Tokens that they share; all of a text that is alone."""
+    """The number of tokens that they share; for a single text, all its tokens."""
     members: list[int]
     num_tokens: int
-    """Tokens of its part of a row: the beginning once, then each member's rest."""
+    """The number of tokens that the family takes in a row: the beginning once, then each rest."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
-    """What a trunk reads at once, right-padded."""
+    """The input of one forward pass of a trunk, right-padded."""
 
     input_ids: Tensor
-    """Int64 [R W]."""
+    """The token ids. Int64 [R W]."""
     position_ids: Tensor | None = None
-    """Int64 [R W], each token's place in its text; None: its place in the row."""
+    """The position of each token in its text; None: its position in the row. Int64 [R W]."""
     visible: Tensor | None = None
-    """Bool [R 1 W W], which slots each slot sees; None: all before it."""
+    """The slots that each slot attends to; None: all slots before it. Bool [R 1 W W]."""
 
     def to(self, device: torch.device) -> "Pass":
-        """Return it on another device."""
+        """Return the pass on another device."""
         assert self.position_ids is not None
         assert self.visible is not None
         return Pass(
@@ -82,7 +85,7 @@ class Pass:
         )
 
     def states(self, trunk: nn.Module) -> Tensor:
-        """Return the states of all slots, one behind the other, [R W, H]."""
+        """Return the states of all slots, with rows concatenated, [R W, H]."""
         options = {}
         if self.visible is not None:
             dtype = next(trunk.parameters()).dtype
@@ -101,16 +104,16 @@ class Pass:
 def read(
     trunk: nn.Module, packing: Packing, input_ids: Tensor, lengths: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the last hidden states of right-padded ids, [N H], and where each token's is, [B L].
+    """Return the last hidden states of right-padded ids, [N H], and each token's index, [B L].
 
-    `take(states, places)` is the usual [B L H]; who needs few of them takes those. A place behind a
-    row's end is arbitrary.
+    `take(states, places)` gives the usual [B L H]; a caller that needs only some states can take
+    just those. An index after a row's end is arbitrary.
 
     Args:
-        trunk: a causal model without its head.
-        packing: the trunk's.
-        input_ids: Shape [B L].
-        lengths: tokens to read of each row, 1 to L. Shape [B].
+        trunk: A causal model without its head.
+        packing: The packing of the trunk.
+        input_ids: The token ids, right-padded. Shape [B L].
+        lengths: The number of tokens to read in each row, 1 to L. Shape [B].
     """
     passes, places = plan(packing, input_ids, lengths)
     return torch.cat([one.states(trunk) for one in passes]), places
@@ -119,28 +122,28 @@ def read(
 def action_states(
     trunk: nn.Module, packing: Packing, input_ids: Tensor, positions: Tensor, mask: Tensor
 ) -> Tensor:
-    """Return `SplitLM.action_states` of any causal trunk (a critic's)."""
+    """Return the same as `SplitLM.action_states`, for any causal trunk (such as a critic's)."""
     return take(*read_before(trunk, packing, input_ids, positions, mask))
 
 
 def read_before(
     trunk: nn.Module, packing: Packing, input_ids: Tensor, positions: Tensor, mask: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the states [N H] of some texts, and where the state before each action is, [B T]."""
+    """Return the states [N H] of some texts, and the index of each action's state, [B T]."""
     before = (positions - 1).masked_fill(~mask, 0)  # the last action's own state is not needed
     states, places = read(trunk, packing, input_ids, before.amax(1) + 1)
     return states, places.gather(1, before)
 
 
 def take(states: Tensor, places: Tensor) -> Tensor:
-    """Return states[places]: [... H] from [N H] (its backward pass is quick, unlike indexing's)."""
+    """Return states[places]: [... H] from [N H]; its backward pass is faster than indexing's."""
     return states.index_select(0, places.flatten()).view(*places.shape, -1)
 
 
 def plan(packing: Packing, input_ids: Tensor, lengths: Tensor) -> tuple[list[Pass], Tensor]:
-    """Return the cheapest passes over these texts, and where each token's state will be, [B L].
+    """Return the cheapest passes over these texts, and the index of each token's state, [B L].
 
-    The slots of all passes are counted through; a place behind a row's end is arbitrary.
+    The index counts the slots of all passes in order; an index after a row's end is arbitrary.
     """
     short = input_ids.shape[1] <= packing.alone_beyond
     if short and input_ids.numel() <= packing.pass_cost:  # nothing to gain
@@ -166,7 +169,7 @@ def plan(packing: Packing, input_ids: Tensor, lengths: Tensor) -> tuple[list[Pas
 
 
 def _batches(sizes: list[int], packing: Packing) -> list[list[int]]:
-    """Return texts of like lengths, to be read together; of one length where company matters."""
+    """Return batches of texts of similar length, or of equal length if other texts matter."""
     usual = [i for i, size in enumerate(sizes) if size <= packing.alone_beyond]
     found = like_lengths([sizes[i] for i in usual], packing.pass_cost) if usual else []
     batches = [[usual[i] for i in batch] for batch in found]
@@ -177,7 +180,7 @@ def _batches(sizes: list[int], packing: Packing) -> list[list[int]]:
 def passes_by_length(
     input_ids: Tensor, sizes: list[int], batches: list[list[int]]
 ) -> tuple[list[Pass], Tensor]:
-    """Return a pass for each batch of texts, one text a row, and each token's place."""
+    """Return a pass for each batch of texts, with one text per row, and each token's index."""
     passes, start = [], 0
     places: list[list[int]] = [[] for _ in sizes]
     for batch in batches:
@@ -190,7 +193,7 @@ def passes_by_length(
 
 
 def share_beginnings(texts: list[list[int]], packing: Packing) -> list[Family]:
-    """Return the texts in families, each as large as sharing its beginning pays.
+    """Group texts into families; a text joins a family if sharing its beginning lowers the cost.
 
     >>> packing = Packing(pass_cost=0, attention_cost=0.0, max_length=99)
     >>> [(f.begin, f.members) for f in share_beginnings([[5, 6, 7], [9, 9], [5, 6, 8]], packing)]
@@ -214,9 +217,10 @@ def share_beginnings(texts: list[list[int]], packing: Packing) -> list[Family]:
 
 
 def even_rows(sizes: Sequence[int], packing: Packing) -> list[list[int]]:
-    """Return which parts stand in a row, so that the rows cost least.
+    """Distribute the parts over rows so that the total cost is low.
 
-    For each number of rows the largest parts go first, each into the row that is emptiest.
+    Several numbers of rows are tried. Parts are placed from large to small, each in the row with
+    the most space.
 
     >>> even_rows([5, 3, 2], Packing(pass_cost=0, attention_cost=0.0, max_length=99))
     [[0], [1, 2]]
@@ -238,7 +242,7 @@ def even_rows(sizes: Sequence[int], packing: Packing) -> list[list[int]]:
 
 
 def packed_pass(texts: list[list[int]], rows: list[list[Family]]) -> tuple[Pass, list[list[int]]]:
-    """Return a pass over rows of families, and the slot of each text's tokens."""
+    """Return a pass over rows of families, and the slots of each text's tokens."""
     width = max(sum(family.num_tokens for family in row) for row in rows)
     places: list[list[int]] = [[] for _ in texts]
     ids, positions, families, branches = (
@@ -273,18 +277,18 @@ def packed_pass(texts: list[list[int]], rows: list[list[Family]]) -> tuple[Pass,
 
 @torch.no_grad()
 def packing_of(model: PreTrainedModel, trunk: Trunk) -> Packing:
-    """Return the packing of a model's trunk, after a look at its kind and a trial.
+    """Return the packing of a model's trunk, from its architecture, its size and a trial.
 
     Args:
-        model: the whole model, which tells sizes.
-        trunk: its part without the head, causal.
+        model: The whole model, which gives the sizes.
+        trunk: The causal model without its head.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
     cost = max(LEAST_PASS_COST, PASS_PARAMETERS // parameters)
     beyond = trunk.alone_beyond
     never = Packing(pass_cost=cost, attention_cost=0.0, max_length=0, alone_beyond=beyond)
     text = model.config.get_text_config()
-    # Some mask by slot, or take no such mask.
+    # Some architectures mask by slot instead of position, or take no such mask.
     by_slot = "window_size" in text.to_dict()
     takes_mask = text._attn_implementation in ("eager", "sdpa")
     if trunk.plain < 1 or by_slot or not takes_mask:
@@ -295,14 +299,14 @@ def packing_of(model: PreTrainedModel, trunk: Trunk) -> Packing:
     model.train(was_training)
     if not bears:
         return never
-    # 4 FLOPs a pair of slots, layer and channel, against 2 a token and parameter
+    # attention takes 4 FLOPs per pair of slots, layer and channel; a token takes 2 per parameter
     attention = ATTENTION_SLOWNESS * 2 * text.num_hidden_layers * text.hidden_size / parameters
     longest = min(trunk.plain, beyond)
     return replace(never, attention_cost=attention, max_length=longest)
 
 
 def _bears_packing(trunk: nn.Module, vocab_size: int, device: torch.device) -> bool:
-    """Return whether three texts have the states in one row that they have in rows of their own."""
+    """Return whether three texts in one row have the same states as in three separate rows."""
     texts = [[i % vocab_size for i in text] for text in ([1, 2, 3, 4], [1, 2, 5, 6, 7], [8, 9])]
     families = [
         Family(begin=2, members=[0, 1], num_tokens=7),
@@ -312,7 +316,7 @@ def _bears_packing(trunk: nn.Module, vocab_size: int, device: torch.device) -> b
     try:
         together = packed.to(device).states(trunk)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
-        return False  # its attention takes no such mask
+        return False  # the attention does not take such a mask
     for text, own in zip(texts, places, strict=True):
         alone = Pass(input_ids=torch.tensor([text], device=device)).states(trunk)
         close = torch.finfo(alone.dtype).eps ** 0.5 * alone.abs().max()
@@ -322,7 +326,7 @@ def _bears_packing(trunk: nn.Module, vocab_size: int, device: torch.device) -> b
 
 
 def _common(first: list[int], second: list[int]) -> int:
-    """Return how many tokens two texts share at their beginnings."""
+    """Return the length of the common beginning of two texts, in tokens."""
     for index, (a, b) in enumerate(zip(first, second, strict=False)):
         if a != b:
             return index

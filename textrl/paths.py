@@ -1,6 +1,7 @@
-"""Paths that people write: `~` is expanded, and a local path with nothing there is told at once.
+"""Paths from users: `~` is expanded, and a missing local path is reported at once.
 
-Standard library only. Next to read: `data.py` (files of rows), `models.py` (folders of models).
+This module needs the standard library only. Next to read: `data.py` (files of rows), `models.py`
+(folders of models).
 """
 
 from pathlib import Path
@@ -12,7 +13,7 @@ def expanded(path: str | Path) -> Path:
     """Return the path with a leading `~` replaced by the home folder.
 
     Raises:
-        UserError: it begins with `~name` and there is no such user.
+        UserError: the path begins with `~name` and there is no such user.
     """
     try:
         return Path(path).expanduser()
@@ -21,11 +22,11 @@ def expanded(path: str | Path) -> Path:
 
 
 def local_or_hub(name: str | Path) -> str:
-    """Return the name of a model or data set, its `~` expanded.
+    """Return the name of a model or data set with `~` expanded.
 
     Raises:
-        UserError: it can only be a local path, and nothing is there; a hub id has the form `name`
-            or `owner/name`, and no folder here is called `owner`.
+        UserError: the name can only be a local path, and nothing is there. A hub id has the form
+            `name` or `owner/name`, where `owner` is not a local folder.
     """
     path = expanded(name)
     local = isinstance(name, Path) or path.is_absolute() or str(name).startswith(".")

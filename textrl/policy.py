@@ -1,4 +1,4 @@
-"""A trained language model as one module with one forward, which every update calls.
+"""`PolicyModule`: a policy as one torch module, whose forward every update calls.
 
 Next to read: `token_pass.py` (what the forward computes), `models.py` (trunk and head).
 """
@@ -18,21 +18,21 @@ from textrl.types import Sequences
 
 
 class PolicyModule(nn.Module):
-    """A policy, and its value head where it has one."""
+    """A policy, with its value head if it has one."""
 
     def __init__(self, lm: SplitLM, value_head: nn.Module | None = None) -> None:
-        """Take the parts of a policy.
+        """Make a policy from its parts.
 
         Args:
-            lm: the language model.
-            value_head: maps the policy's states [... H] to values [...].
+            lm: The language model.
+            value_head: A module from the policy's states [... H] to values [...].
         """
         super().__init__()
         self.lm, self.model, self.value_head = lm, lm.model, value_head
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.lm.device
 
     def forward(
@@ -46,16 +46,16 @@ class PolicyModule(nn.Module):
         entropies: bool = False,
         reference: ReferenceStates | None = None,
     ) -> Evaluation:
-        """Return the log-probs of some tokens under the present weights, and what else is asked.
+        """Return the log-probs of some tokens under the present weights, and optional numbers.
 
         Args:
-            input_ids: whole texts, right-padded. Shape [B L].
-            positions: where each token stands in its text, >= 1. Shape [B T].
+            input_ids: Prompts with completions, right-padded. Shape [B L].
+            positions: The position of each token in its text, >= 1. Shape [B T].
             mask: Bool, True on the tokens that count. Shape [B T].
-            temperature: of the policy's distribution, and of the reference's.
-            allowed: the tokens that may be drawn; None for all.
-            entropies: whether to compute these too (another pass over all logits).
-            reference: the reference's states before the same tokens, for the exact KL.
+            temperature: Temperature of the policy's distribution and of the reference's.
+            allowed: The tokens that may be sampled; None for all.
+            entropies: Whether to compute entropies too (another pass over all logits).
+            reference: The reference's states before the same tokens, for the exact KL.
         """
         return token_pass(
             self.lm,
@@ -80,17 +80,17 @@ def load_policy(folder: Path, device: torch.device, frozen: list[str]) -> PreTra
     """Return the float32 policy that an agent saved to a folder, with its adapter if it had one.
 
     Args:
-        folder: of the merged model, with the adapter beside it (`save_adapter`).
-        device: where the policy goes.
-        frozen: names of its parameters that were not trained.
+        folder: The folder of the merged model, with the adapter beside it (see `save_adapter`).
+        device: The device of the policy.
+        frozen: The names of its parameters that were not trained.
 
     Raises:
-        UserError: there is none, or `peft` is not installed.
+        UserError: the folder has no policy, or `peft` is not installed.
     """
     adapter = folder / ADAPTER_FOLDER
     if adapter.exists():
         base = load_causal_lm(adapter / "base", dtype="float32", device=device)
-        own = next(adapter.rglob(SETTINGS)).parent  # one with a name has a folder of that name
+        own = next(adapter.rglob(SETTINGS)).parent  # a named adapter is in a subfolder of its name
         policy = in_eval(moved(with_adapter(base, own), device))
     else:
         policy = load_causal_lm(folder, dtype="float32", device=device)

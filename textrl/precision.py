@@ -1,6 +1,6 @@
-"""The precision of matrix products: float32, or bfloat16 where the machine has units for it.
+"""The precision of matrix products: float32, or bfloat16 if the hardware has units for it.
 
-Weights, log-softmax, losses and gradients are float32 either way. docs/speed.md has the numbers.
+Weights, log-softmax, losses and gradients are float32 in both cases. docs/speed.md has the numbers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,14 +15,16 @@ from torch.overrides import TorchFunctionMode
 from textrl.config import Precision
 
 LEAST_PARAMETERS = 100_000_000
-"""Of a model that gains on a CPU. At 135M all of it is matrix products; at 4M ragged batches lose.
+"""Minimum number of parameters of a model that is faster in bfloat16 on a CPU.
 
-oneDNN compiles a bfloat16 product for each new shape, and keeps it: seconds and gigabytes there.
+A model of 135M spends nearly all its time on matrix products. At 4M, batches of many shapes are
+slower: oneDNN compiles and keeps a bfloat16 product for each new shape, which costs seconds and
+gigabytes.
 """
 
 
 def pick_precision(precision: Precision, model: nn.Module, device: torch.device) -> Precision:
-    """Return the precision asked for; "auto" is bfloat16 where it is faster, else float32."""
+    """Return the requested precision; "auto" is bfloat16 if that is faster, else float32."""
     if precision != "auto":
         return precision
     large = sum(p.numel() for p in model.parameters()) >= LEAST_PARAMETERS
@@ -31,9 +33,9 @@ def pick_precision(precision: Precision, model: nn.Module, device: torch.device)
 
 
 def has_bfloat16_units(device: torch.device) -> bool:
-    """Return whether there are units for bfloat16 products: new GPUs' and AMX.
+    """Return whether the device has units for bfloat16 products (recent GPUs, CPUs with AMX).
 
-    AVX512-BF16 without AMX does not suffice: it is slower than float32.
+    AVX512-BF16 without AMX does not count, since it is slower than float32.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -46,19 +48,19 @@ def has_bfloat16_units(device: torch.device) -> bool:
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
-    """Return a context of forward passes in a precision that `pick_precision` gave.
+    """Return a context for forward passes in a precision from `pick_precision`.
 
-    Weights are cast once a context, so it must be left before they change, and entered anew for
-    passes with a gradient.
+    Weights are cast once per context. So leave the context before the weights change, and enter a
+    new one for passes with a gradient.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def attention_of_texts() -> AbstractContextManager[object]:
-    """Return a context of passes over whole texts: on a CPU their attention stays in float32.
+    """Return a context for passes over whole texts: on a CPU, attention stays in float32.
 
-    Its backward pass takes two to four times as long in bfloat16 there. Passes without a gradient
-    do the same, for PPO's ratio to start at 1.
+    On a CPU the backward pass of attention takes two to four times as long in bfloat16. Passes
+    without a gradient use float32 attention too, so that PPO's ratio starts at 1.
     """
     return _Float32Attention() if torch.is_autocast_enabled("cpu") else nullcontext()
 
@@ -83,7 +85,7 @@ def _attention_in_float32(
     *args: Any,
     **kwargs: Any,
 ) -> Tensor:
-    if query.dtype == torch.float64:  # autocast leaves it alone, too
+    if query.dtype == torch.float64:  # autocast does not change float64 either
         return scaled_dot_product_attention(query, key, value, attn_mask, *args, **kwargs)
     if attn_mask is not None and attn_mask.is_floating_point():
         attn_mask = attn_mask.float()

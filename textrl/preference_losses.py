@@ -1,7 +1,8 @@
-"""Losses on pairs of completions, DPO and its siblings: one table, one entry a formula.
+"""Preference losses on pairs of completions: DPO and its variants, one table entry per formula.
 
-Pure functions of log-probs summed over a completion. `dpo_loss` checks and looks up; a mix of
-losses is their weighted sum. Next to read: `trainers/dpo.py`, `agents/online_dpo.py`.
+They are pure functions of log-probs summed over a completion. `dpo_loss` checks its arguments and
+looks up the loss in the table; a mix of losses is their weighted sum. Next to read:
+`trainers/dpo.py`, `agents/online_dpo.py`.
 """
 
 import math
@@ -19,51 +20,54 @@ from textrl.masking import check_shapes, full_precision
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceBatch:
-    """Some pairs as a loss sees them; h = log pi - log pi_ref of a whole completion, in nats."""
+    """Some pairs as input of a loss; h is log pi - log pi_ref of a whole completion, in nats."""
 
     chosen: Tensor
     """log pi of the chosen completion, [B]."""
     rejected: Tensor
     """log pi of the rejected completion, [B]."""
     h_chosen: Tensor
-    """[B]."""
+    """h of the chosen completion, [B]."""
     h_rejected: Tensor
-    """[B]."""
+    """h of the rejected completion, [B]."""
     chosen_lengths: Tensor
-    """Tokens, [B]."""
+    """Number of tokens of the chosen completion, [B]."""
     rejected_lengths: Tensor
-    """Tokens, [B]."""
+    """Number of tokens of the rejected completion, [B]."""
     kl: Tensor
-    """Estimate of KL(pi || pi_ref), nats a sequence, scalar >= 0, without gradient."""
+    """Estimate of KL(pi || pi_ref) in nats per sequence, a scalar >= 0, without gradient."""
 
 
 @dataclass(frozen=True)
 class PreferenceSettings:
-    """The numbers that tune a preference loss."""
+    """The hyper-parameters of a preference loss."""
 
     beta: float
-    """Strength of the pull to the reference; ORPO's lambda."""
+    """Strength of the regularisation towards the reference; ORPO's lambda."""
     label_smoothing: float | Tensor
-    """Assumed share of flipped labels, in [0, 0.5); for "sigmoid" and "cdpo", which are the same
-    function, also one a pair: the share of raters who preferred the rejected completion, in [0, 1].
-    Shape [B]."""
+    """Assumed share of flipped labels, in [0, 0.5). "sigmoid" and "cdpo", which are the same
+    function, also accept one number per pair: the share of raters who preferred the rejected
+    completion, in [0, 1]. Shape [B]."""
     simpo_margin: float
-    """SimPO's gamma over beta, nats a token."""
+    """SimPO's gamma divided by beta, in nats per token."""
 
 
 PreferenceLoss = Callable[[PreferenceBatch, PreferenceSettings], Tensor]
-"""(pairs, settings) -> [B]."""
+"""A function from (pairs, settings) to one loss per pair, [B]."""
 
 
 def _sigmoid(pairs: PreferenceBatch, settings: PreferenceSettings) -> Tensor:
-    """2305.18290 eq. 7; with label smoothing the cDPO of its authors' note (eq. 3)."""
+    """Return DPO's loss, 2305.18290 eq. 7; with label smoothing, cDPO (authors' note, eq. 3)."""
     logits = settings.beta * (pairs.h_chosen - pairs.h_rejected)
     flipped = settings.label_smoothing
     return -(1 - flipped) * logsigmoid(logits) - flipped * logsigmoid(-logits)
 
 
 def _robust(pairs: PreferenceBatch, settings: PreferenceSettings) -> Tensor:
-    """2403.00409 eq. 10: unbiased when a known share of the labels is flipped."""
+    """Return robust DPO's loss, 2403.00409 eq. 10.
+
+    It is unbiased if a known share of the labels is flipped.
+    """
     logits = settings.beta * (pairs.h_chosen - pairs.h_rejected)
     flipped = settings.label_smoothing
     kept = -(1 - flipped) * logsigmoid(logits) + flipped * logsigmoid(-logits)
@@ -71,23 +75,26 @@ def _robust(pairs: PreferenceBatch, settings: PreferenceSettings) -> Tensor:
 
 
 def _ipo(pairs: PreferenceBatch, settings: PreferenceSettings) -> Tensor:
-    """2310.12036 eq. 17, on summed log-probs as in the paper."""
+    """Return IPO's loss, 2310.12036 eq. 17, on summed log-probs as in the paper."""
     return (pairs.h_chosen - pairs.h_rejected - 1 / (2 * settings.beta)).square()
 
 
 def _hinge(pairs: PreferenceBatch, settings: PreferenceSettings) -> Tensor:
-    """2305.10425 (SLiC) in DPO's variables."""
+    """Return SLiC's hinge loss (2305.10425) in DPO's variables."""
     return (1 - settings.beta * (pairs.h_chosen - pairs.h_rejected)).relu()
 
 
 def _simpo(pairs: PreferenceBatch, settings: PreferenceSettings) -> Tensor:
-    """2405.14734 eq. 6: token means, no reference; gamma = beta * simpo_margin."""
+    """Return SimPO's loss, 2405.14734 eq. 6: token means, no reference; gamma = beta * margin."""
     means = pairs.chosen / pairs.chosen_lengths - pairs.rejected / pairs.rejected_lengths
     return -logsigmoid(settings.beta * (means - settings.simpo_margin))
 
 
 def _orpo(pairs: PreferenceBatch, settings: PreferenceSettings) -> Tensor:
-    """2403.07691 eqs. 6 and 7: SFT on the chosen, plus beta (its lambda) times the odds ratio."""
+    """Return ORPO's loss, 2403.07691 eqs. 6 and 7.
+
+    It is SFT on the chosen completion, plus beta (ORPO's lambda) times the odds-ratio loss.
+    """
 
     def log_odds(mean: Tensor) -> Tensor:
         mean = mean.clamp_max(-1e-6)  # a certain completion has infinite odds
@@ -99,9 +106,10 @@ def _orpo(pairs: PreferenceBatch, settings: PreferenceSettings) -> Tensor:
 
 
 def _kto(pairs: PreferenceBatch, settings: PreferenceSettings) -> Tensor:
-    """2402.01306 eq. 8, lambda = 1: the chosen as a desirable example, the rejected as the other.
+    """Return KTO's loss, 2402.01306 eq. 8, with lambda = 1.
 
-    The sum of the two examples' losses; with kl = 0 it is apo_zero.
+    The chosen completion is a desirable example and the rejected one an undesirable example. The
+    losses of both are added. With kl = 0 this is apo_zero.
     """
     beta, kl = settings.beta, pairs.kl
     desirable = (beta * (pairs.h_chosen - kl)).sigmoid()
@@ -110,13 +118,16 @@ def _kto(pairs: PreferenceBatch, settings: PreferenceSettings) -> Tensor:
 
 
 def _apo_zero(pairs: PreferenceBatch, settings: PreferenceSettings) -> Tensor:
-    """2408.06266, section 3: raise the chosen's likelihood and lower the rejected's."""
+    """Return APO-zero's loss, 2408.06266 section 3.
+
+    It raises the likelihood of the chosen completion and lowers that of the rejected one.
+    """
     beta = settings.beta
     return 1 - (beta * pairs.h_chosen).sigmoid() + (beta * pairs.h_rejected).sigmoid()
 
 
 def _sft(pairs: PreferenceBatch, settings: PreferenceSettings) -> Tensor:
-    """Return the chosen completion's negative log-likelihood, nats a token."""
+    """Return the chosen completion's negative log-likelihood, in nats per token."""
     return -pairs.chosen / pairs.chosen_lengths
 
 
@@ -156,22 +167,22 @@ def dpo_loss(
     Source: Rafailov et al. 2023, 2305.18290, eq. 7.
 
     Args:
-        chosen_logprobs: of the policy, in nats. Shape [B], as the next three.
-        rejected_logprobs: of the policy.
-        ref_chosen_logprobs: of the reference.
-        ref_rejected_logprobs: of the reference.
-        beta: as in `PreferenceSettings`, > 0.
-        loss_type: a key of PREFERENCE_LOSSES, or several with their weights: {"sft": 0.2, ...}.
-        label_smoothing: as in `PreferenceSettings`, for "sigmoid", "cdpo" and "robust" only.
-        chosen_lengths: tokens, [B], for the token means of "simpo", "orpo" and "sft"; None = 1.
-        rejected_lengths: the same of the rejected.
-        kl: estimate of KL(pi || pi_ref) for "kto", nats a sequence, scalar; None or below 0 is 0.
-        simpo_margin: as in `PreferenceSettings`.
+        chosen_logprobs: The policy's log-probs of chosen completions, in nats. Shape [B].
+        rejected_logprobs: The policy's log-probs of rejected completions. Shape [B].
+        ref_chosen_logprobs: The reference's log-probs of chosen completions. Shape [B].
+        ref_rejected_logprobs: The reference's log-probs of rejected completions. Shape [B].
+        beta: See `PreferenceSettings`; > 0.
+        loss_type: A key of PREFERENCE_LOSSES, or several with their weights: {"sft": 0.2, ...}.
+        label_smoothing: See `PreferenceSettings`; for "sigmoid", "cdpo" and "robust" only.
+        chosen_lengths: Tokens of chosen completions, [B], for "simpo", "orpo", "sft"; None = 1.
+        rejected_lengths: Tokens of rejected completions, [B], for the same losses; None = 1.
+        kl: Estimate of KL(pi || pi_ref) for "kto", nats per sequence; None or below 0 means 0.
+        simpo_margin: See `PreferenceSettings`.
 
     Returns: Shape [B].
 
     Raises:
-        ValueError: shapes differ (both named), unknown loss_type, beta or smoothing out of range.
+        ValueError: shapes differ (both named), loss_type is unknown, or a number is out of range.
 
     >>> round(dpo_loss(*torch.zeros(4, 1)).item(), 4)  # pi = pi_ref: log 2
     0.6931
@@ -191,7 +202,7 @@ def _batch(
     label_smoothing: float | Tensor,
     kl: Tensor | None,
 ) -> PreferenceBatch:
-    """Return the pairs in full precision, their shapes checked by name."""
+    """Check the shapes, with names for the messages, and return the pairs in full precision."""
     ones = torch.ones_like(logprobs[0])
     chosen_lengths, rejected_lengths = (ones if given is None else given for given in lengths)
     names = ("chosen_logprobs", "rejected_logprobs", "ref_chosen_logprobs", "ref_rejected_logprobs")

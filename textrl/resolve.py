@@ -1,4 +1,4 @@
-"""Python objects by name: "package.module:name", importable from the working directory too."""
+"""Import of Python objects by name, "package.module:name", also from the working directory."""
 
 import importlib
 import sys
@@ -12,7 +12,7 @@ def resolve(name: str) -> Any:
     """Return the object that "package.module:name" names.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such object.
     """
     module, _, attribute = name.partition(":")
     if not module or not attribute or module.startswith("."):
@@ -32,6 +32,6 @@ def resolve(name: str) -> Any:
 
 
 def resolve_reward(name: str) -> Any:
-    """Return the function that "package.module:function" names, or the model's name itself."""
+    """Return the function that "package.module:function" names; return a model's name unchanged."""
     looks_like_code = ":" in name and not Path(name).exists() and "://" not in name
     return resolve(name) if looks_like_code else name

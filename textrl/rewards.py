@@ -1,10 +1,10 @@
-"""Scores for texts: callables, frozen reward models, weighted lists of both.
+"""Scoring of texts by reward functions, frozen reward models, or weighted lists of both.
 
-The convention is that of TRL's reward functions: `f(prompts, completions, **columns) -> list of
-floats`, the data set's other columns by name. Prompts and completions are texts; of a chat prompt a
-function that names `messages` gets the messages, and a reward model with a chat template reads the
-messages and the completion as its own template writes them. Whatever a function returns is checked:
-None, NaN, a wrong length or an exception is an error that names the sample, never a silent 0.
+Reward functions follow TRL's convention: `f(prompts, completions, **columns) -> list of floats`,
+with the data set's other columns by name. Prompts and completions are texts. For chat prompts, a
+function with an argument `messages` gets the messages, and a reward model with a chat template
+reads messages and completion rendered by its own template. The results are checked: None, NaN, a
+wrong length or an exception is an error that names the sample, never a silent 0.
 """
 
 import inspect
@@ -28,16 +28,17 @@ from textrl.models import freeze, load_classifier, load_tokenizer
 from textrl.trunks import check_vocabulary
 
 LARGEST = float(np.finfo(np.float32).max)
-"""Larger scores are infinite where an agent reads them; NaN compares as larger."""
+"""The largest allowed score; a larger one would be infinite in an agent's float32. A comparison
+with it rejects NaN too."""
 
 
 class RewardFunction(Protocol):
-    """Scores a batch of texts; columns of the prompt data set arrive by name."""
+    """Scores a batch of texts; the columns of the prompt data set are keyword arguments."""
 
     def __call__(
         self, prompts: list[str], completions: list[str], **columns: list[Any]
     ) -> Sequence[float]:
-        """Return one finite number a completion."""
+        """Return one finite number per completion."""
         ...
 
 
@@ -49,7 +50,8 @@ class RewardModel:
     """A frozen sequence classifier with its own tokenizer, as a reward function.
 
     The score of a text is the classifier's logit (one label) or the log-odds of label 1 (two
-    labels), minus `config.score_mean`, over `config.score_std` where the checkpoint carries them.
+    labels). If the checkpoint's config has `score_mean` and `score_std`, the mean is subtracted
+    and the result is divided by the std.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -77,10 +79,10 @@ class RewardModel:
         dtype: str | torch.dtype = "auto",
         device: str | torch.device | None = None,
     ) -> "RewardModel":
-        """Return the reward model of a folder or hub id; its head must be trained.
+        """Load the reward model of a folder or hub id; its head must be trained.
 
         Raises:
-            UserError: there is none, or the checkpoint has no trained head.
+            UserError: there is no such model, or the checkpoint has no trained head.
         """
         return cls(load_classifier(name, dtype=dtype, device=device), load_tokenizer(name))
 
@@ -95,10 +97,10 @@ class RewardModel:
         """Return the normalised score of each prompt + completion.
 
         Args:
-            prompts: texts.
-            completions: texts.
-            chats: the prompts that are messages, None for those that are plain text.
-            columns: not looked at.
+            prompts: The prompts as texts.
+            completions: The completions as texts.
+            chats: The prompts that are messages, and None for those that are plain text.
+            columns: Other columns, which are ignored.
 
         Raises:
             UserError: a text is longer than the model can read; none is ever cut.
@@ -113,9 +115,10 @@ class RewardModel:
         return [(score - mean) / std for score in self.raw_scores(texts)]
 
     def text_of(self, prompt: str, completion: str, chat: Chat | None, place: str) -> str:
-        """Return the text that is scored: a chat as this model's own template writes it.
+        """Return the text to score; a chat is rendered by this model's own template.
 
-        Tools and template variables are the policy's: those that this template lacks are left out.
+        Tools and template variables are meant for the policy's template. Those that this model's
+        template does not use are dropped.
         """
         if chat is None or not self.tokenizer.chat_template:
             return prompt + completion
@@ -123,7 +126,7 @@ class RewardModel:
 
     @torch.no_grad()
     def raw_scores(self, texts: list[str]) -> list[float]:
-        """Return the classifier's own number for each text, not normalised."""
+        """Return the classifier's score of each text without normalisation."""
         if not texts:
             return []
         encoded = []
@@ -143,7 +146,7 @@ class RewardModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Scorer:
-    """Named reward functions and their weights: the sum is the score of a text."""
+    """Named reward functions with weights; the score of a text is their weighted sum."""
 
     functions: tuple[Callable[..., Any], ...]
     names: tuple[str, ...]
@@ -164,13 +167,13 @@ class Scorer:
         """Return the weighted sum of all functions, float64 [B].
 
         Args:
-            prompts: texts.
-            completions: texts.
-            columns: the data set's others, by name.
-            chats: the prompts that are messages, None for those that are plain text.
+            prompts: The prompts as texts.
+            completions: The completions as texts.
+            columns: The data set's other columns, by name.
+            chats: The prompts that are messages, and None for those that are plain text.
 
         Raises:
-            UserError: a function failed or returned something that is not one number a sample.
+            UserError: a function failed, or did not return one number per sample.
         """
         total = np.zeros(len(prompts))
         chats = chats or [None] * len(prompts)
@@ -192,7 +195,7 @@ def make_scorer(
     """Return the scorer of one reward, or of a list of rewards or (reward, weight) pairs.
 
     Raises:
-        UserError: an empty list, something that is no reward, or a model that does not load.
+        UserError: the list is empty, something is not a reward, or a model does not load.
     """
     entries = list(reward) if isinstance(reward, list | tuple) else [reward]
     if not entries:
@@ -218,7 +221,7 @@ def make_scorer(
 
 
 def _with_weight(entry: Any) -> tuple[Any, float]:
-    """Return a reward and its weight, 1 where none is given."""
+    """Return a reward and its weight, which is 1 by default."""
     if not isinstance(entry, tuple | list):
         return entry, 1.0
     numbers = [isinstance(part, Real) and math.isfinite(part) for part in entry]
@@ -228,7 +231,7 @@ def _with_weight(entry: Any) -> tuple[Any, float]:
 
 
 def conversational(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a reward function for chat prompts from one that reads messages, as TRL's do.
+    """Adapt a TRL reward function that reads messages, for use with chat prompts.
 
     It gets `prompts` as messages and each completion as `[{"role": "assistant", "content": text}]`.
     """
@@ -270,7 +273,7 @@ def _checked_call(
             f"{hint if chats else ''}"
         ) from error
     one_each = isinstance(values, list | tuple) or np.ndim(values) == 1
-    # numpy reads the elements of these, or the whole, as one number
+    # NumPy would convert a string, or its characters, to numbers
     texts = isinstance(values, str | bytes | bytearray)
     if texts or not one_each or isinstance(values, Mapping | Set):
         raise UserError(
@@ -300,9 +303,10 @@ def _call(
     completions: list[Any],
     columns: dict[str, list[Any]],
 ) -> Any:
-    """Call by name where the function names `completions`, as TRL does, else by position.
+    """Call a function by keyword if it has an argument `completions`, as in TRL; else by position.
 
-    It gets the columns that its signature takes; columns called like the texts give way to them.
+    It gets the columns that its signature accepts. A column with the name of an argument for texts
+    is not passed.
     """
     parameters = inspect.signature(function).parameters
     everything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())

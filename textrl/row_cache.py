@@ -1,7 +1,7 @@
 """A KV cache in which each row has its own length and can be restarted alone.
 
-Here: `RowCache`, and the mask that hides what lies behind each row's end. Next to read:
-`decoding.py`, which steps models with it; `trunks.py` tries whether a model bears it.
+This module has `RowCache` and the mask that hides the slots after each row's end. `trunks.py`
+tests whether a model supports it. Next to read: `decoding.py`, which steps models with it.
 """
 
 import torch
@@ -10,7 +10,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 
 class _RowLayer(CacheLayerMixin):
-    """Keys and values of one layer, [B heads L dim], written at each row's own position."""
+    """The keys and values of one layer, [B heads L dim], written at each row's own position."""
 
     is_sliding = False
 
@@ -33,7 +33,7 @@ class _RowLayer(CacheLayerMixin):
         assert self.keys is not None
         assert self.values is not None
         rows, owner = self.owner.rows, self.owner
-        if owner.prefilling:  # the prompts attend to themselves only
+        if owner.prefilling:  # each prompt attends only to itself
             width = key_states.shape[2]
             self.keys[rows, :, :width] = key_states.to(self.keys.dtype)
             self.values[rows, :, :width] = value_states.to(self.values.dtype)
@@ -41,7 +41,7 @@ class _RowLayer(CacheLayerMixin):
         self.keys[rows, :, owner.positions] = key_states[:, :, 0].to(self.keys.dtype)
         self.values[rows, :, owner.positions] = value_states[:, :, 0].to(self.values.dtype)
         keys, values = self.keys[:, :, : owner.used], self.values[:, :, : owner.used]
-        # Another precision than that of the first pass is rare, and read through a copy.
+        # A precision other than that of the first pass is rare; it is read through a copy.
         return keys.to(key_states.dtype), values.to(value_states.dtype)
 
     def select(self, rows: Tensor) -> None:
@@ -60,7 +60,7 @@ class _RowLayer(CacheLayerMixin):
 
 
 class RowCache(Cache):
-    """A transformers cache whose rows have lengths of their own and can be restarted one by one."""
+    """A transformers cache whose rows have different lengths and can be restarted separately."""
 
     def __init__(self, num_layers: int, num_rows: int, max_length: int) -> None:
         self.num_rows = num_rows
@@ -72,11 +72,11 @@ class RowCache(Cache):
         super().__init__(layers=[_RowLayer(self) for _ in range(num_layers)])
 
     def restart(self, rows: Tensor) -> None:
-        """Let the next pass read the beginnings of these rows."""
+        """Prepare for a pass that reads new beginnings of these rows."""
         self.prefilling, self.rows = True, rows
 
     def go_on(self, positions: Tensor, used: int) -> None:
-        """Let the next pass read one token of every row, at these positions."""
+        """Prepare for a pass that reads one token of every row, at these positions."""
         rows = torch.arange(len(positions), device=positions.device)
         self.prefilling, self.rows, self.positions, self.used = False, rows, positions, used
 
@@ -89,14 +89,14 @@ class RowCache(Cache):
 
 
 def step_mask(positions: Tensor, used: int, dtype: torch.dtype) -> Tensor | None:
-    """Return what hides the slots behind each row's end, [B 1 1 used]; None if none is there.
+    """Return a mask that hides the slots after each row's end, [B 1 1 used], or None if not needed.
 
-    Without a mask attention takes a faster kernel.
+    Without a mask, attention uses a faster kernel.
 
     Args:
-        positions: where each row's new token stands. Shape [B].
-        used: slots that are read.
-        dtype: of the attention.
+        positions: The position of each row's new token. Shape [B].
+        used: Number of slots that are read.
+        dtype: The dtype of the attention.
     """
     if bool((positions == used - 1).all()):
         return None

@@ -1,7 +1,7 @@
-"""A row of data: what a label database, a file and a list of dicts have in common.
+"""The type of a row of data, common to label databases, files and lists of dicts.
 
-Standard library only. Rows in forms of other projects are refused with the line that converts
-them. Files are read in `data.py`.
+This module needs the standard library only. Rows in the formats of other projects are refused with
+a line of code that converts them. Files are read in `data.py`.
 """
 
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ from textrl.errors import UserError
 
 Row = dict[str, Any]
 Kind = Literal["demonstrations", "rankings", "pairs", "prompts"]
-"""What is read from a label database; other sources hold rows of one kind."""
+"""The kind of rows to read from a label database; other sources have rows of one kind."""
 CHAT_COLUMNS = ("tools", "chat_template_kwargs")
-"""The columns beside `prompt` or `messages` that change how a chat is written."""
+"""The columns, in addition to `prompt` or `messages`, that change how a chat is rendered."""
 OURS = {"text", "messages", "prompt", "completion", "completions", "chosen", "rejected"}
 
 
 def is_conversation(value: object) -> bool:
-    """Say whether a column holds chat messages: dicts with a role and content or tool calls."""
+    """Return whether a value is chat messages: dicts with a role and content or tool calls."""
     return (
         isinstance(value, list)
         and bool(value)
@@ -32,7 +32,7 @@ def is_conversation(value: object) -> bool:
 
 
 def refuse_foreign(row: Mapping[str, Any], place: str) -> None:
-    """Raise UserError for a row in Alpaca's or ShareGPT's form."""
+    """Raise UserError for a row in the format of Alpaca or ShareGPT."""
     if {"instruction", "output"} <= set(row) and not OURS & set(row):
         raise UserError(
             f"{place}: instruction and output are Alpaca's columns; convert each row to "

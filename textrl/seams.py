@@ -1,4 +1,4 @@
-"""Token ids where two texts meet: decoded together, encoded so that no space is lost or added."""
+"""Encoding and decoding of a text that follows another text, without losing or adding a space."""
 
 from collections.abc import Iterable, Sequence
 
@@ -18,8 +18,8 @@ def decode_completion(
 ) -> str:
     """Return the text that a completion adds to its prompt, decoded together with it.
 
-    Many tokenizers drop a leading space, which is lost where a completion is decoded alone. The end
-    token is no text, whether it is called special or not.
+    Many tokenizers drop a leading space, so it would be lost if the completion were decoded alone.
+    The end token is not part of the text, even if it is not a special token.
     """
     own = list(completion_ids)
     if own and own[-1] in set(ends):
@@ -32,17 +32,17 @@ def decode_completion(
 
 
 def without_eos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
-    """Return ids without the EOS that a tokenizer or a user has put behind them."""
+    """Return ids without the EOS that a tokenizer or a user has added at their end."""
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
 
 def without_second(ids: list[int]) -> list[int]:
-    """Return ids without the last one where it only repeats the one before."""
+    """Return ids without the last one if it repeats the one before it."""
     return ids[:-1] if len(ids) > 1 and ids[-1] == ids[-2] else ids
 
 
 def one_bos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
-    """Return ids with one BOS where the text had one and the tokenizer put another before it."""
+    """Return ids with one BOS if the text had one and the tokenizer added another."""
     first = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
     while len(ids) > 1 and ids[0] == ids[1] and ids[0] in first:
         ids = ids[1:]
@@ -68,10 +68,11 @@ def ids_after(
     *,
     add_special_tokens: bool = False,
 ) -> list[int]:
-    """Return the ids of a text that follows another one, such that both decode to both texts.
+    """Return the ids of a text that follows another one, so that both together decode correctly.
 
-    Encoded alone where that is right: the environment's prompt ends there, too. A tokenizer that
-    puts a space before every text needs the other ways: with what comes before, or behind a mark.
+    The text is encoded alone if that is correct, since the environment's prompt ends there too. A
+    tokenizer that adds a space before every text needs another way: the text is encoded together
+    with the text before it, or after a marker.
     """
 
     def right(ids: list[int]) -> bool:

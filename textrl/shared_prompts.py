@@ -1,4 +1,4 @@
-"""Pairs of whole chats, as many data sets have them: what both share, and what follows."""
+"""Splitting of preference pairs of whole chats into their common prompt and the two completions."""
 
 from typing import Any
 
@@ -7,21 +7,22 @@ from textrl.errors import UserError
 from textrl.rows import is_conversation
 
 LONG_PROMPT = 20
-"""Characters from which a completion that begins with its prompt repeats it."""
+"""Minimum characters of a prompt for which a completion that begins with it counts as repeating
+it."""
 
 
 def with_shared_prompts(records: Records, *, texts: bool = False) -> Records:
-    """Return pairs of whole chats as what they share, the prompt, and what follows in each.
+    """Split pairs of whole chats into the prompt, which both share, and the two completions.
 
-    So with no column `prompt`, or one that is the text of the last shared message, or the shared
-    messages; any other row is as it was.
+    A row is split if it has no column `prompt`, or if that column is the text of the last shared
+    message or the shared messages. Any other row is unchanged.
 
     Args:
-        records: pairs.
-        texts: whether plain texts without a prompt are split, too: where a word differs first.
+        records: The pairs.
+        texts: Whether to split plain texts without a prompt too, at the first word that differs.
 
     Raises:
-        UserError: both texts of a pair begin with their whole prompt, which would stand twice.
+        UserError: both texts of a pair begin with their whole prompt, which would be read twice.
     """
     rows = []
     for row, place in zip(records.rows, records.places, strict=True):
@@ -54,7 +55,7 @@ def _with_shared_prompt(row: dict[str, Any]) -> dict[str, Any]:
         return row
     if not (is_conversation(chosen) and is_conversation(rejected)):
         return row
-    same, most = 0, min(len(chosen), len(rejected)) - 1  # a reply is left to each
+    same, most = 0, min(len(chosen), len(rejected)) - 1  # both keep at least one message
     while same < most and chosen[same] == rejected[same]:
         same += 1
     if not same or (prompt and prompt not in (chosen[same - 1].get("content"), chosen[:same])):

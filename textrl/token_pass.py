@@ -1,7 +1,7 @@
-"""What one pass of a language model says of some tokens: the path that every update takes.
+"""`token_pass`, which computes log-probs and related numbers of some tokens in one forward pass.
 
-Called by `SplitLM.token_logprobs` and `PolicyModule.forward`. Next to read: `packing.py` (how texts
-share a pass), `logprobs.py` (the chunks of the head).
+Every update uses it, through `SplitLM.token_logprobs` or `PolicyModule.forward`. Next to read:
+`packing.py` (how texts share a pass), `logprobs.py` (the chunks of the head).
 """
 
 from collections.abc import Callable
@@ -18,14 +18,14 @@ from textrl.packing import Packing, read_before, take
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What an update needs of some tokens, each [B T], 0 where the mask is False."""
+    """What an update needs about some tokens; each is [B T], 0 where the mask is False."""
 
     logprobs: Tensor
-    """In nats, differentiable."""
+    """The tokens' log-probs in nats, differentiable."""
     values: Tensor | None
-    """In reward units, differentiable; None where the policy has no value head."""
+    """The values in reward units, differentiable; None if the policy has no value head."""
     entropies: Tensor | None
-    """In nats, differentiable; None where nobody asked."""
+    """The entropies in nats, differentiable; None if they were not requested."""
     exact_kl: Tensor | None
     """KL(pi || pi_ref) over the vocabulary, in nats, differentiable; None without a reference."""
 
@@ -35,13 +35,13 @@ class ReferenceStates:
     """The reference's hidden states before the same tokens, and the head that reads them."""
 
     states: Tensor
-    """[B T H]."""
+    """The hidden states. Shape [B T H]."""
     head: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class _Numbers:
-    """What the logits of some positions say, a column each: log-prob, entropy, exact KL."""
+    """Computes log-prob, entropy and exact KL from the logits of some positions, one per column."""
 
     head: Callable[[Tensor], Tensor]
     temperature: float
@@ -68,19 +68,19 @@ class _Numbers:
 
 
 class TokenModel(Protocol):
-    """What a pass needs of a language model (`SplitLM` has it)."""
+    """The interface of a language model for `token_pass`; `SplitLM` implements it."""
 
     @property
     def trunk(self) -> nn.Module:
-        """What maps ids to hidden states."""
+        """The module that maps ids to hidden states."""
 
     @property
     def packing(self) -> Packing:
-        """How texts may share rows of a pass."""
+        """The rules by which texts may share rows of a pass."""
 
     @property
     def chunk_size(self) -> int:
-        """Positions whose logits are held at once."""
+        """The number of positions whose logits are in memory at once."""
 
     def head(self, states: Tensor) -> Tensor:
         """Map states [n H] to logits [n V]."""
@@ -98,28 +98,28 @@ def token_pass(
     reference: ReferenceStates | None = None,
     value_head: nn.Module | None = None,
 ) -> Evaluation:
-    """Return the log-probs of some tokens, and what else is asked.
+    """Return the log-probs of some tokens, and the optional numbers that are requested.
 
     Args:
-        lm: the language model.
-        input_ids: whole texts, right-padded. Shape [B L].
-        positions: where each token stands in its text, >= 1. Shape [B T].
+        lm: The language model.
+        input_ids: Prompts with completions, right-padded. Shape [B L].
+        positions: The position of each token in its text, >= 1. Shape [B T].
         mask: Bool, True on the tokens that count. Shape [B T].
-        temperature: of the policy's distribution, and of the reference's.
-        allowed: the tokens that may be drawn; None for all.
-        entropies: whether to compute these too (another pass over all logits).
-        reference: the reference's states before the same tokens, for the exact KL.
-        value_head: maps the policy's states [... H] to values [...].
+        temperature: Temperature of the policy's distribution and of the reference's.
+        allowed: The tokens that may be sampled; None for all.
+        entropies: Whether to compute entropies too (another pass over all logits).
+        reference: The reference's states before the same tokens, for the exact KL.
+        value_head: A module from the policy's states [... H] to values [...].
     """
     positions = positions.masked_fill(~mask, 0)
-    input_ids = input_ids[:, : int(positions.max()) + 1]  # nothing behind is read
+    input_ids = input_ids[:, : int(positions.max()) + 1]  # later tokens are not needed
     states, places = read_before(lm.trunk, lm.packing, input_ids, positions, mask)
     chosen, counts = input_ids.gather(1, positions), counted_from_0(positions)
     numbers = _Numbers(lm.head, temperature, allowed, entropies, reference)
     inputs, counted = [places, chosen, counts], mask
     if reference is not None:
         inputs.append(reference.states)
-    if value_head is None:  # texts may be ragged: only the states that count are held
+    if value_head is None:  # keep only the states that count: the texts may differ in length
         inputs = [tensor[mask].unsqueeze(0) for tensor in inputs]
         counted = mask[mask].unsqueeze(0)
     hidden = take(states, inputs[0])

@@ -1,4 +1,4 @@
-"""Whether a model can be trained, and saved so that it comes back: found before the work."""
+"""Checks, before training begins, that a model can be trained, saved and loaded again."""
 
 import copy
 import tempfile
@@ -14,7 +14,7 @@ from textrl.trunks import unadapted
 
 
 def check_live(model: object, what: str = "policy") -> None:
-    """Raise UserError unless this is a transformers model and not the name of one."""
+    """Raise UserError unless this is a transformers model (and not just the name of a model)."""
     if isinstance(model, PreTrainedModel) or (isinstance(model, nn.Module) and is_adapted(model)):
         return
     if isinstance(model, nn.Module):
@@ -30,7 +30,7 @@ def check_live(model: object, what: str = "policy") -> None:
 
 
 def check_trainable(model: PreTrainedModel, what: str = "policy") -> None:
-    """Raise UserError unless the model has weights to train, which then can be saved."""
+    """Raise UserError unless the model has trainable weights that can be saved after training."""
     check_live(model, what)
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not trained:
@@ -56,7 +56,7 @@ def check_trainable(model: PreTrainedModel, what: str = "policy") -> None:
 
 
 def check_same_width(policy: PreTrainedModel, reference: PreTrainedModel) -> None:
-    """Raise UserError unless two models' logits are over as many tokens."""
+    """Raise UserError unless the logits of both models have the same width."""
     widths = []
     for model in (policy, reference):
         head: Any = unadapted(model).get_output_embeddings()
@@ -86,7 +86,7 @@ def _check_generation(model: PreTrainedModel, what: str) -> None:
 
 
 def _check_tied(model: PreTrainedModel, what: str) -> None:
-    """Refuse adapters on one of two tied embeddings: merged, they would be one matrix again."""
+    """Refuse an adapter on only one of two tied embeddings, since merging ties them again."""
     if not is_adapted(model):
         return
     body: Any = unadapted(model)

@@ -1,8 +1,8 @@
-"""What a transformers trunk takes, gives and bears, whatever its architecture and release.
+"""What a transformers trunk accepts, returns and supports, for any architecture and release.
 
-Here: the few questions that depend on how transformers builds things, answered by trials on a few
-tokens where a trial can tell. Who asks them: `models.py` (language models), `classifiers.py`
-(reward models), the environment. Next to read: `heads.py`, `row_cache.py`.
+This module has the few questions that depend on the internals of transformers. Trials on a few
+tokens answer them where possible. `models.py` (language models), `classifiers.py` (reward models)
+and the environment use it. Next to read: `heads.py`, `row_cache.py`.
 """
 
 import inspect
@@ -29,7 +29,7 @@ FAILURES = (
     TypeError,
     ValueError,
 )
-"""What a model raises that is asked for what it cannot do."""
+"""The exceptions that a model raises if a trial uses a feature that it does not support."""
 
 
 def first_output(output: Any) -> Tensor:
@@ -41,22 +41,23 @@ def first_output(output: Any) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Trunk:
-    """A trunk that reads positions from 0 on, and how long texts may be read in which way."""
+    """A trunk whose positions begin at 0, with the maximum text length for each way of reading."""
 
     module: nn.Module
     plain: int
-    """Longest text that is read by plain causal attention with given positions, packed or not."""
+    """The longest text that is read by plain causal attention with given positions, packed or
+    not."""
     alone_beyond: int
-    """Longest text whose states do not depend on the other texts of its pass."""
+    """The longest text whose states do not depend on the other texts of its pass."""
     cached: int
-    """Longest text that may be stepped with a `RowCache`; 0: none."""
+    """The longest text that may be stepped with a `RowCache`; 0: no text may."""
 
 
 class AdjustedTrunk(nn.Module):
-    """A trunk whose first position is not 0, or whose rotary frequencies follow the longest text.
+    """Adapts a trunk whose first position is not 0, or whose rotary frequencies are dynamic.
 
-    RoBERTa counts from pad + 1 and skips padding ids; dynamic frequencies stay as the last long
-    text left them.
+    RoBERTa counts from pad + 1 and skips padding ids. Dynamic frequencies depend on the longest
+    text of a pass, and stay changed after a long text.
     """
 
     def __init__(self, trunk: nn.Module, first_position: int, alone_beyond: int) -> None:
@@ -67,7 +68,7 @@ class AdjustedTrunk(nn.Module):
     def forward(self, input_ids: Tensor, position_ids: Tensor | None = None, **named: Any) -> Any:
         """Return what the trunk returns at these positions, by default 0, 1, ..."""
         if input_ids.shape[1] > self.alone_beyond:
-            with torch.no_grad():  # frequencies fall back to those of short texts
+            with torch.no_grad():  # resets the frequencies to those of short texts
                 self.trunk(input_ids=input_ids[:1, :1], use_cache=False)
         if position_ids is None and self.first_position:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0)
@@ -78,7 +79,7 @@ class AdjustedTrunk(nn.Module):
 
 
 def examined(trunk: nn.Module, body: PreTrainedModel) -> Trunk:
-    """Return the trunk and what it bears, found by trials on a few tokens."""
+    """Return the trunk and what it supports, found by trials on a few tokens."""
     plain = plain_attention_length(trunk, body)
     first = first_position(trunk, body)
     beyond = frequencies_alone_beyond(trunk, body)
@@ -89,7 +90,7 @@ def examined(trunk: nn.Module, body: PreTrainedModel) -> Trunk:
 
 
 def probe_ids(model: PreTrainedModel, *shape: int) -> Tensor:
-    """Return token ids for a trial, none of which pads."""
+    """Return token ids for a trial; none of them is the padding id."""
     config = model.config.get_text_config()
     ids = [i for i in range(min(config.vocab_size, 64)) if i != config.pad_token_id]
     count = torch.Size(shape).numel()
@@ -97,7 +98,7 @@ def probe_ids(model: PreTrainedModel, *shape: int) -> Tensor:
 
 
 def alike(found: Tensor, expected: Tensor) -> bool:
-    """Return whether two passes' states are the same but for rounding."""
+    """Return whether the states of two passes are equal up to rounding."""
     bound = torch.finfo(expected.dtype).eps ** 0.5 * expected.abs().max()
     return bool(((found - expected).abs() <= bound).all())
 
@@ -105,7 +106,8 @@ def alike(found: Tensor, expected: Tensor) -> bool:
 def plain_attention_length(trunk: nn.Module, body: PreTrainedModel) -> int:
     """Return the longest text that is read by plain causal attention with given positions.
 
-    Up to it `RowCache` and packed rows serve; 0 for an architecture that is another thing.
+    Up to this length `RowCache` and packed rows may be used. It is 0 if the architecture is not
+    plain causal attention.
     """
     accepted = set(inspect.signature(trunk.forward).parameters)
     needed = {"position_ids", "attention_mask", cache_argument(trunk)}
@@ -113,13 +115,13 @@ def plain_attention_length(trunk: nn.Module, body: PreTrainedModel) -> int:
         return 0
     text = body.config.get_text_config().to_dict()
     if not set(text.get("layer_types") or ()) <= {"full_attention", "sliding_attention"}:
-        return 0  # layers that mix by other means, as LFM2's convolutions
-    windows = [text.get(name) for name in ("sliding_window", "window_size")]  # GPT-Neo's word
+        return 0  # layers that are not attention, such as LFM2's convolutions
+    windows = [text.get(name) for name in ("sliding_window", "window_size")]  # GPT-Neo's name
     return min((int(window) for window in windows if window), default=sys.maxsize)
 
 
 def cache_argument(trunk: nn.Module) -> str:
-    """Return what a trunk calls its KV cache: `cache` from transformers 5.24 on."""
+    """Return the name of a trunk's KV-cache argument: `cache` from transformers 5.24 on."""
     renamed = "cache" in inspect.signature(trunk.forward).parameters
     return "cache" if renamed else "past_key_values"
 
@@ -148,18 +150,19 @@ def first_position(trunk: nn.Module, body: PreTrainedModel) -> int:
 def frequencies_alone_beyond(trunk: nn.Module, body: PreTrainedModel) -> int:
     """Return the longest text whose rotary frequencies do not depend on the texts beside it.
 
-    Longrope and dynamic frequencies follow the largest position of a pass: two tokens and one far
-    position tell, without a long text. Others are no function of it (sys.maxsize).
+    Longrope and dynamic frequencies depend on the largest position of a pass. A trial with two
+    tokens and one large position finds this without a long text. Other frequencies do not depend
+    on it (sys.maxsize).
     """
     text = body.config.get_text_config()
     if "position_ids" not in inspect.signature(trunk.forward).parameters:
         return sys.maxsize
     if not _rope_types(text.to_dict()) - {"default", "linear", "llama3", "yarn", "proportional"}:
-        return sys.maxsize  # positions beyond a table's end must not be tried on a GPU
+        return sys.maxsize  # a position beyond the end of a table must not be tried on a GPU
     ids = probe_ids(body, 1, 3).expand(2, 3)
 
     def changes(longest: int) -> bool:
-        """Tell whether a text of three tokens is read otherwise beside a longer one."""
+        """Return whether a text of three tokens has other states beside a longer one."""
         positions = torch.arange(3, device=ids.device).repeat(2, 1)
         alone = first_output(trunk(input_ids=ids, position_ids=positions, use_cache=False))
         positions[1, 2] = longest - 1
@@ -172,7 +175,7 @@ def frequencies_alone_beyond(trunk: nn.Module, body: PreTrainedModel) -> int:
     while wrong - right > 1:
         middle = (right + wrong) // 2
         right, wrong = (right, middle) if changes(middle) else (middle, wrong)
-    first_output(trunk(input_ids=ids[:1, :1], use_cache=False))  # short texts' frequencies again
+    first_output(trunk(input_ids=ids[:1, :1], use_cache=False))  # reset to short texts' frequencies
     return right
 
 
@@ -186,7 +189,7 @@ def _rope_types(config: Any) -> set[str]:
 
 @torch.no_grad()
 def bears_stepping(trunk: nn.Module, body: PreTrainedModel, cache_word: str) -> bool:
-    """Return whether texts of different lengths, stepped in a cache, have the states of a pass."""
+    """Return whether stepping texts of different lengths in a cache gives the states of a pass."""
     text = body.config.get_text_config()
     ids, lengths = probe_ids(body, 2, 4), torch.tensor([1, 2], device=body.device)
     rows = torch.arange(2, device=body.device)
@@ -208,17 +211,17 @@ def bears_stepping(trunk: nn.Module, body: PreTrainedModel, cache_word: str) -> 
             if not alike(first_output(stepped)[:, 0], whole[rows, positions]):
                 return False
     except FAILURES:
-        return False  # its attention takes no such mask, or its cache is another one
+        return False  # its attention does not take such a mask, or its cache is of another kind
     return True
 
 
 @torch.no_grad()
 def causal_logits(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
-    """Return the ids of a trial and the model's logits, after a look whether it is causal.
+    """Return the ids of a trial and the model's logits, after a check that the model is causal.
 
     Raises:
-        UserError: the logits of a text change when a later token does, or there are others than
-            one row a token; or a weight is not finite, and no trial would tell anything.
+        UserError: the logits depend on a later token, there is not one row of logits per token, or
+            a weight is not finite, so that trials are meaningless.
     """
     check_finite(model, "cannot be used")
     name = name_of(model)
@@ -246,7 +249,7 @@ def causal_logits(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
 
 
 def unadapted(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the model itself, without PEFT around it."""
+    """Return the model without the PEFT wrapper."""
     wrapped: Any = model
     inner = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
     assert isinstance(inner, PreTrainedModel)
@@ -254,12 +257,12 @@ def unadapted(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def name_of(model: PreTrainedModel) -> str:
-    """Return the class of a model, without PEFT around it."""
+    """Return the class name of a model without the PEFT wrapper."""
     return type(unadapted(model)).__name__
 
 
 def max_positions(model: PreTrainedModel) -> int | None:
-    """Return how many tokens a model reads; None where it does not say."""
+    """Return the maximum number of tokens that a model reads, or None if it is not stated."""
     try:
         limit = model.config.get_text_config().max_position_embeddings
     except AttributeError:
@@ -271,7 +274,7 @@ def max_positions(model: PreTrainedModel) -> int | None:
 
 
 def has_position_table(model: PreTrainedModel) -> bool:
-    """Return whether positions beyond the last one fail, rather than being merely untrained."""
+    """Return whether positions beyond the last one fail, rather than only being untrained."""
     limit = max_positions(model)
     if limit is None:
         return False
@@ -285,9 +288,9 @@ def check_lengths(model: PreTrainedModel, lengths: Iterable[int], what: str) -> 
     """Raise UserError if a text is longer than the model has positions.
 
     Args:
-        model: with a table of positions, or without: then any length is read.
-        lengths: tokens of each text.
-        what: what the texts are, in the singular.
+        model: The model. Without a table of positions it reads texts of any length.
+        lengths: The number of tokens of each text.
+        what: What a text is called in the message, in the singular.
     """
     limit = max_positions(model)
     if limit is None:
@@ -301,14 +304,14 @@ def check_lengths(model: PreTrainedModel, lengths: Iterable[int], what: str) -> 
 
 
 def embedding_rows(model: PreTrainedModel) -> int:
-    """Return how many ids a model reads."""
+    """Return the number of token ids that a model has embeddings for."""
     weight = model.get_input_embeddings().weight
     assert isinstance(weight, Tensor)
     return len(weight)
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise UserError if the tokenizer knows ids that the model has no embedding for."""
+    """Raise UserError if the tokenizer has ids without an embedding in the model."""
     rows = embedding_rows(model)
     if len(tokenizer) > rows:
         raise UserError(

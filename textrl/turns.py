@@ -1,7 +1,7 @@
-"""Which parts of a rendered chat the assistant wrote.
+"""Location of the assistant's turns in the text of a rendered chat.
 
-They are found by rendering beginnings of the chat, so that templates whose generation prompt
-differs from how a turn begins, or that shorten earlier turns, are read rightly.
+They are found by rendering beginnings of the chat. This is also correct for templates whose
+generation prompt differs from the beginning of a turn, or that shorten earlier turns.
 """
 
 import re
@@ -23,11 +23,11 @@ def assistant_spans(
     """Return the text of a chat, and the beginning and end of each part that the assistant wrote.
 
     Args:
-        tokenizer: has the template.
-        chat: ends with the assistant.
-        place: for error messages.
-        ends: the tokens that end a turn; the one that does belongs to the part.
-        prompt: the beginning of the chat, of which nothing counts; None if all turns do.
+        tokenizer: The tokenizer with the chat template.
+        chat: The chat, which ends with the assistant.
+        place: The place of the row, for error messages.
+        ends: The tokens that end a turn. The end token of a turn is included in its part.
+        prompt: The beginning of the chat, in which no turn counts; None if all turns count.
 
     Raises:
         UserError: the template shows the beginning of the chat differently once a turn follows.
@@ -61,14 +61,14 @@ class _Turns:
         return start, self._stop(turn, start)
 
     def _start(self, turn: int, before: Chat, new: bool) -> int:
-        """Return where the model goes on: after what it is prompted with, or with the content."""
+        """Return where the model's output begins: after the generation prompt or at the content."""
         header = ""
         if before.messages:
             prompted = render(self.tokenizer, before, self.place, for_reply=True, new_turn=new)
             if self.whole.startswith(prompted):
                 return len(prompted)
             header = render(self.tokenizer, before, self.place)
-        # The generation prompt writes what the turn does not, such as an opened <think>.
+        # The generation prompt contains text that the turn does not, such as an opening <think>.
         around = self._around(turn)
         continued = before.awaits_more and not new
         if around is None or continued or not self.whole.startswith(header):
@@ -84,9 +84,9 @@ class _Turns:
             alone = RenderedText(alone[: start + clusters[-1].end(1)])
         if len(alone) > start and self.whole.startswith(alone):
             return len(alone)
-        # The template writes this turn in another way once others follow.
+        # The template renders this turn differently when other turns follow.
         around = None if self.chat.messages[turn].get("tool_calls") else self._around(turn)
-        if around is None:  # behind the content, or in its place, stand calls
+        if around is None:  # there are tool calls after the content, or instead of it
             return self._first_end(turn, start)
         if around[1] < start:
             raise self._rewritten(turn)
@@ -94,7 +94,7 @@ class _Turns:
         return around[1] + (end.end() if end else 0)
 
     def _first_end(self, turn: int, start: int) -> int:
-        """Return where the first end token stops behind start and before the next message."""
+        """Return the end of the first end token after start and before the next message."""
         last = turn + 1 == len(self.chat.messages)
         following = None if last else self._around(turn + 1)
         found = re.search(self.ends, self.whole[start : following[0] if following else None])
@@ -103,7 +103,7 @@ class _Turns:
         return start + found.end()
 
     def _around(self, turn: int) -> tuple[int, int] | None:
-        """Return where the content of a message stands in the text, None if it cannot be told."""
+        """Return the position of a message's content in the text, or None if it is unclear."""
         messages = self.chat.messages
         if not isinstance(messages[turn].get("content"), str):
             return None

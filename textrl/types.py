@@ -1,7 +1,8 @@
-"""The data that travel between the parts: frozen, complete when built, never grown.
+"""The data types that modules pass to each other: frozen dataclasses of tensors.
 
 Axes: B sequences, L prompt and completion, T completion. Masks are Bool, True = this token counts;
-masked slots hold 0. Each stage builds the next type instead of adding fields to the last.
+masked slots hold 0. Each object is complete when it is made; a later stage makes an object of the
+next type instead of adding fields.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -27,64 +28,64 @@ class TensorData:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Rollout(TensorData):
-    """Finished episodes as an agent collected them."""
+    """Finished episodes that an agent has collected."""
 
     input_ids: Tensor
-    """Int64 [B L], prompt and completion, right-padded."""
+    """Prompt and completion, right-padded. Int64 [B L]."""
     prompt_lengths: Tensor
-    """Int64 [B]."""
+    """The number of tokens of each prompt. Int64 [B]."""
     positions: Tensor
-    """Int64 [B T], where each action stands in input_ids; the state that chose it is one before."""
+    """The position of each action in input_ids; its state is at the one before. Int64 [B T]."""
     completion_ids: Tensor
-    """Int64 [B T], the actions: input_ids at the positions."""
+    """The actions: input_ids at the positions. Int64 [B T]."""
     mask: Tensor
     """Bool [B T], True on the actions."""
     logprobs: Tensor
-    """[B T] of the policy that sampled, in nats."""
+    """Log-probs of the actions under the policy that sampled, in nats. Shape [B T]."""
     entropies: Tensor
-    """[B T] of that policy, in nats."""
+    """Entropies of that policy, in nats. Shape [B T]."""
     values: Tensor
-    """[B T] of the critic at the state just before each token; 0 without a critic."""
+    """The critic's value of the state before each token; 0 without a critic. Shape [B T]."""
     bootstrap_values: Tensor
-    """[B], the critic after the last token where the episode was truncated, else 0."""
+    """The critic's value after the last token of a truncated episode, else 0. Shape [B]."""
     ref_logprobs: Tensor
-    """[B T], in nats."""
+    """Log-probs of the actions under the reference, in nats. Shape [B T]."""
     rewards: Tensor
-    """[B T], what the environment paid."""
+    """The rewards that the environment paid. Shape [B T]."""
     scores: Tensor
-    """[B], the reward model's number (NaN where truncated)."""
+    """The score of each episode, NaN if it was truncated. Shape [B]."""
     ended_by_eos: Tensor
-    """Bool [B]; False where the budget ended the episode."""
+    """Whether an end token ended the episode; False if the budget did. Bool [B]."""
 
     @property
     def lengths(self) -> Tensor:
-        """Tokens of each text up to its last action, Int64 [B]."""
+        """The number of tokens of each text up to its last action, Int64 [B]."""
         return self.positions.masked_fill(~self.mask, 0).amax(1) + 1
 
     @property
     def sequence_kl(self) -> Tensor:
-        """Sampled KL to the reference, nats a sequence, [B]: sum_t log pi - log pi_ref."""
+        """Sampled KL to the reference in nats per sequence, [B]: sum_t log pi - log pi_ref."""
         return (self.logprobs - self.ref_logprobs).masked_fill(~self.mask, 0.0).sum(1)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Targets(TensorData):
-    """What the PPO update aims at."""
+    """The advantages and returns of a PPO update."""
 
     advantages: Tensor
-    """[B T], whitened over all tokens that count."""
+    """Advantages, whitened over all tokens that count. Shape [B T]."""
     returns: Tensor
-    """[B T], in reward units."""
+    """Targets of the critic, in reward units. Shape [B T]."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Sequences(TensorData):
-    """Prompts with one completion each, as a teacher-forced pass reads them."""
+    """Prompts with one completion each, as input of a teacher-forced pass."""
 
     input_ids: Tensor
-    """Int64 [B L], right-padded."""
+    """The token ids, right-padded. Int64 [B L]."""
     mask: Tensor
-    """Bool [B L], True on the tokens whose log-prob counts (never the first)."""
+    """True on the tokens whose log-prob counts (never the first). Bool [B L]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,12 +103,12 @@ class Sequence:
 
     @property
     def num_counted(self) -> int:
-        """How many tokens' log-probs count."""
+        """The number of tokens whose log-prob counts."""
         return sum(self.counts)
 
 
 def completion_positions(prompt_lengths: Tensor, mask: Tensor) -> Tensor:
-    """Return where the tokens of a completion right behind its prompt stand, Int64 [B T].
+    """Return the positions of completion tokens that directly follow a prompt, Int64 [B T].
 
     >>> completion_positions(torch.tensor([3]), torch.tensor([[True, True, False]]))
     tensor([[3, 4, 0]])

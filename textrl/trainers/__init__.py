@@ -1,4 +1,4 @@
-"""The trainers on fixed data: SFT, reward model, DPO; each = collate + loss + fit."""
+"""The trainers on fixed data sets: SFT, reward model and DPO."""
 
 from textrl.config import DPOConfig, RewardConfig, SFTConfig
 from textrl.trainers.dpo import DPOTrainer

@@ -1,4 +1,4 @@
-"""What the three trainers share: where a run goes, and how it is trained, saved and resumed."""
+"""`Trainer`, the base class of the three trainers: it trains, saves, logs and resumes a run."""
 
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
@@ -24,11 +24,11 @@ from textrl.trainable import check_trainable
 
 
 class Trainer(ABC):
-    """Trains a model on a fixed data set; a subclass says what is read and what is minimised."""
+    """Trains a model on a fixed data set; a subclass defines the examples and the loss."""
 
     config: TrainingConfig
     what: ClassVar[str] = "policy"
-    """What the model is called in error messages."""
+    """The name of the model in error messages."""
 
     def __init__(
         self,
@@ -38,10 +38,10 @@ class Trainer(ABC):
         logger: Logger | None,
         shown: bool,
     ) -> None:
-        """Take what is trained, and where the run goes (see a subclass).
+        """Keep the model and the settings of the run (see the subclasses).
 
         Raises:
-            UserError: no model, or one without weights to train; no tokenizer.
+            UserError: there is no model or no tokenizer, or the model has no weights to train.
         """
         check_trainable(model, self.what)
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
@@ -58,7 +58,7 @@ class Trainer(ABC):
         """Return the examples and their loss."""
 
     def evaluate(self) -> dict[str, float]:
-        """Return the metrics of the held-out part (see the class).
+        """Return the metrics of the held-out part (see the class docstring).
 
         Raises:
             UserError: nothing is held out.
@@ -77,7 +77,7 @@ class Trainer(ABC):
         """Whether there is a held-out part."""
 
     def _finish(self) -> dict[str, float]:
-        """Do what is left to do before the trained model is saved; return what to report of it."""
+        """Do the last work before the trained model is saved; return metrics to report."""
         return {}
 
     def train(self, resume: bool = False, *, log_table: bool = False) -> dict[str, float]:

@@ -1,8 +1,9 @@
 """Direct preference optimisation on a fixed set of pairs (2305.18290).
 
-The reference is the model as it is given: its log-probs of all pairs are computed once, before the
-first update, and kept; no second model stays in memory. Losses without a reference (simpo, orpo,
-sft) skip this. Chosen and rejected are read together, their prompt once (`textrl.packing`).
+The reference is the model before training. Its log-probs of all pairs are computed once, before the
+first update, and kept, so that no second model is in memory. Losses without a reference (simpo,
+orpo, sft) skip this. Chosen and rejected completions are read in one pass, in which their prompt is
+computed once (`textrl.packing`).
 """
 
 from dataclasses import dataclass
@@ -36,35 +37,35 @@ from textrl.updater import LossSum
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A preference, both completions encoded after their prompt."""
+    """A preference pair: both completions, each encoded after the prompt."""
 
     chosen: Sequence
     rejected: Sequence
     certainty: float = 1.0
-    """Share of raters who preferred the chosen one."""
+    """The share of raters who preferred the chosen completion."""
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of both sequences."""
+        """The number of tokens of both sequences."""
         return len(self.chosen.ids) + len(self.rejected.ids)
 
 
 def sequence_logprobs(policy: PolicyModule, sequences: list[Sequence]) -> Tensor:
-    """Return the completions' log-probs, nats a sequence, [N]."""
+    """Return the completions' log-probs in nats per sequence, [N]."""
     return policy.logprobs_of(stack_sequences(sequences, policy.device)).sum(1)
 
 
 def pair_logprobs(policy: PolicyModule, pairs: list[Pair]) -> Tensor:
-    """Return the log-probs of chosen and rejected completions, nats a sequence, [2 B]."""
+    """Return the log-probs of chosen and rejected completions in nats per sequence, [2 B]."""
     sequences = [p.chosen for p in pairs] + [p.rejected for p in pairs]
     return sequence_logprobs(policy, sequences).view(2, len(pairs))
 
 
 def mismatched(pairs: list[Pair], max_length: int) -> list[Sequence]:
-    """Return each pair's prompt with the chosen completion of the next pair of another prompt.
+    """Return each pair's prompt with the chosen completion of the next pair with another prompt.
 
     Raises:
-        UserError: there is one prompt only.
+        UserError: all pairs have the same prompt.
     """
     result = []
     for index, pair in enumerate(pairs):
@@ -94,7 +95,7 @@ def all_logprobs(
 
 
 def completion_lengths(pairs: list[Pair], device: torch.device) -> Tensor:
-    """Return the tokens of chosen and rejected completions, [2 B]."""
+    """Return the numbers of tokens of chosen and rejected completions, [2 B]."""
     sides = [[p.chosen.num_counted for p in pairs], [p.rejected.num_counted for p in pairs]]
     return torch.tensor(sides, device=device)
 
@@ -102,9 +103,9 @@ def completion_lengths(pairs: list[Pair], device: torch.device) -> Tensor:
 def implicit_rewards(
     logprobs: Tensor, reference: Tensor, lengths: Tensor, config: DPOConfig
 ) -> Tensor:
-    """Return by what a loss orders chosen and rejected completions, [2 B].
+    """Return the implicit rewards by which a loss orders chosen and rejected completions, [2 B].
 
-    That is beta (log pi - log pi_ref); for a loss without a reference, log pi a token.
+    They are beta (log pi - log pi_ref), or for a loss without a reference, log pi per token.
     """
     if needs_reference(config.loss_type):
         return config.beta * (logprobs - reference)
@@ -126,11 +127,12 @@ def dpo_loss_sum(
     """Return the summed preference loss of some pairs.
 
     Args:
-        policy: the model in training.
-        pairs: of one micro-batch.
-        reference: the reference's log-probs of them, nats, [2 B]; anything for a loss without it.
-        config: the loss and its settings.
-        kl: estimate of KL(policy || reference) over the whole minibatch, nats (KTO's baseline).
+        policy: The model in training.
+        pairs: The pairs of one micro-batch.
+        reference: The reference's log-probs of the pairs, in nats, [2 B]; ignored by a loss without
+            a reference.
+        config: The loss and its settings.
+        kl: Estimate of KL(policy || reference) over the whole minibatch, in nats (KTO's baseline).
     """
     logprobs = pair_logprobs(policy, pairs)
     lengths = completion_lengths(pairs, policy.device)
@@ -159,7 +161,7 @@ def dpo_loss_sum(
 
 
 def label_smoothing(pairs: list[Pair], config: DPOConfig, device: torch.device) -> float | Tensor:
-    """Return the assumed share of flipped labels, one a pair where raters disagreed."""
+    """Return the assumed share of flipped labels; one number per pair if raters disagreed."""
     flipped = config.label_smoothing
     if all(p.certainty == 1.0 for p in pairs):
         return flipped
@@ -174,14 +176,14 @@ def label_smoothing(pairs: list[Pair], config: DPOConfig, device: torch.device) 
 
 
 class DPOTrainer(Trainer):
-    """Trains a causal language model on `prompt`, `chosen`, `rejected`, plain or chat.
+    """Trains a causal language model on `prompt`, `chosen`, `rejected`, as plain text or chat.
 
     Without a prompt, chosen and rejected are whole chats, and their common beginning is the prompt.
-    A column `certainty` (the share of raters who preferred the chosen completion, in [0, 1]) makes
-    the labels of the losses "sigmoid" and "cdpo" as soft as the raters were; the others refuse it.
+    With a column `certainty` (the share of raters who preferred the chosen completion, in [0, 1])
+    the losses "sigmoid" and "cdpo" use it as a soft label; the other losses refuse it.
 
-    `train` returns `heldout_accuracy` (share of held-out pairs in order, by `implicit_rewards`),
-    where heldout_share > 0.
+    If heldout_share > 0, `train` returns `heldout_accuracy`: the share of held-out pairs that
+    `implicit_rewards` puts in the right order.
     """
 
     config: DPOConfig
@@ -200,21 +202,21 @@ class DPOTrainer(Trainer):
         """Read and encode the data, and compute the reference's log-probs.
 
         Args:
-            model: trained in place; as given, it is the reference.
-            tokenizer: of the model.
-            data: a file, hub name, list of dicts or `datasets.Dataset`; or pairs encoded already
-                (tokens that a policy sampled need no way through text), of which none is held out.
-            config: sizes and rates.
-            output_dir: the checkpoint, the metrics and resumable states go here.
-            logger: SB3's; None is one that writes to output_dir.
-            shown: show progress.
+            model: The model to train, in place. Before training, it is the reference.
+            tokenizer: The tokenizer of the model.
+            data: A file, hub name, list of dicts or `datasets.Dataset`; or pairs that are already
+                encoded (such as tokens that a policy sampled), of which none is held out.
+            config: The hyper-parameters.
+            output_dir: The folder for the checkpoint, the metrics and the state for a resume.
+            logger: An SB3 logger; None makes one that writes to output_dir.
+            shown: Whether to show progress.
 
         Raises:
-            UserError: data that cannot be read; file and line are named.
+            UserError: the data cannot be read; file and line are named.
         """
         super().__init__(model, tokenizer, output_dir, logger, shown)
         self.config = checked_config(self, config, DPOConfig)
-        eos_id(tokenizer)  # without it no text would end
+        eos_id(tokenizer)  # raises an error if there is no EOS: texts could not end
         check_vocabulary(model, tokenizer)
         self._policy = PolicyModule(split_lm(model))
         self._precision = pick_precision(self.config.precision, model, self._policy.device)
@@ -277,7 +279,7 @@ class DPOTrainer(Trainer):
         return {"heldout_accuracy": right / len(pairs)}
 
     def _reference_of(self, pairs: list[Pair]) -> Tensor:
-        """Return `reference_logprobs`, zeros for a loss that has no reference, [2 N]."""
+        """Return `reference_logprobs`, or zeros for a loss without a reference, [2 N]."""
         if not needs_reference(self.config.loss_type):
             return torch.zeros(2, len(pairs), device=self._policy.device)
         return reference_logprobs(self._policy, pairs, self.config.micro_batch_tokens)
@@ -289,8 +291,9 @@ class DPOTrainer(Trainer):
     def _estimate_kl(self, rows: list[int]) -> None:
         """Estimate KL(policy || reference) from a minibatch's mismatched texts, for KTO.
 
-        The chosen completion of another prompt stands in for a sample of the policy (2402.01306,
-        section 4.2). Every process looks at the whole minibatch, so that all use one number.
+        The chosen completion of another prompt is used in place of a sample of the policy
+        (2402.01306, section 4.2). Every process reads the whole minibatch, so that all use the same
+        estimate.
         """
         if self._needs_kl:
             strangers = [self._strangers[i] for i in rows]
@@ -328,7 +331,7 @@ class DPOTrainer(Trainer):
 
 
 def _certainty(value: Any, place: str) -> float:
-    """Return a row's certainty, 1 where it has none."""
+    """Return a row's certainty, 1 by default."""
     if value in (None, ""):
         return 1.0
     try:

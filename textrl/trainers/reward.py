@@ -1,8 +1,8 @@
 """Reward modelling: Bradley-Terry on pairs and rankings (step 2 of RLHF).
 
-All completions of one ranking are one example, so that each is encoded once and all its pairs are
+All completions of a ranking are one example. So each completion is encoded once, and all pairs are
 in one batch element (InstructGPT: shuffled pairs of one prompt over-fit). The trained scores are
-normalised on samples of the SFT policy; their mean and std live in the checkpoint's config.
+normalised on samples of the SFT policy; their mean and std are stored in the checkpoint's config.
 """
 
 import copy
@@ -35,7 +35,7 @@ from textrl.updater import LossSum
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """One prompt's completions, encoded for scoring, and their order."""
+    """The completions of one prompt, encoded for scoring, and their ranks."""
 
     encoded: list[list[int]]
     ranks: list[int]
@@ -43,15 +43,15 @@ class Ranking:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all completions, each with its prompt."""
+        """The number of tokens of all completions, each with its prompt."""
         return sum(len(ids) for ids in self.encoded)
 
 
 def reward_model_from(name: str | Path, seed: int = 0) -> PreTrainedModel:
-    """Return a one-label classifier on the trunk of a language model or encoder, with a fresh head.
+    """Return a one-label classifier with the trunk of a language model or encoder and a new head.
 
-    The head is N(0, 1 / (d + 1)) with d its input width, as in 1909.08593. Give the tokenizer a
-    padding token with `textrl.models.ensure_pad` before training (the trainer does).
+    The head is drawn from N(0, 1 / (d + 1)) with d its input width, as in 1909.08593. The tokenizer
+    needs a padding token before training, from `textrl.models.ensure_pad`; the trainer calls it.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -65,11 +65,11 @@ def reward_model_from(name: str | Path, seed: int = 0) -> PreTrainedModel:
 class RewardTrainer(Trainer):
     """Trains a sequence classifier to order completions as people did.
 
-    Data: `chosen`, `rejected` (and `prompt`, `margin` where there are such columns), or
-    `completions`, `ranks` (0 is best, ties allowed), plain or chat.
+    The data have the columns `chosen` and `rejected` (and optionally `prompt` and `margin`), or
+    `completions` and `ranks` (0 is best, ties allowed), as plain text or chat.
 
-    `train` returns `score_mean`, `score_std` (raw units) and, where heldout_share > 0,
-    `heldout_accuracy` (share of held-out pairs ordered as people did).
+    `train` returns `score_mean` and `score_std` (raw units). If heldout_share > 0, it also returns
+    `heldout_accuracy`: the share of held-out pairs that are ordered as people did.
     """
 
     config: RewardConfig
@@ -90,20 +90,21 @@ class RewardTrainer(Trainer):
         """Read and encode the data.
 
         Args:
-            model: a classifier with one label, trained in place (see `reward_model_from`).
-            tokenizer: of the model; a copy gets a padding token distinct from EOS, if need be.
-            data: a file, hub name, list of dicts or `datasets.Dataset`.
-            config: sizes and rates.
-            normalize_on: texts (samples of the SFT policy) on which the score gets mean 0, std 1;
+            model: A classifier with one label, trained in place (see `reward_model_from`).
+            tokenizer: The tokenizer of the model. If necessary, a copy of it gets a padding token
+                other than EOS.
+            data: A file, hub name, list of dicts or `datasets.Dataset`.
+            config: The hyper-parameters.
+            normalize_on: Texts (samples of the SFT policy) on which the score gets mean 0, std 1;
                 by default the texts of the data.
-            output_dir: the checkpoint, the metrics and resumable states go here.
-            logger: SB3's; None is one that writes to output_dir.
-            shown: show progress.
+            output_dir: The folder for the checkpoint, the metrics and the state for a resume.
+            logger: An SB3 logger; None makes one that writes to output_dir.
+            shown: Whether to show progress.
 
         Raises:
-            UserError: data that cannot be read, or a model with more than one label.
+            UserError: the data cannot be read, or the model has more than one label.
         """
-        tokenizer = copy.deepcopy(tokenizer)  # it may get a padding token of its own
+        tokenizer = copy.deepcopy(tokenizer)  # it may get a padding token
         super().__init__(model, tokenizer, output_dir, logger, shown)
         if model.config.num_labels != 1:
             raise UserError(f"a reward model has 1 label, this one {model.config.num_labels}")
@@ -122,7 +123,7 @@ class RewardTrainer(Trainer):
         self._normalize_on = normalize_on or self._some_texts(records)
         if len(set(self._normalize_on)) < 2:
             raise UserError("normalize_on holds one text; scores of several are needed")
-        for row, text in enumerate(self._normalize_on):  # too long a one is found before training
+        for row, text in enumerate(self._normalize_on):  # finds texts that are too long
             self._encode_text(text, f"text {row}")
 
     def _task(self) -> FitTask:
@@ -144,7 +145,7 @@ class RewardTrainer(Trainer):
 
     @torch.no_grad()
     def normalize(self, texts: list[str]) -> dict[str, float]:
-        """Store in the model's config the mean and std that give these texts scores of 0 and 1."""
+        """Store mean and std of these texts' scores in the model's config, and return them."""
         self.model.eval()
         encoded = [self._encode_text(text, f"text {row}") for row, text in enumerate(texts)]
         scores = self._classifier.scores(encoded).double()
@@ -156,7 +157,7 @@ class RewardTrainer(Trainer):
 
     @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
-        """Return the share of held-out pairs (ties left out) that the model orders rightly."""
+        """Return the share of held-out pairs (without ties) that the model orders correctly."""
         right = total = 0.0
         for ranking in self.heldout_rankings:
             metrics = self._loss([ranking]).metrics
@@ -193,7 +194,7 @@ class RewardTrainer(Trainer):
         )
 
     def _score_rankings(self, rankings: list[Ranking]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return scores, ranks, mask, each [B K]: one pass over all completions."""
+        """Return scores, ranks and mask, each [B K], from one pass over all completions."""
         device, most = self.model.device, max(len(r.ranks) for r in rankings)
         mask = torch.tensor([[k < len(r.ranks) for k in range(most)] for r in rankings])
         ranks = torch.tensor([r.ranks + [0] * (most - len(r.ranks)) for r in rankings])
@@ -226,7 +227,7 @@ class RewardTrainer(Trainer):
             raise UserError(f"{place}: {error}") from None
 
     def _whole_texts(self, row: Row, place: str) -> list[str]:
-        """Return prompt + completion of each completion, as the environment would score it."""
+        """Return each completion after its prompt, as the text that the environment would score."""
         prompt = prompt_of(row, place)
         return [
             reward_text(self.tokenizer, prompt, completion, row, place)
@@ -239,7 +240,7 @@ class RewardTrainer(Trainer):
 
 
 def _refuse_same_tokens(encoded: list[list[int]], ranks: list[int], place: str) -> None:
-    """Raise UserError where two completions of different ranks are the same to the model."""
+    """Raise UserError if two completions with different ranks have the same token ids."""
     for (first, rank), (second, other) in itertools.combinations(
         zip(encoded, ranks, strict=True), 2
     ):

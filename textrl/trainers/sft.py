@@ -24,7 +24,7 @@ from textrl.updater import LossSum
 class SFTTrainer(Trainer):
     """Trains a causal language model on `text`, `prompt` + `completion`, or chat `messages`.
 
-    `train` returns `heldout_loss`, nats a token, where heldout_share > 0.
+    If heldout_share > 0, `train` returns `heldout_loss` in nats per token.
     """
 
     config: SFTConfig
@@ -43,20 +43,20 @@ class SFTTrainer(Trainer):
         """Read and encode the data.
 
         Args:
-            model: trained in place.
-            tokenizer: of the model.
-            data: a file, hub name, list of dicts or `datasets.Dataset`.
-            config: sizes and rates.
-            output_dir: the checkpoint, the metrics and resumable states go here.
-            logger: SB3's; None is one that writes to output_dir.
-            shown: show progress.
+            model: The model to train, in place.
+            tokenizer: The tokenizer of the model.
+            data: A file, hub name, list of dicts or `datasets.Dataset`.
+            config: The hyper-parameters.
+            output_dir: The folder for the checkpoint, the metrics and the state for a resume.
+            logger: An SB3 logger; None makes one that writes to output_dir.
+            shown: Whether to show progress.
 
         Raises:
-            UserError: data that cannot be read; file and line are named.
+            UserError: the data cannot be read; file and line are named.
         """
         super().__init__(model, tokenizer, output_dir, logger, shown)
         self.config = checked_config(self, config, SFTConfig)
-        eos_id(tokenizer)  # without it no text would end
+        eos_id(tokenizer)  # raises an error if there is no EOS: texts could not end
         check_vocabulary(model, tokenizer)
         self._ends = end_ids(tokenizer, model)
         train, heldout = split_by_prompt(
@@ -84,11 +84,11 @@ class SFTTrainer(Trainer):
         return bool(self.heldout_sequences)
 
     def _evaluate(self) -> dict[str, float]:
-        """Return the loss on the held-out part, nats a token."""
+        """Return the loss on the held-out part in nats per token."""
         return self._heldout_loss(self.heldout_sequences)
 
     def evaluate_on(self, data: Source) -> dict[str, float]:
-        """Return the loss on other data in the same form, nats a token."""
+        """Return the loss on other data of the same form in nats per token."""
         records = load_records(data, "demonstrations")
         limit = self.config.max_length
         return self._heldout_loss(sft_sequences(self.tokenizer, records, limit, self._ends))

@@ -1,1 +1,1 @@
-"""`textrl benchmark`: several agents on one task with one budget."""
+"""`textrl benchmark`: compares several agents on one task with one budget."""

@@ -1,9 +1,9 @@
-"""The agents of a benchmark by name, and how each is trained and measured on its task.
+"""The agents of a benchmark by name, and how each is trained and measured on the task.
 
 ppo, rloo, ...         a registered agent
 sb3:PPO                SB3's PPO or A2C, sb3-contrib's TRPO or MaskablePPO, on the language model
 mlp:PPO                an MlpPolicy of PPO, A2C, DQN or QRDQN on `VectorCandidateActions`
-package.module:Name    anything that is called with (policy, vector environment)
+package.module:Name    any callable with the arguments (policy, vector environment)
 reference, random      the starting policy; a uniform choice among the candidates
 """
 
@@ -42,18 +42,18 @@ STOCK = ("PPO", "A2C", "DQN", "QRDQN")
 
 
 class Subject:
-    """An agent under measurement: how it trains, what measures it, who counts its tokens."""
+    """An agent in a benchmark: trains it, counts its tokens, and has the function to measure it."""
 
     def __init__(self, agent: Any, measure: Measure) -> None:
-        """Take an agent (None trains nothing) and what measures it."""
+        """Keep an agent (None if nothing is trained) and the function that measures it."""
         self._agent, self.measure = agent, measure
         self.trains = agent is not None and not isinstance(agent, BestOfN)
         self._asked = 0
 
     def train(self, total: int, parts: int, after_part: Callable[[], None]) -> None:
-        """Train for so many tokens; call back after each of so many parts.
+        """Train for `total` tokens in `parts` parts; call `after_part` after each part.
 
-        SB3's agents train in one go, since their schedules run over one call of `learn`.
+        SB3's agents train in a single call, since their schedules span one call of `learn`.
         """
         if isinstance(self._agent, BaseAlgorithm):
             between = _AfterParts([total * part // parts for part in range(1, parts)], after_part)
@@ -71,7 +71,7 @@ class Subject:
 
     @property
     def tokens(self) -> int:
-        """How many tokens it has trained for, as the agent counts them, else as it was asked."""
+        """The number of tokens trained for: the agent's own count, or else the requested number."""
         for name in ("env_steps", "num_timesteps"):
             if hasattr(self._agent, name):
                 return int(getattr(self._agent, name))
@@ -96,16 +96,16 @@ def make_subject(name: str, task: Task, seed: int) -> Subject:
     """Return a new agent of this name on a task.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such agent.
     """
     return find(name)(task, seed)
 
 
 def find(name: str) -> Callable[[Task, int], Subject]:
-    """Return what makes the agent of this name from a task and a seed.
+    """Return the function that makes the agent of this name from a task and a seed.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such agent.
     """
     family, colon, rest = name.partition(":")
     known = {"reference": _reference, "random": _random}
@@ -126,10 +126,10 @@ def find(name: str) -> Callable[[Task, int], Subject]:
 
 
 def algorithm(name: str) -> Any:
-    """Return the class of SB3 or sb3-contrib.
+    """Return the class of this name from SB3 or sb3-contrib.
 
     Raises:
-        UserError: it needs sb3-contrib, which is not installed.
+        UserError: the class needs sb3-contrib, which is not installed.
     """
     if hasattr(stable_baselines3, name):
         return getattr(stable_baselines3, name)
@@ -140,7 +140,7 @@ def algorithm(name: str) -> Any:
 
 
 def importable(name: str) -> str:
-    """Return a name that another process understands: of an outside agent, where it is defined."""
+    """Return a name that another process can resolve: for an outside agent, package.module:Name."""
     factory: Any = factory_of(name) if name in registered() else None
     if factory is not None and not factory.__module__.startswith("textrl."):
         return f"{factory.__module__}:{factory.__qualname__}"
@@ -148,12 +148,12 @@ def importable(name: str) -> str:
 
 
 def _any(factory: Any, task: Task, seed: int) -> Subject:
-    """Make one of our agents with the shared settings, or anybody's from policy and environment.
+    """Make one of our agents with the shared settings, or an outside agent from its factory.
 
-    An outside factory that has an argument `seed` is given it.
+    An outside factory gets policy and environment, and the seed if it has an argument `seed`.
     """
     heldout = task.environment(heldout=True)
-    if factory is BestOfN:  # it scores where it acts
+    if factory is BestOfN:  # it scores in the environment in which it acts
         agent: Any = BestOfN(task.policy(), heldout, BestOfNConfig(seed=seed))
         kl = best_of_kl(agent.config.n)
         return Subject(agent, acting_measure(heldout, functools.partial(_unknown, agent), kl))
@@ -171,7 +171,7 @@ def _any(factory: Any, task: Task, seed: int) -> Subject:
 
 
 def _shared_settings(factory: type[TextAgent], config: BenchmarkConfig, seed: int) -> AgentConfig:
-    """Return an agent's configuration: four minibatches, twice, of the same episodes."""
+    """Return an agent's configuration: four minibatches and two epochs per iteration."""
     items = config.episodes_per_iteration
     if issubclass(factory, OnlineDPO):
         items //= config.group_size  # pairs
@@ -190,7 +190,7 @@ def _shared_settings(factory: type[TextAgent], config: BenchmarkConfig, seed: in
 
 
 def _language_model(kind: type[OnPolicyAlgorithm], task: Task, seed: int) -> Subject:
-    """Make an agent of SB3 that trains the language model; rollouts and minibatches as ours."""
+    """Make an SB3 agent that trains the language model, with our sizes of rollout and minibatch."""
     config = task.config
     rollout = config.episodes_per_iteration * config.max_completion_tokens
     options: dict[str, Any] = {"batch_size": max(rollout // 4, 2)}
@@ -227,7 +227,7 @@ def _stock(kind: type[OnPolicyAlgorithm | OffPolicyAlgorithm], task: Task, seed:
     options: dict[str, Any] = {"n_steps": _steps(kind, config), "gae_lambda": 0.95}
     if kind.__name__ == "PPO":
         options |= {"batch_size": max(tokens // 4, 2), "n_epochs": 4}
-    if kind.__name__ == "A2C":  # one small step a rollout: many short rollouts
+    if kind.__name__ == "A2C":  # one small step per rollout, so use many short rollouts
         options["n_steps"] = max(8, config.max_completion_tokens // 2)
     if issubclass(kind, OffPolicyAlgorithm):
         options = {
@@ -240,7 +240,7 @@ def _stock(kind: type[OnPolicyAlgorithm | OffPolicyAlgorithm], task: Task, seed:
             "exploration_fraction": 0.4,
             "exploration_final_eps": 0.02,
         }
-    if kind.__name__ == "QRDQN":  # its loss compares all pairs: 200 quantiles take ten times longer
+    if kind.__name__ == "QRDQN":  # the loss compares all pairs: 200 quantiles take ten times longer
         options["policy_kwargs"] = {"n_quantiles": 25}
     agent = kind(
         "MlpPolicy",
@@ -260,7 +260,7 @@ def _stock(kind: type[OnPolicyAlgorithm | OffPolicyAlgorithm], task: Task, seed:
 
 
 def _steps(kind: type[Any], config: BenchmarkConfig) -> int:
-    """Return a rollout's steps: our agents' tokens; fewer for A2C, which takes one step each."""
+    """Return the steps per rollout for our agents' tokens; fewer for A2C, with one update each."""
     if kind.__name__ == "A2C":
         return 2 * config.max_completion_tokens
     return config.episodes_per_iteration * config.max_completion_tokens // config.num_envs
@@ -282,17 +282,17 @@ def _random(task: Task, seed: int) -> Subject:
 
 
 def _unknown(agent: Agent, seen: Observation) -> tuple[np.ndarray, None]:
-    """Act; nobody knows the log-probs."""
+    """Act with an agent that gives no log-probs."""
     return agent.predict(seen)[0], None
 
 
 def _greedy(agent: BaseAlgorithm, states: Observation) -> tuple[np.ndarray, np.ndarray]:
-    """Take the best action for certain: its log-prob is 0."""
+    """Take the best action deterministically, so that its log-prob is 0."""
     return agent.predict(states, deterministic=True)[0], np.zeros(len(states))
 
 
 def _drawn(agent: OnPolicyAlgorithm, states: Observation) -> tuple[np.ndarray, np.ndarray]:
-    """Draw an action from the policy."""
+    """Sample an action from the policy."""
     with torch.no_grad():
         distribution = agent.policy.get_distribution(torch.as_tensor(states))
         actions = distribution.get_actions()

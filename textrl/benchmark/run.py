@@ -1,8 +1,9 @@
-"""Several agents on one task with one budget: learning curves, final score and KL, speed, memory.
+"""Comparison of agents on one task with one budget: learning curves, score, KL, speed, memory.
 
-`textrl benchmark` and `benchmarks/agents.py` run this. A cell is an agent and a seed. Each runs in
-a process of its own, one after the other, so that speed and peak memory are its own; a cell that
-fails is reported and the others go on. Finished cells are kept in OUTPUT/cells.jsonl.
+`textrl benchmark` and `benchmarks/agents.py` run this. A cell is an agent and a seed. The cells run
+one after the other, each in a separate process, so that speed and peak memory are measured for each
+cell alone. A cell that fails is reported, and the others still run. Finished cells are kept in
+OUTPUT/cells.jsonl.
 """
 
 import concurrent.futures
@@ -36,10 +37,10 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def run(config: BenchmarkConfig, folder: Path) -> list[dict[str, Any]]:
-    """Run the cells that the folder lacks; write results.json, table.md and curves.png there.
+    """Run the cells that are missing in the folder; write results.json, table.md and curves.png.
 
-    A cell is a row of cells.jsonl, and counts as there if its settings are these (agents and seeds
-    may be added) and it did not fail.
+    A cell is a row of cells.jsonl. It is missing if it failed or was run with other settings;
+    agents and seeds may be added.
     """
     cells = [(agent, seed) for seed in range(config.seeds) for agent in config.agent_names()]
     settings = settings_digest(config)
@@ -66,13 +67,13 @@ def run(config: BenchmarkConfig, folder: Path) -> list[dict[str, Any]]:
 
 
 def settings_digest(config: BenchmarkConfig) -> str:
-    """Return a digest of all that a cell's numbers depend on but agent and seed."""
+    """Return a digest of all settings that affect a cell's numbers, except agent and seed."""
     settings = {k: v for k, v in asdict(config).items() if k not in ("agents", "seeds")}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def in_own_process(config: BenchmarkConfig, agent: str, seed: int) -> dict[str, Any]:
-    """Return the row of one cell; an exception or a killed process is a row with an error."""
+    """Run one cell in a new process; an exception or a killed process gives a row with an error."""
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
@@ -81,16 +82,19 @@ def in_own_process(config: BenchmarkConfig, agent: str, seed: int) -> dict[str, 
             }
         except BrokenProcessPool:
             error = "its process was killed (out of memory?)"
-        except Exception:  # whatever it is, it is reported and the other cells go on
+        except Exception:  # any exception is reported, and the other cells still run
             error = traceback.format_exc()
     return {"agent": agent, "seed": seed, "error": error}
 
 
 def run_cell(config: BenchmarkConfig, agent: str, seed: int) -> dict[str, Any]:
-    """Train one agent for the budget, measured on its way; seconds and memory are of training."""
+    """Train one agent for the budget and measure it on the way.
+
+    Seconds and memory are those of the training only.
+    """
     torch.set_num_threads(config.threads)
     keep_freed_memory()
-    set_random_seed(seed)  # for agents that draw from the global generators, in this process only
+    set_random_seed(seed)  # for agents that use the global random generators of this process
     subject = make_subject(agent, Task(config), seed)
     curve: list[list[float | None]] = [[0, *subject.measure()]]
     seconds = peak = 0.0
@@ -121,8 +125,8 @@ def run_cell(config: BenchmarkConfig, agent: str, seed: int) -> dict[str, Any]:
 
 
 def peak_memory_mb() -> float:
-    """Return the most memory that this process has held since `forget_peak_memory`."""
-    if STATUS.exists():  # ru_maxrss would count the parent's on Linux
+    """Return the peak memory of this process since `forget_peak_memory`, in megabytes."""
+    if STATUS.exists():  # on Linux, ru_maxrss would include the parent's peak
         found = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text())
         if found:
             return int(found.group(1)) / 1024
@@ -130,13 +134,13 @@ def peak_memory_mb() -> float:
 
 
 def forget_peak_memory() -> None:
-    """Begin a new peak, where the system (Linux) can."""
+    """Reset the peak memory of this process, if the system supports it (Linux)."""
     with contextlib.suppress(OSError):
         CLEAR.write_text("5")
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return a Markdown table: means over the seeds, with the smallest and largest score."""
+    """Return a Markdown table of means over the seeds, with the smallest and largest score."""
     lines = [
         "| agent | seeds | score (least to most) | KL, nats a sequence | tokens a second "
         "| peak memory, MB |",
@@ -176,7 +180,7 @@ def _draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def check(config: BenchmarkConfig) -> None:
-    """Raise UserError for an unknown agent or an impossible task, before anything runs."""
+    """Raise UserError, before anything runs, for an unknown agent or an impossible task."""
     for name in config.agent_names():
         find(name)
     task = Task(config)

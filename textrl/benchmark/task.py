@@ -1,4 +1,4 @@
-"""The task that a benchmark's agents share, and how any agent is measured on it."""
+"""The task that all agents of a benchmark share, and the functions that measure an agent on it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,20 +16,20 @@ from textrl.models import load_causal_lm, load_tokenizer, split_lm
 from textrl.resolve import resolve_reward
 
 MEASURE_SEED = 1234
-"""Every measurement takes the same prompts."""
+"""The seed of every measurement, so that all use the same prompts."""
 
 Observation = Any
 Measure = Callable[[], tuple[float, float | None]]
-"""Returns mean score and KL (nats a sequence; None where nobody knows it)."""
+"""A function that returns mean score and KL (in nats per sequence; None if it is unknown)."""
 Act = Callable[[Observation], tuple[np.ndarray, np.ndarray | None]]
-"""Observations of all rows -> actions [B] and their log-probs [B] (None where nobody knows)."""
+"""Observations of all rows -> actions [B] and their log-probs [B] (None if they are unknown)."""
 
 
 class Task:
-    """The environment that all agents share, made anew for each."""
+    """The task that all agents share; each agent gets new copies of policy and environment."""
 
     def __init__(self, config: BenchmarkConfig) -> None:
-        """Take the task's part of a configuration."""
+        """Make the task from a configuration."""
         self.config = config
         self.tokenizer: PreTrainedTokenizerBase | None = None
         if config.model is not None:
@@ -42,7 +42,7 @@ class Task:
         return load_causal_lm(self.config.model, dtype="float32")
 
     def environment(self, *, heldout: bool = False) -> TextRLHFVectorEnv:
-        """Return the environment to train in, or the one to be measured in."""
+        """Return the environment for training, or the held-out one for measurements."""
         config = self.config
         prompts = config.heldout if heldout and config.heldout else config.prompts
         return TextRLHFVectorEnv(
@@ -57,7 +57,7 @@ class Task:
 
 
 def model_measure(venv: TextRLHFVectorEnv, policy: Callable[[], PreTrainedModel]) -> Measure:
-    """Return what measures a language model: one sampled episode of every held-out row."""
+    """Return a function that measures a language model on one sampled episode per held-out row."""
 
     def measure() -> tuple[float, float | None]:
         venv.reset(seed=MEASURE_SEED)
@@ -71,11 +71,11 @@ def model_measure(venv: TextRLHFVectorEnv, policy: Callable[[], PreTrainedModel]
 def acting_measure(
     venv: TextRLHFVectorEnv | VectorCandidateActions, act: Act, known_kl: float | None = None
 ) -> Measure:
-    """Return what measures any agent: it acts in one episode of every held-out row."""
+    """Return a function that measures any agent: it acts in one episode of every held-out row."""
 
     def measure() -> tuple[float, float | None]:
         venv.reset(seed=MEASURE_SEED)
-        observation, _ = venv.reset()  # the prompts of `model_measure`, whose `collect` resets
+        observation, _ = venv.reset()  # gives the prompts of `model_measure`, which resets too
         going = np.ones(venv.num_envs, dtype=bool)
         scores, kl = np.zeros(venv.num_envs), np.zeros(venv.num_envs)
         unknown = False

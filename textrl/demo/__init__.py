@@ -1,1 +1,1 @@
-"""The demo: InstructGPT's three steps and DPO on movie reviews, from nothing, with a report."""
+"""The demo: InstructGPT's three steps and DPO on movie reviews, from scratch, with a report."""

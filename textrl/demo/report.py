@@ -1,8 +1,7 @@
-"""The page that a person reads after a run: one HTML file, no script, nothing from outside.
+"""The report of a demo run: one HTML file without scripts or external resources.
 
-Curves (matplotlib, inline SVG), the reward-KL plot of all four policies, samples side by side with
-each token shaded by its KL and its reward, configuration and versions. Every plotting function
-takes and returns an Axes.
+It has learning curves (matplotlib, inline SVG), the reward-KL plot of all four policies, samples
+side by side with each token shaded by its KL and its reward, the configuration and the versions.
 """
 
 import html
@@ -14,7 +13,7 @@ from typing import Any
 
 import matplotlib
 
-matplotlib.use("svg")  # no screen is needed
+matplotlib.use("svg")  # a backend that needs no screen
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -54,10 +53,10 @@ def write_report(
     """Write report.html into a demo's run folder and return its path.
 
     Args:
-        folder: of the run; the stages' `progress.json` are read from it.
-        summary: what summary.json holds.
-        settings: the resolved configuration.
-        samples: for each policy, the same prompts' completions token by token.
+        folder: The folder of the run; the stages' `progress.json` are read from it.
+        summary: The content of summary.json.
+        settings: The resolved configuration.
+        samples: The completions of each policy, token by token, for the same prompts.
     """
     ppo, dpo = read_progress(folder / "ppo"), read_progress(folder / "dpo")
     sft, reward = read_progress(folder / "sft"), read_progress(folder / "reward_model")
@@ -94,7 +93,7 @@ def write_report(
 
 
 def column(rows: Sequence[dict[str, float]], name: str) -> list[float]:
-    """Return the numbers of a column, of the rows that have it."""
+    """Return the numbers in a column, from the rows that have it."""
     return [row[name] for row in rows if row.get(name) is not None]
 
 
@@ -116,7 +115,7 @@ def plot_ppo_curves(rows: Sequence[dict[str, float]]) -> Figure:
 
 
 def plot_frontier(summary: dict[str, Any], ppo: Sequence[dict[str, float]]) -> Figure:
-    """Draw mean score against KL of the four policies, and PPO's way."""
+    """Draw mean score against KL for the four policies, and the path of PPO's training."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     way = column(ppo, "rollout/kl"), column(ppo, "rollout/score")
     axes.plot(*way, color=COLOURS["ppo"], alpha=0.35, linewidth=1.5)
@@ -137,7 +136,7 @@ def plot_training(
     reward: Sequence[dict[str, float]],
     dpo: Sequence[dict[str, float]],
 ) -> Figure:
-    """Draw the losses of SFT and DPO and the accuracies of reward model and DPO."""
+    """Draw the losses of SFT and DPO, and the accuracies of the reward model and DPO."""
     figure, grid = plt.subplots(1, 4, figsize=(13, 2.8), layout="constrained")
     panels = [
         (column(sft, "sft/loss"), "SFT loss (nats a token)", COLOURS["sft"]),
@@ -191,7 +190,7 @@ def _samples(samples: dict[str, list[dict[str, Any]]], kl_coef: float) -> str:
 
 
 def _shaded(sample: dict[str, Any], kl_coef: float) -> str:
-    """Return a completion as HTML, one span a token; the sign is in the title as text too."""
+    """Return a completion as HTML with one span per token; the title states the sign as text."""
     last = len(sample["tokens"]) - 1
     spans = []
     for index, (token, kl) in enumerate(zip(sample["tokens"], sample["kl"], strict=True)):

@@ -1,8 +1,8 @@
-"""The demo's real data: 10,605 movie-review snippets, each rated by 15 to 29 people.
+"""The demo's data: 10,605 movie-review snippets, each rated by 15 to 29 people.
 
-From the source distribution of vaderSentiment 3.3.2 (MIT; Hutto and Gilbert 2014, ICWSM), fetched
-at run time into the cache folder, checksum pinned, never committed. Ratings run from -4 (extremely
-negative) to +4 (extremely positive).
+They come from the source distribution of vaderSentiment 3.3.2 (MIT; Hutto and Gilbert 2014, ICWSM).
+It is downloaded at run time into the cache folder and checked against a pinned checksum; it is not
+in the repository. Ratings are from -4 (extremely negative) to +4 (extremely positive).
 """
 
 import ast
@@ -26,11 +26,11 @@ RATINGS = "hutto_ICWSM_2014/movieReviewSnippets_anonDataRatings.txt"
 
 @dataclass(frozen=True, kw_only=True)
 class Review:
-    """One snippet and what people said of it."""
+    """A snippet and people's ratings of it."""
 
     text: str
     ratings: tuple[int, ...]
-    """One a person, from -4 to 4."""
+    """One rating per person, from -4 to 4."""
 
     @property
     def mean(self) -> float:
@@ -39,10 +39,10 @@ class Review:
 
 
 def load_reviews(folder: Path | None = None) -> list[Review]:
-    """Return all movie reviews, downloaded into the folder (default: the cache) if need be.
+    """Return all movie reviews, downloaded into the folder (default: the cache) if necessary.
 
     Raises:
-        UserError: no network and no cached file, or a file that is not the pinned one.
+        UserError: there is neither network nor cached file, or the file has another checksum.
     """
     path = (folder or cache_dir()) / ARCHIVE
     if not path.exists():
@@ -58,7 +58,7 @@ def load_reviews(folder: Path | None = None) -> list[Review]:
 def split_reviews(
     reviews: Sequence[Review], heldout_share: float = 0.1
 ) -> tuple[list[Review], list[Review]]:
-    """Return (train, held-out) by a hash of the text, so that a repeated text is on one side."""
+    """Split into (train, held-out) by a hash of the text; equal texts are in the same part."""
     sides: tuple[list[Review], list[Review]] = ([], [])
     for review in reviews:
         digest = hashlib.sha256(review.text.encode()).digest()
@@ -71,8 +71,9 @@ def review_pairs(
 ) -> list[dict[str, str | float]]:
     """Return preference pairs of two random snippets: the better-rated one is chosen.
 
-    Columns: `prompt` (empty), `chosen`, `rejected`, `margin` (gap of the mean ratings, > min_gap)
-    and `certainty` (share of rater pairs that agree with the label; ties count half).
+    The columns are `prompt` (empty), `chosen`, `rejected`, `margin` (difference of the mean
+    ratings, > min_gap) and `certainty` (share of rater pairs that agree with the label; ties count
+    half).
     """
     pairs: list[dict[str, str | float]] = []
     while len(pairs) < count:
@@ -107,7 +108,7 @@ def review_rankings(
 
 
 def agreement(better: Sequence[int], worse: Sequence[int]) -> float:
-    """Return the share of rater pairs (one of each text) that prefer the better; ties half.
+    """Return the share of rater pairs (one rater of each text) that agree; ties count half.
 
     >>> agreement([2, 1], [1, 1])  # 2>1 twice, 1=1 twice
     0.75
@@ -119,11 +120,13 @@ def agreement(better: Sequence[int], worse: Sequence[int]) -> float:
 def krippendorff_alpha(ratings: Sequence[Sequence[int]]) -> float:
     """Return Krippendorff's alpha for interval data: 1 = perfect agreement, 0 = chance.
 
-        alpha = 1 - D_observed / D_expected, each the mean squared difference of two ratings, of
-        one item and of any two items; an item with m ratings counts with weight m
+        alpha = 1 - D_observed / D_expected
+
+    Both are mean squared differences of two ratings: of the same item, and of any two items. An
+    item with m ratings has weight m.
 
     Args:
-        ratings: of each item, in any number; items with one rating do not count.
+        ratings: The ratings of each item, any number of them; items with one rating are ignored.
 
     Source: Krippendorff 2011, "Computing Krippendorff's alpha-reliability".
 

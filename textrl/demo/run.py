@@ -1,10 +1,10 @@
-"""The main job: InstructGPT's three steps, and DPO, on real human ratings, end to end.
+"""The demo's pipeline: InstructGPT's three steps, and DPO, on human ratings, end to end.
 
     data -> SFT -> reward model -> PPO | DPO -> evaluation on held-out prompts -> report
 
-Each stage leaves a folder with a plain checkpoint and its metrics; a run that was interrupted goes
-on with --resume at the first stage that is not complete. The numbers of all stages are in
-`presets.py`, the page that a person reads is made by `report.py`.
+Each stage writes a folder with a plain checkpoint and its metrics. With --resume, an interrupted
+run continues at the first stage that is not complete. The settings of all stages are in
+`presets.py`; `report.py` makes the HTML report.
 """
 
 import json
@@ -66,7 +66,7 @@ SHOWN_SAMPLES = 12
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What every stage of a run knows."""
+    """The data that all stages of a run share."""
 
     config: DemoConfig
     preset: Preset
@@ -82,10 +82,10 @@ class Job:
 
 
 def run(config: DemoConfig) -> dict[str, Any]:
-    """Run the pipeline and return its summary; everything lands in the run folder.
+    """Run the pipeline and return its summary; all results are written to the run folder.
 
     Raises:
-        UserError: the folder exists, the data cannot be fetched.
+        UserError: the folder exists, or the data cannot be downloaded.
     """
     began = time.monotonic()
     check_run_dir(config.output_dir, resume=config.resume, overwrite=config.overwrite)
@@ -128,7 +128,7 @@ def _run(
         "sft_heldout_loss": results["sft"]["heldout_loss"],
         **results["evaluation"]["summary"],
     }
-    if not config.resume:  # the whole run in one go: imports and data count too
+    if not config.resume:  # an uninterrupted run: its time includes imports and data
         summary["seconds"] = time.monotonic() - began
     write_json(folder / "summary.json", summary)
     report = write_report(folder, summary, asdict(preset), results["evaluation"]["samples"])
@@ -161,7 +161,7 @@ def train_sft(job: Job) -> dict[str, Any]:
 
 
 def train_reward_model(job: Job) -> dict[str, Any]:
-    """Train the reward model on people's rankings; its scores are standardised on SFT samples."""
+    """Train the reward model on people's rankings, and standardise its scores on SFT samples."""
     folder, preset = job.folder / "reward_model", job.preset
     rng = np.random.default_rng(job.config.seed)
     rows = [
@@ -261,7 +261,7 @@ def evaluate(job: Job) -> dict[str, Any]:
 def environment(
     job: Job, rows: int, group_size: int, reward: Reward | None = None
 ) -> TextRLHFVectorEnv:
-    """Return the environment of the SFT model and a reward on the training prompts."""
+    """Make the environment with the SFT model as reference, a reward, and the training prompts."""
     return TextRLHFVectorEnv(
         num_envs=rows,
         reference=job.folder / "sft",
@@ -322,7 +322,7 @@ def table(summary: dict[str, Any]) -> str:
 
 
 def _stage(name: str, stage: Callable[[Job], dict[str, Any]], job: Job) -> dict[str, Any]:
-    """Run a stage unless its results lie there already; return them with the seconds it took."""
+    """Run a stage unless its results exist already; return them with the seconds that it took."""
     path = job.folder / name / "stage.json"
     if path.exists():
         found: dict[str, Any] = json.loads(path.read_text())

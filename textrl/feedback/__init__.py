@@ -1,7 +1,8 @@
-"""Collecting demonstrations and rankings from people: a web page and the database behind it.
+"""The web page on which people write demonstrations and rank outputs (`textrl collect`).
 
-Order of reading: `answers.py` (what one answer is), `tables.py` (what is stored), `store.py` (who
-gets which task, what counts), `export.py` (to the trainers), `agreement.py`; then the web page:
-`app.py`, `labeler_api.py`, `lead_api.py`, `security.py`, `server.py`, and the background helpers
-`sampler.py` and `reward_check.py`. Needs the extra `collect`; `import textrl` never loads it.
+Order of reading: in `textrl/labels`, `answers.py` (one answer), `tables.py` (the tables),
+`store.py` (assignment and storage), `export.py` (to the trainers), `agreement.py`; then here the
+web page: `app.py`, `labeler_api.py`, `lead_api.py`, `security.py`, `server.py`, and the background
+helpers `sampler.py` and `reward_check.py`. It needs the extra `collect`; `import textrl` never
+loads it.
 """

@@ -1,4 +1,4 @@
-"""The web application: pages, API and error answers, on one store."""
+"""The web application of `textrl collect`: pages, API and error responses for one label store."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,16 +19,16 @@ from textrl.labels.answers import InvalidAnswerError
 from textrl.labels.store import RefusedError, Store
 
 MAX_BODY = 1_000_000
-"""Bytes of a request."""
+"""Maximum number of bytes of a request."""
 HERE = Path(__file__).parent
 
 
 def create_app(store: Store, trouble: Callable[[], str] = lambda: "") -> FastAPI:
-    """Return the application; FastAPI's own documentation pages, which load from a CDN, are off.
+    """Return the application, without FastAPI's documentation pages, which load from a CDN.
 
     Args:
-        store: the labels.
-        trouble: returns what the lead should know of the server, or "".
+        store: The label database.
+        trouble: A function that returns a message about the server for the lead, or "".
     """
     app = FastAPI(
         title="textrl collect",
@@ -70,7 +70,7 @@ def _invalid(request: Request, error: Exception) -> JSONResponse:
 
 
 def _malformed(request: Request, error: Exception) -> JSONResponse:
-    """Name field and fault, without the value: it may be a megabyte, or no text at all."""
+    """Name the field and the error, but not the value, which may be large or not a text."""
     assert isinstance(error, RequestValidationError)
     faults: list[Any] = [{"loc": e["loc"], "msg": e["msg"]} for e in error.errors()]
     text = "; ".join(f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in faults[:10])
@@ -79,11 +79,11 @@ def _malformed(request: Request, error: Exception) -> JSONResponse:
 
 
 def _database_failed(request: Request, error: Exception) -> JSONResponse:
-    """Say that nothing was stored: a full disk, a database that is gone. The page tries again."""
+    """Report that nothing was stored (a full disk, a lost database); the page tries again."""
     detail = "not stored: the database did not answer"
     return JSONResponse({"detail": detail}, status_code=503, headers={"Retry-After": "5"})
 
 
 def _broken(request: Request, error: Exception) -> JSONResponse:
-    """Answer for a fault of ours; it runs outside the middleware, so it brings the headers."""
+    """Report an error of the server; this runs outside the middleware, so it adds the headers."""
     return JSONResponse({"detail": "a fault in the server"}, status_code=500, headers=HEADERS)

@@ -15,7 +15,7 @@ def run_collect(config: CollectConfig) -> None:
 
 
 def run_backup(config: BackupConfig) -> None:
-    """Copy a label database that is in use."""
+    """Copy a label database while it is in use."""
     with needing("collect"):
         from textrl.labels.backup import back_up
     answers = back_up(config.database, config.output)

@@ -67,7 +67,7 @@ class CollectConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BackupConfig:
-    """A copy of the labels, taken while labelers work."""
+    """Copies the label database while labelers use it."""
 
     output: str
     """SQLite file to write. It must not exist."""

@@ -1,4 +1,4 @@
-"""What the labeler's page asks for. Outputs and ranks are in shown order here, always."""
+"""The API of the labeler's page, in which outputs and ranks are always in shown order."""
 
 from typing import Annotated, Any, Literal
 
@@ -15,12 +15,12 @@ INSTRUCTIONS = (
     "Read the prompt and every output. Put the outputs in order, the most helpful, honest and "
     "harmless first; ties are fine. Where you can write a better one, do."
 )
-"""Until the lead writes others."""
+"""The default instructions, until the lead writes others."""
 TaskId = Annotated[int, Path(ge=1, le=2**31 - 1)]
 Me = Annotated[Labeler, Depends(current_labeler)]
 Rank = Annotated[int, Field(ge=0, lt=MAX_OUTPUTS)]
 Flag = Literal["harmful", "language", "unclear"]
-"""The keys of FLAGS (a test holds them together)."""
+"""The keys of FLAGS (a test checks that they are equal)."""
 
 
 def store_of(request: Request) -> Store:
@@ -44,7 +44,7 @@ class AnswerIn(BaseModel):
     seconds: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.0
 
     def submission(self) -> Submission:
-        """Return it as the store knows it."""
+        """Return the answer as the store's type."""
         return Submission(**{name: self.__dict__[name] for name in AnswerIn.model_fields})
 
 
@@ -71,7 +71,7 @@ class TaskOut(BaseModel):
 
 
 class ClaimOut(BaseModel):
-    """The task in hand, or why there is none."""
+    """The present task, or the reason why there is none."""
 
     task: TaskOut | None
     paused: bool
@@ -102,7 +102,7 @@ class PastOut(BaseModel):
 
 
 class MeOut(BaseModel):
-    """Who the labeler is and how far they are."""
+    """The labeler's name and progress."""
 
     name: str
     database: str
@@ -115,7 +115,7 @@ class MeOut(BaseModel):
 
 
 class LeaseOut(BaseModel):
-    """When a lease ends."""
+    """The time at which a lease ends."""
 
     expires_at: float
 
@@ -132,7 +132,7 @@ router = APIRouter(prefix="/api", responses=ERRORS)
 
 @router.get("/me")
 def me(labeler: Me, store: Labels) -> MeOut:
-    """Return who the labeler is and how far they are."""
+    """Return the labeler's name and progress."""
     return MeOut(
         name=labeler.name,
         database=store.identity,
@@ -146,7 +146,7 @@ def me(labeler: Me, store: Labels) -> MeOut:
 
 @router.post("/claim")
 def claim(labeler: Me, store: Labels) -> ClaimOut:
-    """Return the task in hand, or a new one."""
+    """Return the labeler's present task, or a new one."""
     assignment = store.claim(labeler.id)
     return ClaimOut(
         task=None if assignment is None else _task_out(assignment),
@@ -156,32 +156,32 @@ def claim(labeler: Me, store: Labels) -> ClaimOut:
 
 @router.post("/tasks/{task_id}/renew")
 def renew(task_id: TaskId, labeler: Me, store: Labels) -> LeaseOut:
-    """Keep the task in hand."""
+    """Extend the lease of the labeler's present task."""
     return LeaseOut(expires_at=store.renew(labeler.id, task_id))
 
 
 @router.post("/tasks/{task_id}/answer", status_code=201)
 def submit(task_id: TaskId, body: AnswerIn, labeler: Me, store: Labels) -> AnswerOut:
-    """Store an answer; the response leaves after the commit. Sent twice, it is stored once."""
+    """Store an answer and respond after the commit; an answer sent twice is stored once."""
     return _answer_out(store.submit(labeler.id, task_id, body.submission()))
 
 
 @router.put("/tasks/{task_id}/answer")
 def edit(task_id: TaskId, body: EditIn, labeler: Me, store: Labels) -> AnswerOut:
-    """Change an answer of one's own."""
+    """Change one of the labeler's own answers."""
     return _answer_out(store.edit(labeler.id, task_id, body.submission(), body.revision))
 
 
 @router.get("/tasks/{task_id}/answer")
 def answered(task_id: TaskId, labeler: Me, store: Labels) -> AnsweredOut:
-    """Return an answer of one's own and its task."""
+    """Return one of the labeler's own answers and its task."""
     answer, assignment = store.answered(labeler.id, task_id)
     return AnsweredOut(task=_task_out(assignment), answer=_answer_out(answer))
 
 
 @router.get("/answers")
 def answers(labeler: Me, store: Labels) -> list[PastOut]:
-    """Return one's last answers, the newest first."""
+    """Return the labeler's last answers, the newest first."""
     return [
         PastOut(
             task_id=answer.task_id,
@@ -194,7 +194,7 @@ def answers(labeler: Me, store: Labels) -> list[PastOut]:
 
 
 def turns(prompt: Any) -> list[Turn]:
-    """Return a prompt's parts."""
+    """Split a prompt into its turns."""
     if isinstance(prompt, str):
         return [Turn(role="", content=prompt)]
     return [Turn(role=turn["role"], content=turn["content"]) for turn in prompt]

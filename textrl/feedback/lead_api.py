@@ -1,4 +1,4 @@
-"""What the lead's page asks for; every route refuses whoever is no lead."""
+"""The API of the lead's page; every route refuses callers who are not a lead."""
 
 import json
 from collections.abc import Iterator
@@ -31,14 +31,14 @@ class NewLabeler(BaseModel):
 
 
 class TokenOut(BaseModel):
-    """A token, shown this once."""
+    """A token, which is shown only once."""
 
     name: str
     token: str
 
 
 class SettingsIn(BaseModel):
-    """What the lead can set."""
+    """The settings that the lead can change."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     paused: bool | None = None
@@ -47,7 +47,7 @@ class SettingsIn(BaseModel):
 
 
 class TaskIn(BaseModel):
-    """What the lead can set of one task."""
+    """The settings of one task that the lead can change."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     paused: bool | None = None
@@ -56,7 +56,7 @@ class TaskIn(BaseModel):
 
 @router.get("/overview")
 def overview(person: Lead, store: Labels, request: Request) -> dict[str, Any]:
-    """Return progress, agreement and checks, see `lead.overview`."""
+    """Return progress, agreement and checks (see `lead.overview`)."""
     instructions = lead.setting(store, "instructions", INSTRUCTIONS)
     trouble: str = request.app.state.trouble()
     return lead.overview(store) | {"instructions": instructions, "trouble": trouble}
@@ -69,7 +69,7 @@ def tasks(
     after: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> list[dict[str, Any]]:
-    """Return some tasks in order, those after an id."""
+    """Return some tasks in order of their ids, after a given id."""
     return lead.task_list(store, limit=limit, after=after)
 
 
@@ -97,7 +97,7 @@ def deactivate(labeler_id: TaskId, person: Lead, store: Labels) -> dict[str, boo
 
 @router.put("/settings")
 def settings(body: SettingsIn, person: Lead, store: Labels) -> dict[str, Any]:
-    """Pause or go on, set the overlap of all tasks, write the instructions."""
+    """Pause or resume labeling, set the overlap of all tasks, or set the instructions."""
     if body.paused is not None:
         lead.change_setting(store, "paused", body.paused, by=person.id)
     if body.instructions is not None:
@@ -111,7 +111,7 @@ def settings(body: SettingsIn, person: Lead, store: Labels) -> dict[str, Any]:
 
 @router.put("/tasks/{task_id}")
 def change_task(task_id: TaskId, body: TaskIn, person: Lead, store: Labels) -> dict[str, int]:
-    """Set overlap or pause of one task."""
+    """Set the overlap of one task, or pause it."""
     changed = lead.change_tasks(
         store, task_id=task_id, overlap=body.overlap, paused=body.paused, by=person.id
     )

@@ -1,7 +1,7 @@
-"""A reward model trained again and again on the rankings so far: what the data teach.
+"""Repeated training of a reward model on the rankings so far, to show what the data can teach.
 
-A thread of the server that runs `textrl reward` in a process of its own and stores the held-out
-accuracy, which the lead's page draws.
+A thread of the server runs `textrl reward` in a separate process and stores the held-out accuracy,
+which the lead's page plots.
 """
 
 import json
@@ -18,16 +18,16 @@ from textrl.labels.lead import add_reward_check, count_rankings, last_reward_che
 from textrl.labels.store import Store
 
 FIRST_AT = 20
-"""Rankings before the first check; each next one comes after a quarter more."""
+"""Number of rankings before the first check; each further check needs a quarter more."""
 HELDOUT_SHARE = 0.25
 SECONDS_BETWEEN_LOOKS = 5.0
 
 
 class RewardChecker(threading.Thread):
-    """Watches the number of rankings and checks when there are enough new ones."""
+    """A thread that trains and tests a reward model whenever there are enough new rankings."""
 
     def __init__(self, store: Store, model: str) -> None:
-        """Check with a reward model that starts from `model` (a language model or encoder)."""
+        """Make the thread; the reward model starts from `model` (a language model or encoder)."""
         super().__init__(name="reward-check", daemon=True)
         self._store, self._model = store, model
         self._stopped, self._lock = threading.Event(), threading.Lock()
@@ -50,7 +50,7 @@ class RewardChecker(threading.Thread):
                 print(f"reward model check: {error}", file=sys.stderr, flush=True)
 
     def stop(self) -> None:
-        """End the thread and what it runs."""
+        """End the thread and the process that it runs."""
         self._stopped.set()
         with self._lock:
             if self._process is not None:

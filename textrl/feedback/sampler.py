@@ -1,4 +1,4 @@
-"""Outputs from a checkpoint, sampled ahead of the labelers, in a process of its own.
+"""A process that samples outputs from a checkpoint in advance, for labelers to rank.
 
 `textrl collect --model` starts `python -m textrl.feedback.sampler` and writes the settings to its
 standard input; the server itself never loads torch. The process says "ready" once the model is
@@ -30,15 +30,15 @@ from textrl.models import load_causal_lm, load_tokenizer
 from textrl.rows import Row
 
 AHEAD = 32
-"""Tasks that every labeler should find ready."""
+"""Number of tasks that should be ready for every labeler."""
 ATTEMPTS = 4
-"""Rounds of sampling for K different outputs. A prompt that gives fewer is shown with fewer, one
-that gives a single one is left out."""
+"""Number of rounds of sampling to get K different outputs. A prompt that gives fewer is shown with
+fewer; a prompt that gives only one is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerSettings:
-    """What to sample; stored with every task."""
+    """The settings of sampling, which are stored with every task."""
 
     database: str
     prompts: str
@@ -50,7 +50,7 @@ class SamplerSettings:
     overlap: int
 
     def source(self, row: Row) -> dict[str, Any]:
-        """Return what a task remembers; with the same model files it makes the same outputs."""
+        """Return the source to store with a task; it is enough to sample the same outputs again."""
         kept = ("model", "samples", "max_completion_tokens", "temperature", "seed")
         text = json.dumps(what_is_asked(row["prompt"], row), sort_keys=True)
         return {
@@ -61,7 +61,7 @@ class SamplerSettings:
 
 
 def fingerprint(model: str) -> str:
-    """Return what changes when a folder's weights do: a digest of names, sizes and times."""
+    """Return a digest of file names, sizes and times, which changes if a folder's weights do."""
     files = sorted(Path(model).glob("*.safetensors"))
     facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
@@ -76,7 +76,7 @@ def different_outputs(
 ) -> list[str]:
     """Return up to `settings.samples` different non-blank completions of a row's prompt.
 
-    The seed depends on the settings' and on what is asked, not on what was sampled before.
+    The seed depends on the seed in the settings and on the prompt, not on earlier samples.
     """
     prompt = prompt_of(row, place)
     text = f"{settings.seed} {json.dumps(what_is_asked(row['prompt'], row), sort_keys=True)}"
@@ -100,7 +100,7 @@ def different_outputs(
 
 
 def fill(settings: SamplerSettings, store: Store) -> None:
-    """Keep tasks ready until every prompt has one of this model and these settings."""
+    """Keep tasks ready, until every prompt has a task with this model and these settings."""
     model, tokenizer = load_causal_lm(settings.model), load_tokenizer(settings.model)
     records = load_records(settings.prompts)
     records.require("prompt")
@@ -140,7 +140,7 @@ def main() -> None:
 
 
 def _end_with_parent() -> None:
-    """Leave when the server does, however it ends: its side of the pipe closes."""
+    """Exit when the server ends for any reason, which closes its side of the pipe."""
     sys.stdin.read()
     os._exit(0)
 

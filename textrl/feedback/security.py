@@ -1,8 +1,8 @@
-"""What stands between the web and the store: tokens, rate limits, response headers.
+"""Access control of the web application: tokens, rate limits and response headers.
 
-There are no cookies: the token comes from the link's fragment (which browsers send to nobody), is
-kept in the tab's session storage and goes out as a bearer header, so another site can neither read
-it nor make a browser send it. Pages are shells without data; all data come from the API.
+There are no cookies. The token comes from the link's fragment (which browsers send to nobody), is
+kept in the tab's session storage, and is sent as a bearer header. So another site can neither read
+it nor make a browser send it. Pages contain no data; all data come from the API.
 """
 
 import math
@@ -36,7 +36,7 @@ HEADERS = {
 
 
 class Buckets:
-    """Rate limits: each key may act `burst` times at once and `rate` times a second after that."""
+    """Rate limits: each key may act `burst` times at once, and then `rate` times per second."""
 
     def __init__(self, rate: float, burst: int) -> None:
         self._rate, self._burst = rate, float(burst)
@@ -44,10 +44,10 @@ class Buckets:
         self._lock = threading.Lock()
 
     def take(self, key: str) -> float:
-        """Take one and return 0, or return the seconds to wait for it."""
+        """Take a token of the bucket and return 0, or return the seconds to wait for one."""
         now = time.monotonic()
         with self._lock:
-            if len(self._left) > 10_000:  # addresses that came once
+            if len(self._left) > 10_000:  # forget the key that was unused for longest
                 del self._left[next(iter(self._left))]
             left, then = self._left.pop(key, (self._burst, now))
             left = min(self._burst, left + (now - then) * self._rate)
@@ -59,7 +59,7 @@ class Buckets:
 
 
 class Gate:
-    """Tells who asks, and how fast they may."""
+    """Identifies callers by their token and limits their rate."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -67,7 +67,7 @@ class Gate:
         self._strangers = Buckets(rate=1, burst=30)
 
     def admit(self, token: str, address: str) -> Labeler:
-        """Return whose token it is; HTTPException 401 or 429 otherwise."""
+        """Return the labeler with this token; raise HTTPException 401 or 429 otherwise."""
         labeler = labeler_of(self._store, token)
         if labeler is None:
             _refuse_if(self._strangers.take(address))
@@ -92,14 +92,14 @@ def current_labeler(
         HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))
     ],
 ) -> Labeler:
-    """Return who sends the request."""
+    """Return the labeler who sends the request."""
     gate: Gate = request.app.state.gate
     token = credentials.credentials if credentials else ""
     return gate.admit(token, request.client.host if request.client else "")
 
 
 def current_lead(labeler: Annotated[Labeler, Depends(current_labeler)]) -> Labeler:
-    """Return the lead who sends the request; HTTPException 403 for anybody else."""
+    """Return the lead who sends the request; raise HTTPException 403 for any other caller."""
     if not labeler.is_lead:
         raise HTTPException(403, "this page is the lead's")
     return labeler

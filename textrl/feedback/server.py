@@ -1,7 +1,7 @@
-"""`textrl collect`: checks where it may listen, fills the store, prints the links, serves.
+"""The server of `textrl collect`: checks its address, fills the store, prints links, and serves.
 
-A kill at any moment loses no acknowledged answer: each is committed before it is acknowledged, and
-starting again with the same database goes on where it stopped.
+No acknowledged answer is lost if the server is killed, since each answer is committed before it is
+acknowledged. A new start with the same database continues where the server stopped.
 """
 
 import ipaddress
@@ -24,14 +24,14 @@ from textrl.labels import lead
 from textrl.labels.store import RefusedError, Store
 
 LEAD = "lead"
-"""The name of the lead that a start of the server makes a link for."""
+"""The name of the lead, for whom each start of the server makes a link."""
 
 
 def check_address(config: CollectConfig) -> None:
-    """Refuse an address that others reach, unless TLS or a proxy with TLS keeps tokens secret.
+    """Refuse an address that others can reach, unless TLS or a proxy with TLS keeps tokens secret.
 
     Raises:
-        UserError: the remedy is named.
+        UserError: others can reach the address; the message names the remedy.
     """
     try:
         loopback = ipaddress.ip_address(config.host).is_loopback
@@ -85,7 +85,7 @@ def serve(config: CollectConfig) -> None:
 
 
 def check_certificate(config: CollectConfig) -> None:
-    """Raise UserError unless certificate and key can be used."""
+    """Raise UserError unless the certificate and the key can be used."""
     if config.tls_cert is not None:
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(config.tls_cert, config.tls_key)
@@ -106,7 +106,7 @@ def _listen(config: CollectConfig) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((config.host, config.port))
-        listener.listen()  # whoever follows a link as soon as it is printed waits, and gets in
+        listener.listen()  # before the links are printed, so that early requests wait
     except OSError as error:
         listener.close()
         raise UserError(
@@ -117,7 +117,7 @@ def _listen(config: CollectConfig) -> socket.socket:
 
 
 def _links(store: Store, config: CollectConfig) -> dict[str, str]:
-    """Return name -> token of the labelers that are new, and of the lead, whose old one ends."""
+    """Return the tokens, by name, of new labelers and of the lead, whose old token is revoked."""
     known = {person.name for person in lead.labelers(store) if not person.is_lead}
     names = [name.strip() for name in (config.labelers or "").split(",") if name.strip()]
     if not known and not names:

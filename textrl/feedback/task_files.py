@@ -1,4 +1,4 @@
-"""Tasks of a file: prompts to write for, or with outputs to rank."""
+"""Reading of labeling tasks from a file: prompts to write texts for, or with outputs to rank."""
 
 import itertools
 from typing import Any
@@ -14,12 +14,13 @@ OUTPUT_COLUMNS = ("completions", "outputs", "completion")
 def read_tasks(source: str) -> list[NewTask]:
     """Return the tasks of a file or hub name with a `prompt` column.
 
-    `completions` (or `outputs`) holds a list to rank; consecutive rows of one prompt with
-    `completion`, as `textrl generate` writes them, are gathered into one, blanks and doubles left
-    out; without any of these the task is to write. Other columns are kept for export.
+    The column `completions` (or `outputs`) has a list to rank. Consecutive rows with the same
+    prompt and a `completion`, as `textrl generate` writes them, become one task, without blank or
+    duplicate completions. Without any of these columns the task is to write a text. Other columns
+    are kept for export.
 
     Raises:
-        UserError: a row that cannot be shown or ranked; the place is named.
+        UserError: a row cannot be shown or ranked; its place is named.
     """
     tasks = []
     for place, row, outputs in _grouped(load_records(source)):
@@ -54,7 +55,7 @@ def _grouped(records: Records) -> list[tuple[str, Row, list[Any]]]:
         place, first = members[0]
         outputs = first.get("completions", first.get("outputs", []))
         if "completion" in first:
-            written = [row["completion"] for _, row in members]  # blanks and doubles are usual here
+            written = [row["completion"] for _, row in members]  # may have blanks and duplicates
             outputs = list({repr(text): text for text in written if text}.values())
         if not isinstance(outputs, list):
             raise UserError(f"{place}: outputs are {outputs!r}; expected a list")
@@ -63,5 +64,5 @@ def _grouped(records: Records) -> list[tuple[str, Row, list[Any]]]:
 
 
 def _text(output: Any) -> Any:
-    """Return an output as text: an assistant's message is its content."""
+    """Return an output as text; the text of an assistant's message is its content."""
     return output[0]["content"] if is_conversation(output) and len(output) == 1 else output

@@ -1,1 +1,1 @@
-"""The store of what people wrote and ranked, without the web page (`textrl.feedback`)."""
+"""The database of demonstrations and rankings; the web page is in `textrl.feedback`."""

@@ -1,7 +1,7 @@
-"""How far labelers agree: pairwise rate, Kendall's tau-b, Krippendorff's alpha.
+"""Measures of agreement between labelers: pairwise rate, Kendall's tau-b, Krippendorff's alpha.
 
-Pure functions of rankings (0 is best, equal ranks are ties; lists of one length speak of the same
-outputs in the same order).
+They are pure functions of rankings, in which 0 is best and equal ranks are ties. All rankings of a
+task have the same length and list the same outputs in the same order.
 """
 
 import itertools
@@ -17,7 +17,7 @@ def _sign(a: float, b: float) -> int:
 
 
 def pair_agreement(a: Ranks, b: Ranks) -> float:
-    """Return the share of pairs of outputs that two labelers order alike (a tie is an order).
+    """Return the share of pairs of outputs that two labelers order alike; ties must match too.
 
     >>> pair_agreement([0, 1, 2], [0, 2, 1])
     0.6666666666666666
@@ -30,7 +30,8 @@ def pair_agreement(a: Ranks, b: Ranks) -> float:
 def kendall_tau_b(a: Ranks, b: Ranks) -> float | None:
     """Return Kendall's tau-b: (concordant - discordant) / sqrt((n0 - ties a) (n0 - ties b)).
 
-    None where one of the two ties everything (0 / 0). Source: Kendall 1945, Biometrika 33.
+    The result is None if one of the rankings consists of ties only (0 / 0). Source: Kendall 1945,
+    Biometrika 33.
 
     >>> kendall_tau_b([0, 1, 2, 3], [0, 1, 3, 2])
     0.6666666666666666
@@ -45,7 +46,7 @@ def kendall_tau_b(a: Ranks, b: Ranks) -> float | None:
 
 
 def fractional_ranks(ranks: Ranks) -> list[float]:
-    """Return ranks in which tied outputs share the mean of the places that they take.
+    """Return ranks in which tied outputs get the mean of the places that they take.
 
     >>> fractional_ranks([0, 1, 1, 2])
     [0.0, 1.5, 1.5, 3.0]
@@ -59,10 +60,10 @@ def krippendorff_alpha(units: Iterable[Sequence[float]]) -> float | None:
     """Return Krippendorff's alpha for ordinal values: 1 - observed / expected disagreement.
 
     Args:
-        units: for each thing judged, the values that labelers gave it; any number of labelers, a
-            unit with fewer than two says nothing.
+        units: For each judged unit, the values that labelers gave it. The number of labelers may
+            differ; units with fewer than two values are ignored.
 
-    Returns: 1 for full agreement, 0 for what chance gives; None where there are no two values to
+    Returns: 1 for full agreement, 0 for chance agreement; None if there are no two values to
         compare or all values are equal.
 
     Source: Krippendorff 2011, "Computing Krippendorff's alpha-reliability", ordinal metric:
@@ -75,7 +76,7 @@ def krippendorff_alpha(units: Iterable[Sequence[float]]) -> float | None:
     totals = Counter(value for unit in paired for value in unit)
     if len(totals) < 2:
         return None
-    place, reached = {}, 0.0  # delta is the distance between the middles of two values' masses
+    place, reached = {}, 0.0  # delta is the distance between the midpoints of two values' counts
     for value in sorted(totals):
         place[value] = reached + totals[value] / 2
         reached += totals[value]
@@ -93,17 +94,17 @@ def krippendorff_alpha(units: Iterable[Sequence[float]]) -> float | None:
 
 
 def task_agreement(rankings: Sequence[Ranks]) -> float | None:
-    """Return the mean pairwise agreement over the pairs of labelers of one task; None below two."""
+    """Return the mean agreement over pairs of labelers of one task, or None below two labelers."""
     pairs = list(itertools.combinations(rankings, 2))
     return sum(pair_agreement(a, b) for a, b in pairs) / len(pairs) if pairs else None
 
 
 def summary(tasks: Iterable[Sequence[Ranks]]) -> dict[str, float | int | None]:
-    """Return the agreement over tasks, each with the rankings of its labelers.
+    """Return the agreement over tasks, each given by the rankings of its labelers.
 
     Returns: `pairwise` (share of pairs of outputs, over all pairs of labelers), `tau_b` (mean over
-        pairs of labelers), `alpha` (units are outputs, values their fractional ranks), `tasks` with
-        two labelers or more.
+        pairs of labelers), `alpha` (units are outputs, values their fractional ranks), and `tasks`
+        (number of tasks with two labelers or more).
     """
     several = [list(rankings) for rankings in tasks if len(rankings) >= 2]
     rate_sum, pair_count, taus = 0.0, 0, []

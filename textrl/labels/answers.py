@@ -1,7 +1,7 @@
-"""One answer of one labeler: its fields, what is allowed in them, and the order they were seen in.
+"""`Submission`, one answer of a labeler: its fields and their validation.
 
-Pure: no database, no web. Ranks and rating speak of outputs in the order that the labeler saw;
-`Submission.unshuffled` turns them to the stored order.
+This module uses neither database nor web. Ranks are in the order in which the labeler saw the
+outputs; `Submission.unshuffled` converts them to the stored order.
 """
 
 from collections.abc import Sequence
@@ -13,30 +13,30 @@ FLAGS = {
     "language": "not in the expected language",
     "unclear": "the prompt is unclear",
 }
-"""What a labeler can flag, and its wording on the page."""
+"""The flags that a labeler can set, with their wording on the page."""
 MAX_OUTPUTS = 9
-"""Outputs of one task: one number key each."""
+"""Maximum number of outputs of a task, since each has a number key."""
 MAX_TEXT = 100_000
-"""Characters of a demonstration."""
+"""Maximum number of characters of a demonstration."""
 MAX_REASON = 2_000
-"""Characters of the reason for a skip."""
+"""Maximum number of characters of the reason for a skip."""
 
 
 class InvalidAnswerError(ValueError):
-    """What is wrong with an answer, in words for the labeler."""
+    """An invalid answer; the message is for the labeler."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """What a labeler says about a task: a ranking, a demonstration, or both; or a skip.
+    """A labeler's answer to a task: a ranking, a demonstration, or both; or a skip.
 
     Attributes:
-        ranks: of each output, 0 is best, equal ranks are ties. Length K, or None.
-        demonstration: the wanted completion, written by the labeler.
-        rating: of the best output, 1 (bad) to 7 (as good as it gets).
-        flags: keys of `FLAGS`.
-        skip_reason: why the task is left to others; then ranks and demonstration are None.
-        seconds: that the task was in front of the labeler.
+        ranks: The rank of each output; 0 is best, equal ranks are ties. Length K, or None.
+        demonstration: The desired completion, written by the labeler.
+        rating: The rating of the best output, from 1 (bad) to 7 (best possible).
+        flags: Keys of `FLAGS`.
+        skip_reason: Why the labeler skipped the task; then ranks and demonstration are None.
+        seconds: The time for which the labeler saw the task.
     """
 
     ranks: list[int] | None = None
@@ -48,14 +48,14 @@ class Submission:
 
     @property
     def is_skip(self) -> bool:
-        """Whether the labeler left the task to others."""
+        """Whether the labeler skipped the task."""
         return self.skip_reason is not None
 
     def checked(self, num_outputs: int) -> "Submission":
         """Return the submission in its normal form: dense ranks, sorted flags, no blank texts.
 
         Raises:
-            InvalidAnswerError: what is wrong with it, in words for the labeler.
+            InvalidAnswerError: the submission is invalid; the message is for the labeler.
         """
         written = self.demonstration if (self.demonstration or "").strip() else None
         skip = None if self.skip_reason is None else self.skip_reason.strip()
@@ -110,13 +110,13 @@ class Submission:
 
 
 def dense_ranks(ranks: list[int] | None, num_outputs: int) -> list[int]:
-    """Return ranks without gaps, order and ties kept.
+    """Return the ranks without gaps, with the same order and ties.
 
     >>> dense_ranks([3, 0, 3], 3)
     [1, 0, 1]
 
     Raises:
-        InvalidAnswerError: no ranks, not as many as outputs, or a negative one.
+        InvalidAnswerError: there are no ranks, not as many as outputs, or a negative rank.
     """
     if ranks is None or len(ranks) != num_outputs:
         raise InvalidAnswerError(
@@ -130,7 +130,7 @@ def dense_ranks(ranks: list[int] | None, num_outputs: int) -> list[int]:
 
 
 def is_storable(text: str) -> bool:
-    """Say whether a text is UTF-8 without NUL, which PostgreSQL refuses: no half of an emoji."""
+    """Return whether a text is valid UTF-8 (no lone surrogate) without NUL, as PostgreSQL needs."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""A copy of a label database, taken while labelers work."""
+"""Backup of a label database while labelers use it."""
 
 import sqlite3
 from pathlib import Path
@@ -17,7 +17,7 @@ def back_up(database: str, output: str) -> int:
     opens as `sqlite:///OUTPUT`, in `textrl collect` and in `textrl export`.
 
     Raises:
-        UserError: no such database, a file that is there already, or a copy that is not whole.
+        UserError: there is no such database, the file exists already, or the copy is incomplete.
     """
     target = Path(output)
     if target.exists():
@@ -39,7 +39,7 @@ def back_up(database: str, output: str) -> int:
     with sqlite3.connect(partial) as copy:
         verdict = copy.execute("PRAGMA integrity_check").fetchone()[0]
         answers = int(copy.execute("SELECT count(*) FROM answer").fetchone()[0])
-        copy.execute("PRAGMA journal_mode=DELETE")  # one file, no -wal beside it
+        copy.execute("PRAGMA journal_mode=DELETE")  # a single file, without a -wal file
     if verdict != "ok":
         raise UserError(f"{partial}: the copy is not whole ({verdict})")
     partial.rename(target)

@@ -1,7 +1,7 @@
-"""From the label database to the trainers: demonstrations, rankings, pairs, prompts.
+"""Export of demonstrations, rankings, pairs and prompts from the label database to the trainers.
 
-A pure function of the database. `read` serves `--data sqlite:///labels.db` of every trainer, and
-`textrl export` writes the same rows to a file, so training from either gives the same model.
+The rows depend only on the database. `read` serves `--data sqlite:///labels.db` of every trainer,
+and `textrl export` writes the same rows to a file, so training from either gives the same model.
 """
 
 import itertools
@@ -23,13 +23,13 @@ from textrl.rows import CHAT_COLUMNS, Kind, Row
 
 @dataclass(frozen=True, kw_only=True)
 class Filters:
-    """Which answers are taken.
+    """Filters that select the answers to export.
 
     Attributes:
-        min_agreement: of the labelers of a task (`agreement.task_agreement`, 0 to 1); tasks that
-            one person ranked have none and are left out then.
-        drop_flagged: leave out tasks that anybody flagged.
-        labelers: names; None is everybody.
+        min_agreement: Minimum agreement of a task's labelers (`agreement.task_agreement`, 0 to 1).
+            Tasks that one person ranked have no agreement and are then left out.
+        drop_flagged: Whether to leave out tasks that any labeler flagged.
+        labelers: The names of the labelers; None means all.
     """
 
     min_agreement: float | None = None
@@ -37,7 +37,7 @@ class Filters:
     labelers: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Raise UserError for a share out of range."""
+        """Raise UserError if min_agreement is out of range."""
         if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:
             raise UserError(f"min_agreement is {self.min_agreement!r}; expected a share in [0, 1]")
 
@@ -48,7 +48,7 @@ def read(url: str, kind: Kind) -> list[Row]:
     `sqlite:///labels.db?min_agreement=0.7&drop_flagged=true&labelers=ann,bob`
 
     Raises:
-        UserError: no such database, or an unknown filter.
+        UserError: there is no such database, or a filter is unknown.
     """
     parsed = parse_url(url)
     query = {key: str(value) for key, value in parsed.query.items()}
@@ -82,17 +82,18 @@ def read(url: str, kind: Kind) -> list[Row]:
 
 
 def split_names(names: str | None) -> tuple[str, ...] | None:
-    """Return names that stand with commas between."""
+    """Split names that are separated by commas."""
     return None if names is None else tuple(name.strip() for name in names.split(","))
 
 
 def rows(store: Store, kind: Kind, filters: Filters = Filters()) -> list[Row]:  # frozen
     """Return the rows of one kind, in the order of tasks and answers.
 
-    `demonstrations`: prompt, completion. `rankings`: prompt, completions, ranks (0 is best, ties
-    kept), one row an answer. `pairs`: prompt, chosen, rejected, one row for each two outputs that
-    an answer orders. `prompts`: prompt and the file's other columns, one row a task. All but the
-    last with labeler, task, agreement, flags, and the tools and chat_template_kwargs of the task.
+    `demonstrations`: prompt, completion. `rankings`: prompt, completions, ranks (0 is best, with
+    ties), one row per answer. `pairs`: prompt, chosen, rejected, one row for each two outputs that
+    an answer orders. `prompts`: prompt and the file's other columns, one row per task. All except
+    `prompts` also have labeler, task, agreement, flags, and the task's tools and
+    chat_template_kwargs.
     """
     if kind == "prompts" and filters.labelers:
         raise UserError("prompts are not of a labeler; leave labelers out")
@@ -179,14 +180,14 @@ MAKERS = {"demonstrations": _demonstrations, "rankings": _rankings, "pairs": _pa
 
 
 def _reply(task: Task, text: str) -> Any:
-    """Return a completion in the prompt's own form: text, or the assistant's message."""
+    """Return a completion in the form of the prompt: a text, or an assistant's message."""
     return text if isinstance(task.prompt, str) else [{"role": "assistant", "content": text}]
 
 
 def _continuing(prompt: Any, written: str) -> str:
-    """Return a written text so that it continues a plain prompt: people do not type the space.
+    """Return a written text with a space before it if it needs one to continue a plain prompt.
 
-    Scripts of wide characters (Chinese, Japanese) have none.
+    People do not type this space. Scripts of wide characters (Chinese, Japanese) need none.
     """
     wide = unicodedata.east_asian_width(written[0]) in "WF"
     if not isinstance(prompt, str) or prompt[-1:].isspace() or not written[0].isalnum() or wide:

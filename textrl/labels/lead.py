@@ -1,7 +1,7 @@
-"""What the lead does and sees: labelers and their tokens, settings, progress, disagreements.
+"""The lead's functions on the label database: labelers, tokens, settings, progress, disagreements.
 
-Tokens are random, shown once, and kept as SHA-256 only. Everything seen here is a function of the
-database, computed when it is asked for.
+Tokens are random, shown once, and stored only as SHA-256 hashes. All reports are computed from the
+database on request.
 """
 
 import hashlib
@@ -20,16 +20,16 @@ from textrl.labels.store import RefusedError, Store, count_answers, note, read_s
 from textrl.labels.tables import Answer, Labeler, Meta, RewardCheck, Task, Token, writing
 
 SHOWN = 5_000
-"""Characters of an output on the lead's page."""
+"""Maximum number of characters of an output on the lead's page."""
 
 
 def add_labeler(store: Store, name: str, *, is_lead: bool = False, by: int | None = None) -> str:
-    """Add a labeler, or a new token for one who is there, and return the token.
+    """Add a labeler, or a new token for an existing labeler, and return the token.
 
     Old tokens of the labeler stay valid until `deactivate`.
 
     Raises:
-        RefusedError: the name is blank or too long, or is a lead's and this is to be none.
+        RefusedError: the name is blank or too long, or belongs to a lead while is_lead is False.
     """
     name = name.strip()
     if not 1 <= len(name) <= 64 or not name.isprintable():
@@ -53,7 +53,7 @@ def add_labeler(store: Store, name: str, *, is_lead: bool = False, by: int | Non
 
 
 def new_lead(store: Store, name: str) -> str:
-    """Return a token of the lead's, who is added if need be; earlier ones are revoked."""
+    """Return a new token for the lead, who is added if necessary, and revoke the earlier tokens."""
     with writing(store.engine) as session:
         for token in session.scalars(select(Token).join(Labeler).where(Labeler.name == name)):
             session.delete(token)
@@ -62,7 +62,7 @@ def new_lead(store: Store, name: str) -> str:
 
 
 def deactivate(store: Store, labeler_id: int, by: int | None = None) -> None:
-    """Revoke all tokens of a labeler; their answers stay."""
+    """Revoke all tokens of a labeler; the labeler's answers are kept."""
     with writing(store.engine) as session:
         labeler = session.get(Labeler, labeler_id)
         if labeler is None:
@@ -77,7 +77,7 @@ def deactivate(store: Store, labeler_id: int, by: int | None = None) -> None:
 
 
 def labeler_of(store: Store, token: str) -> Labeler | None:
-    """Return whose token this is; None if nobody's."""
+    """Return the labeler with this token, or None."""
     query = select(Labeler).join(Token).where(Token.hash == _hash(token), Labeler.active)
     with Session(store.engine) as session:
         return session.scalars(query).first()
@@ -94,7 +94,7 @@ def _hash(token: str) -> str:
 
 
 def setting(store: Store, key: str, default: Any) -> Any:
-    """Return a setting: `paused`, `instructions`."""
+    """Return a setting, `paused` or `instructions`."""
     with Session(store.engine) as session:
         return read_setting(session, key, default)
 
@@ -115,7 +115,7 @@ def change_tasks(
     paused: bool | None = None,
     by: int | None = None,
 ) -> int:
-    """Set overlap or pause of one task or of all; return how many tasks that were."""
+    """Set overlap or pause of one task or all tasks; return the number of tasks."""
     query = select(Task).with_for_update().order_by(Task.id)
     with writing(store.engine) as session:
         chosen = query if task_id is None else query.where(Task.id == task_id)
@@ -131,14 +131,14 @@ def change_tasks(
 
 
 def add_reward_check(store: Store, rankings: int, accuracy: float) -> None:
-    """Store the held-out accuracy of a reward model trained on so many rankings."""
+    """Store the held-out accuracy of a reward model, and the number of rankings it had."""
     with writing(store.engine) as session:
         session.add(RewardCheck(rankings=rankings, accuracy=accuracy, created_at=time.time()))
         session.commit()
 
 
 def count_rankings(store: Store) -> int:
-    """Return how many answers rank outputs."""
+    """Return the number of answers that rank outputs."""
     with Session(store.engine) as session:
         return session.scalar(select(func.count()).where(Answer.ranks.is_not(None))) or 0
 
@@ -150,7 +150,7 @@ def last_reward_check(store: Store) -> int:
 
 
 def overview(store: Store) -> dict[str, Any]:
-    """Return progress per labeler and over all, agreement, and the reward model's checks."""
+    """Return the progress per labeler and in total, agreement, and the reward model's checks."""
     with Session(store.engine) as session:
         answers = list(session.scalars(select(Answer).order_by(Answer.id)))
         people = list(session.scalars(select(Labeler).order_by(Labeler.id)))
@@ -202,7 +202,7 @@ def _progress_of(
 
 
 def _rankings_by_task(answers: list[Answer]) -> dict[int, dict[int, list[int]]]:
-    """Return task -> labeler -> ranks."""
+    """Return the rankings as a dict from task to labeler to ranks."""
     found: dict[int, dict[int, list[int]]] = defaultdict(dict)
     for answer in answers:
         if answer.ranks is not None:
@@ -211,7 +211,7 @@ def _rankings_by_task(answers: list[Answer]) -> dict[int, dict[int, list[int]]]:
 
 
 def task_list(store: Store, *, limit: int, after: int = 0) -> list[dict[str, Any]]:
-    """Return tasks in order of their ids, with what was done and how long it took."""
+    """Return tasks in order of their ids, with the number of answers and the time they took."""
     query = select(Task).where(Task.id > after).order_by(Task.id).limit(limit)
     with Session(store.engine) as session:
         tasks = list(session.scalars(query))
@@ -240,7 +240,7 @@ def task_list(store: Store, *, limit: int, after: int = 0) -> list[dict[str, Any
 
 
 def disagreements(store: Store, *, limit: int) -> list[dict[str, Any]]:
-    """Return the tasks on which labelers agree least, with each one's ranks, the worst first."""
+    """Return the tasks with the least agreement, the worst first, with each labeler's ranks."""
     with Session(store.engine) as session:
         answers = list(session.scalars(select(Answer).where(Answer.ranks.is_not(None))))
         names = {person.id: person.name for person in session.scalars(select(Labeler))}

@@ -1,7 +1,7 @@
-"""The label database's rules: who gets which task, which answer counts, what is remembered.
+"""`Store`, the label database: assignment of tasks to labelers, and storage of their answers.
 
-Every write is one transaction, and a method returns after it is committed. Here is no web and no
-token (`lead.py` has the labelers); reading for the trainers is in `export.py`.
+Every write is one transaction, and a method returns after the commit. Labelers and tokens are in
+`lead.py`, and the export to the trainers is in `export.py`.
 """
 
 import random
@@ -28,16 +28,16 @@ from textrl.labels.tables import (
 from textrl.labels.tasks import NewTask
 
 LEASE_SECONDS = 15 * 60
-"""How long a task is kept for a labeler who does not come back to it."""
+"""Seconds for which a task is reserved for a labeler who does not come back to it."""
 
 
 class RefusedError(Exception):
-    """An answer that cannot count, with the reason in words for the labeler."""
+    """An answer that cannot be stored; the message gives the reason to the labeler."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Assignment:
-    """A task as one labeler sees it: outputs in shown order, nothing of where they come from."""
+    """A task as one labeler sees it: outputs in shown order, without their sources."""
 
     task_id: int
     prompt: Any
@@ -47,10 +47,10 @@ class Assignment:
 
 
 class Store:
-    """A label database. Safe to share between threads and between processes."""
+    """A label database, which threads and processes can share safely."""
 
     def __init__(self, url: str, *, create: bool = False) -> None:
-        """Open it; UserError if it is out of reach or of another version."""
+        """Open the database; UserError if it cannot be reached or has another version."""
         self.url = url
         self.engine: Engine = open_engine(url, create=create)
         with Session(self.engine) as session:
@@ -63,7 +63,7 @@ class Store:
         self.engine.dispose()
 
     def add_tasks(self, tasks: Sequence[NewTask], overlap: int = 1) -> int:
-        """Store those tasks that are new, and return how many these were."""
+        """Store the tasks that are new, and return their number."""
         now, added = time.time(), 0
         with writing(self.engine) as session:
             known = set(session.scalars(select(Task.digest)))
@@ -81,13 +81,13 @@ class Store:
         return added
 
     def claim(self, labeler_id: int) -> Assignment | None:
-        """Return the labeler's task, the one in hand or a new one; None if there is none.
+        """Return the labeler's present task or a new one, or None if there is none.
 
-        A task goes to as many labelers at a time as it still wants answers, never twice to one
-        person, and again to others once a lease has expired.
+        A task is given to as many labelers at a time as it still needs answers, and never twice to
+        the same person. When a lease has expired, other labelers may get the task.
         """
         with writing(self.engine) as session:
-            session.get(Labeler, labeler_id, with_for_update=True)  # one claim at a time a person
+            session.get(Labeler, labeler_id, with_for_update=True)  # one claim at a time per person
             if read_setting(session, "paused", False):
                 return None
             now = time.time()
@@ -111,10 +111,10 @@ class Store:
             return _assignment(task, lease.shown_order, lease.expires_at)
 
     def renew(self, labeler_id: int, task_id: int) -> float:
-        """Prolong a lease and return when it ends now, seconds since 1970.
+        """Extend a lease and return its new end, in seconds since 1970.
 
         Raises:
-            RefusedError: it has expired, and others have taken the task since.
+            RefusedError: the lease has expired, and others have taken the task since.
         """
         with writing(self.engine) as session:
             now = time.time()
@@ -129,13 +129,13 @@ class Store:
             return lease.expires_at
 
     def submit(self, labeler_id: int, task_id: int, submission: Submission) -> Answer:
-        """Store a labeler's answer and return it, once it is on the disk.
+        """Store a labeler's answer and return it after it is written to disk.
 
-        The same answer sent again changes nothing and returns what is stored.
+        If the same answer is sent again, nothing changes and the stored one is returned.
 
         Raises:
-            RefusedError: the task is not the labeler's, was answered otherwise by them, or has all
-                the answers that it wants (the first commit wins; the late one is in the audit).
+            RefusedError: the task is not the labeler's, has another answer from them, or has all
+                answers that it needs (the first commit wins; the late answer is in the audit).
             InvalidAnswerError: the answer is not valid.
         """
         with writing(self.engine) as session:
@@ -172,11 +172,11 @@ class Store:
             return answer
 
     def edit(self, labeler_id: int, task_id: int, submission: Submission, revision: int) -> Answer:
-        """Replace a labeler's answer; `revision` is that of the answer that they saw.
+        """Replace a labeler's answer; `revision` is that of the answer that the labeler saw.
 
         Raises:
-            RefusedError: no such answer, one changed since, or a skip turned into an answer after
-                others have filled the task.
+            RefusedError: there is no such answer, it has changed since, or it was a skip and the
+                task has all its answers from others by now.
             InvalidAnswerError: the answer is not valid.
         """
         with writing(self.engine) as session:
@@ -204,7 +204,7 @@ class Store:
             return answer
 
     def history(self, labeler_id: int, limit: int = 50) -> list[tuple[Answer, Task]]:
-        """Return a labeler's last answers and their tasks, the newest first."""
+        """Return a labeler's last answers with their tasks, the newest first."""
         query = (
             select(Answer, Task)
             .join(Task, Task.id == Answer.task_id)
@@ -216,7 +216,7 @@ class Store:
             return [(answer, task) for answer, task in session.execute(query)]
 
     def answered(self, labeler_id: int, task_id: int) -> tuple[Answer, Assignment]:
-        """Return a labeler's answer and its task as they saw it; RefusedError if there is none."""
+        """Return a labeler's answer and its task as it was shown; RefusedError if there is none."""
         with Session(self.engine) as session:
             answer = _answer_of(session, task_id, labeler_id)
             task = session.get(Task, task_id)
@@ -225,7 +225,7 @@ class Store:
             return answer, _assignment(task, answer.shown_order, 0.0)
 
     def progress(self, labeler_id: int) -> dict[str, int]:
-        """Return how many tasks the labeler did, and how many wait for them."""
+        """Return how many tasks the labeler has done, and how many are left for the labeler."""
         mine = select(Answer.task_id).where(Answer.labeler_id == labeler_id)
         with Session(self.engine) as session:
             done = session.scalar(
@@ -237,7 +237,7 @@ class Store:
         return {"done": done or 0, "left": left or 0}
 
     def shortest_queue(self) -> int:
-        """Return how many open tasks the labeler with the fewest has not answered yet."""
+        """Return the number of open tasks left for the labeler who has the fewest left."""
         with Session(self.engine) as session:
             people = list(
                 session.scalars(select(Labeler.id).where(Labeler.active, ~Labeler.is_lead))
@@ -245,18 +245,18 @@ class Store:
         return min((self.progress(person)["left"] for person in people), default=self.open_tasks())
 
     def open_tasks(self) -> int:
-        """Return how many tasks still want answers."""
+        """Return the number of tasks that still need answers."""
         with Session(self.engine) as session:
             return session.scalar(select(func.count()).where(Task.open)) or 0
 
     def sources(self) -> list[dict[str, Any]]:
-        """Return where each task came from."""
+        """Return the source of each task."""
         with Session(self.engine) as session:
             return list(session.scalars(select(Task.source)))
 
 
 def _in_hand(labeler_id: int, now: float) -> Any:
-    """Return the query of a labeler's own task with a live lease."""
+    """Return the query for the task on which a labeler has a valid lease."""
     return (
         select(Task)
         .join(Lease, Lease.task_id == Task.id)
@@ -267,7 +267,7 @@ def _in_hand(labeler_id: int, now: float) -> Any:
 
 
 def _claimable(labeler_id: int, now: float) -> Any:
-    """Return the query of the first task with room for one more labeler, which it locks."""
+    """Return the query that locks and selects the first task with room for one more labeler."""
     answered = exists().where(Answer.task_id == Task.id, Answer.labeler_id == labeler_id)
     return (
         select(Task)
@@ -288,7 +288,7 @@ def _held_by_others(labeler_id: int, now: float) -> ColumnElement[int]:
 
 
 def _has_room(session: Session, task: Task, labeler_id: int, now: float) -> bool:
-    """Count again under the task's lock."""
+    """Return whether the task has room for the labeler, counted again under the task's lock."""
     session.refresh(task)
     held = session.scalar(select(_held_by_others(labeler_id, now)).where(Task.id == task.id))
     return task.open and task.done + (held or 0) < task.overlap
@@ -317,7 +317,7 @@ def _fill(answer: Answer, stored: Submission, now: float) -> None:
 
 
 def _same(answer: Answer, stored: Submission) -> bool:
-    """Say whether an answer says the same as what is stored, the seconds apart."""
+    """Return whether an answer is equal to the stored one, except for the seconds."""
     return all(
         answer.__dict__[name] == value
         for name, value in stored.as_columns().items()
@@ -326,13 +326,13 @@ def _same(answer: Answer, stored: Submission) -> bool:
 
 
 def count_answers(task: Task, more: int) -> None:
-    """Count answers to a task, and say anew whether it is open."""
+    """Add to the number of a task's answers, and update whether it is open."""
     task.done += more
     task.open = task.done < task.overlap and not task.paused
 
 
 def read_setting(session: Session, key: str, default: Any) -> Any:
-    """Return a setting of the lead's."""
+    """Return a setting that the lead can change."""
     found = session.get(Meta, f"setting.{key}")
     return default if found is None else found.value
 
@@ -344,7 +344,7 @@ def note(
     task_id: int | None = None,
     body: Any = None,
 ) -> None:
-    """Add a row to the audit, in the transaction of what it tells."""
+    """Add a row to the audit, in the same transaction as the change that it records."""
     session.add(
         Audit(at=time.time(), action=action, labeler_id=labeler_id, task_id=task_id, body=body)
     )

@@ -1,7 +1,8 @@
-"""The tables of the label database, and how it is opened: SQLite by default, PostgreSQL by URL.
+"""The tables of the label database, and functions to open it (SQLite by default, or PostgreSQL).
 
-SQLite runs in WAL mode with synchronous=FULL: a commit that returned is on the disk. The audit
-table refuses updates and deletions by trigger. `SCHEMA_VERSION` is checked at every start.
+SQLite runs in WAL mode with synchronous=FULL, so that a commit is on disk when it returns. A
+trigger refuses updates and deletions in the audit table. `SCHEMA_VERSION` is checked at every
+start.
 """
 
 import secrets
@@ -28,11 +29,11 @@ from textrl.errors import UserError, hide_password
 
 SCHEMA_VERSION = 1
 BUSY_SECONDS = 30
-"""How long a writer waits for another."""
+"""Seconds for which a writer waits for another writer."""
 
 
 class Base(DeclarativeBase):
-    """Of all tables. Times are seconds since 1970, UTC."""
+    """The base class of all tables. Times are seconds since 1970, UTC."""
 
 
 class Meta(Base):
@@ -44,7 +45,7 @@ class Meta(Base):
 
 
 class Task(Base):
-    """A prompt and the outputs to rank; with fewer than two outputs, a text to write."""
+    """A prompt with outputs to rank; with fewer than two outputs, a prompt to write a text for."""
 
     __tablename__ = "task"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -52,17 +53,17 @@ class Task(Base):
     prompt: Mapped[Any] = mapped_column(JSON)  # a text or chat messages
     outputs: Mapped[list[str]] = mapped_column(JSON)
     source: Mapped[Any] = mapped_column(JSON)  # model, parameters and seed, or file and line
-    columns: Mapped[dict[str, Any]] = mapped_column(JSON)  # what else the file says, passed through
-    overlap: Mapped[int]  # labelers that it wants
+    columns: Mapped[dict[str, Any]] = mapped_column(JSON)  # the file's other columns, for export
+    overlap: Mapped[int]  # number of labelers that it needs
     paused: Mapped[bool] = mapped_column(default=False)
-    done: Mapped[int] = mapped_column(default=0)  # answers that are no skips
+    done: Mapped[int] = mapped_column(default=0)  # number of answers other than skips
     open: Mapped[bool] = mapped_column(default=True)  # done < overlap and not paused
     created_at: Mapped[float]
     __table_args__ = (Index("task_open", "open", "id"),)
 
 
 class Labeler(Base):
-    """A person; a lead may also see everything."""
+    """A person who labels, or a lead, who may also see all data."""
 
     __tablename__ = "labeler"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -73,7 +74,7 @@ class Labeler(Base):
 
 
 class Token(Base):
-    """A labeler's key, of which only the SHA-256 is kept."""
+    """A labeler's token, of which only the SHA-256 hash is stored."""
 
     __tablename__ = "token"
     hash: Mapped[str] = mapped_column(primary_key=True)
@@ -82,7 +83,7 @@ class Token(Base):
 
 
 class Lease(Base):
-    """A task in front of a labeler. It keeps the shown order also after it has expired."""
+    """The reservation of a task for a labeler; it keeps the shown order even after it expires."""
 
     __tablename__ = "lease"
     task_id: Mapped[int] = mapped_column(ForeignKey("task.id"), primary_key=True)
@@ -93,7 +94,7 @@ class Lease(Base):
 
 
 class Answer(Base):
-    """The one answer of a labeler to a task; ranks in stored order, whatever order was shown."""
+    """A labeler's single answer to a task; ranks are in stored order, not in shown order."""
 
     __tablename__ = "answer"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -113,7 +114,7 @@ class Answer(Base):
 
 
 class RewardCheck(Base):
-    """Held-out accuracy of a reward model trained on the rankings so far."""
+    """The held-out accuracy of a reward model that was trained on the rankings so far."""
 
     __tablename__ = "reward_check"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -123,7 +124,7 @@ class RewardCheck(Base):
 
 
 class Audit(Base):
-    """What happened, in order; rows are only ever added."""
+    """The log of all changes, in order; rows are only added, never changed."""
 
     __tablename__ = "audit"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -159,7 +160,7 @@ def parse_url(url: str) -> URL:
     """Return the parsed URL; PostgreSQL goes through psycopg 3.
 
     Raises:
-        UserError: not a URL of SQLite (a file) or PostgreSQL.
+        UserError: it is not a URL of SQLite (a file) or PostgreSQL.
     """
     try:
         parsed = make_url(url)
@@ -181,11 +182,12 @@ def open_engine(url: str, *, create: bool) -> Engine:
     """Return an engine on a database whose schema has been checked.
 
     Args:
-        url: `sqlite:///labels.db` or `postgresql://user@host/name`.
-        create: make the tables where there are none; otherwise a missing database is an error.
+        url: A URL such as `sqlite:///labels.db` or `postgresql://user@host/name`.
+        create: Whether to make the tables if there are none; if False, a missing database is an
+            error.
 
     Raises:
-        UserError: out of reach, no label database, or one of another version.
+        UserError: the database cannot be reached, is not a label database, or has another version.
     """
     parsed = parse_url(url)
     shown = parsed.render_as_string(hide_password=True)
@@ -215,7 +217,7 @@ def writing(engine: Engine) -> Session:
 
 
 def _prepare_sqlite(connection: Any, record: object) -> None:
-    connection.isolation_level = None  # transactions begin where `_begin_sqlite` says
+    connection.isolation_level = None  # `_begin_sqlite` begins the transactions
     for pragma in (
         "journal_mode=WAL",
         "synchronous=FULL",

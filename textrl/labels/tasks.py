@@ -1,4 +1,4 @@
-"""What a task is: a prompt to write for, or with outputs to rank."""
+"""`NewTask`, a labeling task: a prompt to write a text for, or a prompt with outputs to rank."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ class NewTask:
     columns: dict[str, Any]
 
     def __post_init__(self) -> None:
-        """Raise UserError for what could not be shown, ranked or stored."""
+        """Raise UserError if the task could not be shown, ranked or stored."""
         parts = [self.prompt]
         if not isinstance(self.prompt, str) and is_conversation(self.prompt):
             parts = [turn[key] for turn in self.prompt for key in ("role", "content")]
@@ -37,13 +37,13 @@ class NewTask:
 
     @property
     def digest(self) -> str:
-        """What makes it this task: what is asked, and the outputs in any order."""
+        """A hash that identifies the task: the prompt with its settings, and the set of outputs."""
         asked = what_is_asked(self.prompt, self.columns)
         body = json.dumps([asked, sorted(self.outputs)], sort_keys=True)
         return hashlib.sha256(body.encode()).hexdigest()
 
 
 def what_is_asked(prompt: Any, columns: Row) -> Any:
-    """Return a prompt, with the tools and template variables of its row where there are any."""
+    """Return a prompt, with the tools and template variables of its row if there are any."""
     beside = {name: columns[name] for name in CHAT_COLUMNS if columns.get(name)}
     return [prompt, beside] if beside else prompt

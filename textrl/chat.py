@@ -65,7 +65,7 @@ class Chat:
         are ignored. A name in a comment or text of the template does not count as a use.
         """
         code = " ".join(CODE.findall(_without_comments(tokenizer, self.tools)))
-        names = re.sub(r"'[^']*'|\"[^\"]*\"", "", code)  # a variable stands outside quotes
+        names = re.sub(r"'[^']*'|\"[^\"]*\"", "", code)  # names in quotes are not variables
         given = {"tools": self.tools, **self.variables}
         unread = [
             name

@@ -1,4 +1,4 @@
-"""The picture of a benchmark: score against tokens, and against KL at the end."""
+"""The plots of a benchmark: score against tokens, and score against the final KL."""
 
 from pathlib import Path
 

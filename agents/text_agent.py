@@ -50,7 +50,7 @@ from textrl.updater import Updater
 PROBE = 8
 """Episodes on which sampling and update are held against each other."""
 AGREEMENT = 1e-5
-"""Mean distance of their log-probs, nats a token, up to which those of sampling are used.
+"""Mean distance of their log-probs, nats per token, up to which those of sampling are used.
 
 Measured: 2e-7 (4M parameters) to 4e-6 (135M) in float32, 1e-3 to 4e-2 in bfloat16.
 """

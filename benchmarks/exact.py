@@ -27,7 +27,7 @@ class Value:
 
     score: float
     kl: float
-    """KL(policy || reference), nats a sequence."""
+    """KL(policy || reference), nats per sequence."""
 
     def objective(self, kl_coef: float) -> float:
         """Return score - kl_coef * KL."""

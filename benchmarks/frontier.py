@@ -151,7 +151,7 @@ def draw(results: dict[str, Any], frontier: Frontier, path: Path) -> None:
     for limit in KL_LIMITS:
         axis.axvline(limit, color="grey", lw=0.5)
     axis.set_xlim(-0.3, 14.0)
-    axis.set_xlabel("KL to the SFT model, nats a sequence")
+    axis.set_xlabel("KL to the SFT model, nats per sequence")
     axis.set_ylabel("score on held-out prompts (standard deviations of the SFT model)")
     axis.legend(fontsize=7, loc="lower right")
     figure.tight_layout()

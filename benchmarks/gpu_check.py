@@ -2,7 +2,8 @@
 
 CI has no GPU, so this is run by hand. It holds the identities (step = step_sequence, the first
 ratio is 1, the KL at the start is 0, the GPU agrees with the CPU), trains by SFT, DPO and PPO, and
-prints tokens a second and peak memory. Any check that fails is named, and the command exits with 1.
+prints tokens per second and peak memory. Any check that fails is named, and the command then exits
+with 1.
 """
 
 import argparse
@@ -81,7 +82,7 @@ def stepping() -> Numbers:
     return {
         "step against step_sequence": float(abs(stepped - found["cuda"]).max()),
         "GPU against CPU": float(abs(found["cpu"] - found["cuda"]).max()),
-        "tokens a second": ROWS * TOKENS / seconds,
+        "tokens per second": ROWS * TOKENS / seconds,
         "passed": bool(
             abs(stepped - found["cuda"]).max() < 1e-3
             and abs(found["cpu"] - found["cuda"]).max() < 1e-3
@@ -109,7 +110,7 @@ def ppo(precision: str, critic: str) -> Numbers:
         "first ratio error": first["train/first_ratio_error"],
         "KL at the start": first["rollout/kl"],
         "score": [first["rollout/score"], last["rollout/score"]],
-        "tokens a second": agent.env_steps / seconds,
+        "tokens per second": agent.env_steps / seconds,
         "peak MB": torch.cuda.max_memory_allocated() / 1e6,
         "passed": bool(
             first["train/first_ratio_error"] < (1e-4 if precision == "float32" else 1e-2)

@@ -82,7 +82,7 @@ def draw_frontier(entries: list[dict[str, Any]], path: Path) -> None:
                 label=agent,
             )
         axis.set_title(task, fontsize=9)
-        axis.set_xlabel("KL to the reference, nats a sequence")
+        axis.set_xlabel("KL to the reference, nats per sequence")
     axes[0, 0].set_ylabel("score")
     axes[0, -1].legend(fontsize=6, loc="lower right")
     figure.tight_layout()

@@ -163,7 +163,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
             if curve["turning_point"] <= line[-1]:
                 axis.axvline(curve["turning_point"], color=color, lw=0.6, ls=":")
         axis.set_title(f"{method}: gold (points, fit) and proxy (dashed)", fontsize=9)
-        axis.set_xlabel("square root of the KL to the SFT model, nats a sequence")
+        axis.set_xlabel("square root of the KL to the SFT model, nats per sequence")
     axes[0].set_ylabel("score (standard deviations of the SFT model)")
     axes[0].legend(fontsize=8)
     figure.tight_layout()

@@ -31,7 +31,7 @@ class Point:
     score: list[float] = field(repr=False)
     """Mean score of a prompt's samples, [P]."""
     kl: list[float] = field(repr=False)
-    """Mean sampled KL of a prompt's samples, nats a sequence, [P]."""
+    """Mean sampled KL of a prompt's samples, nats per sequence, [P]."""
 
 
 class ReviewSetup:

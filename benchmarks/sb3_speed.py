@@ -90,7 +90,7 @@ def agent(way: str, model: PreTrainedModel, venv: TextRLHFVectorEnv, seed: int, 
 
 
 def speed(pairs: int) -> dict[str, list[float]]:
-    """Return tokens a second of both ways, alternating, on a Llama of 4.2M parameters."""
+    """Return tokens per second of both ways, alternating, on a Llama of 4.2M parameters."""
     agents = {}
     for way in WAYS:
         model = make_model("4m")
@@ -102,7 +102,7 @@ def speed(pairs: int) -> dict[str, list[float]]:
             began = time.monotonic()
             one.learn(ROWS * TOKENS, callback=SubtractPolicyKL())
             found[way].append(ROWS * TOKENS / (time.monotonic() - began))
-            print(f"  {way}: {found[way][-1]:.0f} tokens a second", flush=True)
+            print(f"  {way}: {found[way][-1]:.0f} tokens per second", flush=True)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Where the time goes: every stage's tokens a second and share of the machine's matrix products.
+"""Where the time goes: every stage's tokens per second and share of the machine's matrix products.
 
     python benchmarks/throughput.py                          the small model, a few minutes
     python benchmarks/throughput.py --sizes 30m smollm2      larger ones
@@ -277,7 +277,7 @@ def measured(work: Callable[[], object]) -> dict[str, float]:
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the rows as a Markdown table."""
     lines = [
-        "| stage | model | length | batch | tokens a second | CPU s | peak MB | GFLOP | MFU |",
+        "| stage | model | length | batch | tokens per second | CPU s | peak MB | GFLOP | MFU |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:

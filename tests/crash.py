@@ -20,6 +20,7 @@ def killed_at(work: Callable[[], object], folder: Path, operation: int) -> bool:
     """
     child = os.fork()
     if child == 0:
+        signal.alarm(60)  # a child that hangs must not hang the tests
         try:
             _arm(folder, operation)
             work()
@@ -29,7 +30,7 @@ def killed_at(work: Callable[[], object], folder: Path, operation: int) -> bool:
         os._exit(0)
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
-        assert os.WTERMSIG(status) == signal.SIGKILL
+        assert os.WTERMSIG(status) == signal.SIGKILL, "the work hangs"
         return True
     assert os.waitstatus_to_exitcode(status) == 0, "the work failed by itself"
     return False

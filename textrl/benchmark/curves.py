@@ -25,7 +25,7 @@ def draw_benchmark(curves: dict[str, list[np.ndarray]], path: Path) -> None:
         marker = "os^"[place // 10 % 3]
         right.plot(points[:, -1, 2], points[:, -1, 1], marker, ms=5, color=color, label=agent)
     left.set(xlabel="tokens", ylabel="score on the measured prompts")
-    right.set(xlabel="KL to the reference at the end (nats a sequence)", ylabel="score")
+    right.set(xlabel="KL to the reference at the end (nats per sequence)", ylabel="score")
     right.legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=130)

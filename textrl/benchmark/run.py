@@ -142,7 +142,7 @@ def forget_peak_memory() -> None:
 def table(rows: list[dict[str, Any]]) -> str:
     """Return a Markdown table of means over the seeds, with the smallest and largest score."""
     lines = [
-        "| agent | seeds | score (least to most) | KL, nats a sequence | tokens a second "
+        "| agent | seeds | score (least to most) | KL, nats per sequence | tokens per second "
         "| peak memory, MB |",
         "|---|---|---|---|---|---|",
     ]

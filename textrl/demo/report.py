@@ -24,9 +24,9 @@ NAMES = {"sft": "SFT", "ppo": "PPO", "dpo": "DPO", "best_of_16": "best of 16"}
 COLOURS = {"sft": "#666666", "ppo": "#0072B2", "dpo": "#D55E00", "best_of_16": "#009E73"}
 CURVES = {
     "rollout/score": "score (SFT standard deviations)",
-    "rollout/kl": "KL to the reference (nats a sequence)",
+    "rollout/kl": "KL to the reference (nats per sequence)",
     "rollout/length": "length (tokens)",
-    "rollout/entropy": "entropy (nats a token)",
+    "rollout/entropy": "entropy (nats per token)",
 }
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;
@@ -123,7 +123,7 @@ def plot_frontier(summary: dict[str, Any], ppo: Sequence[dict[str, float]]) -> F
         point = summary[name]["kl"], summary[name]["score"]
         axes.scatter(*point, s=70, color=COLOURS[name], zorder=3)
         axes.annotate(label, point, xytext=(7, 6), textcoords="offset points")
-    axes.set_xlabel("KL to the reference (nats a sequence)")
+    axes.set_xlabel("KL to the reference (nats per sequence)")
     axes.set_ylabel("score (SFT standard deviations)")
     axes.grid(alpha=0.3)
     axes.margins(0.12)
@@ -139,9 +139,9 @@ def plot_training(
     """Draw the losses of SFT and DPO, and the accuracies of the reward model and DPO."""
     figure, grid = plt.subplots(1, 4, figsize=(13, 2.8), layout="constrained")
     panels = [
-        (column(sft, "sft/loss"), "SFT loss (nats a token)", COLOURS["sft"]),
+        (column(sft, "sft/loss"), "SFT loss (nats per token)", COLOURS["sft"]),
         (column(reward, "reward/accuracy"), "reward model: pairs in order", COLOURS["best_of_16"]),
-        (column(dpo, "train/loss"), "DPO loss (nats a pair)", COLOURS["dpo"]),
+        (column(dpo, "train/loss"), "DPO loss (nats per pair)", COLOURS["dpo"]),
         (column(dpo, "train/accuracy"), "DPO: pairs in order", COLOURS["dpo"]),
     ]
     for axes, (values, label, colour) in zip(grid, panels, strict=True):
@@ -159,7 +159,7 @@ def _svg(figure: Figure) -> str:
 
 
 def _results(summary: dict[str, Any]) -> str:
-    heads = ["", "score", "std", "KL (nats a sequence)", "length (tokens)", "judged positive"]
+    heads = ["", "score", "std", "KL (nats per sequence)", "length (tokens)", "judged positive"]
     rows = [
         [
             label,

@@ -1,0 +1,226 @@
+"""What a stop, a kill or a failure leaves of an agent's run: one iteration's state, whole."""
+
+import itertools
+import json
+import os
+import shlex
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from crash import killed_at
+from test_critic_free import AGENTS, make, make_venv, weights
+
+from textrl import cli
+from textrl.agents import PPO, RLOO, PPOConfig
+from textrl.checkpoint import Checkpoints
+from textrl.envs import tiny_model
+from textrl.errors import UserError
+from textrl.models import load_causal_lm
+from textrl.run_folder import held
+
+REWARD = """
+calls = 0
+
+def letters(prompts, completions):
+    global calls
+    calls += 1
+    if calls == {fails_at}:
+        {failure}
+    return [float(len(text)) for text in completions]
+"""
+
+
+def ppo(critic: str = "value_head", policy=None, **options) -> PPO:
+    config = PPOConfig(
+        episodes_per_iteration=16, minibatch_size=8, learning_rate=1e-3, critic=critic, **options
+    )
+    return PPO(policy or tiny_model(), make_venv(), config)
+
+
+def all_weights(agent) -> torch.Tensor:
+    found = weights(agent.policy)
+    return found if not isinstance(agent, PPO) else torch.cat([found, weights(agent.critic)])
+
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("value_head", "rloo", "online_dpo")]
+
+
+@pytest.mark.parametrize("name", ["separate", *SLOW])
+def test_a_kill_inside_a_save_never_mixes_two_iterations(name: str, tmp_path: Path) -> None:
+    """Loaded and trained on, the folder gives what one of the two saves alone would give."""
+    agent = ppo(name) if name in ("value_head", "separate") else make(name)
+    kind, expected = type(agent), []
+    for iteration in (1, 2):
+        agent.iterate()
+        agent.save(tmp_path / str(iteration))
+        expected.append(all_weights(agent))
+    earlier = kind.load(tmp_path / "1", make_venv())
+    found = []
+    for operation in itertools.count():
+        folder = tmp_path / "run"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(tmp_path / "1", folder)
+        if not killed_at(lambda f=folder: agent.save(f), folder, operation):
+            break
+        loaded = kind.load(folder, make_venv())
+        found.append(loaded.iteration)
+        assert torch.equal(all_weights(loaded), expected[loaded.iteration - 1])
+        assert loaded.env_steps == (earlier, agent)[loaded.iteration - 1].env_steps
+    assert set(found) == {1, 2}
+    assert len(found) >= 20
+
+
+@pytest.mark.parametrize("name", ["ppo", *AGENTS])
+@pytest.mark.parametrize("where", ["reward", "sampling"])
+def test_an_iteration_that_fails_in_collecting_has_not_been(name, where, monkeypatch) -> None:
+    """The agent goes on as if nobody had pressed Ctrl+C: its prompts and draws are the same."""
+
+    def trained(stop: bool) -> torch.Tensor:
+        agent = ppo() if name == "ppo" else make(name)
+        agent.iterate()
+        if stop:
+            core = agent.env.venv.unwrapped.core
+            target, method = {
+                "reward": (type(core.judge), "scores"),
+                "sampling": (type(agent.sampler), "sample"),
+            }[where]
+            real, calls = getattr(target, method), itertools.count()
+
+            def stopped(self, *arguments, **options):
+                found = real(self, *arguments, **options)
+                if next(calls) == 1:  # after one batch of two
+                    raise KeyboardInterrupt
+                return found
+
+            if agent.config.episodes_per_iteration == agent.env.num_envs:
+                calls = itertools.count(1)
+            with monkeypatch.context() as patch:
+                patch.setattr(target, method, stopped)
+                with pytest.raises(KeyboardInterrupt):
+                    agent.iterate()
+            assert agent.whole
+            assert agent.iteration == 1
+        agent.iterate()
+        return all_weights(agent)
+
+    assert torch.equal(trained(stop=True), trained(stop=False))
+
+
+def test_a_stop_inside_an_update_waits_for_its_end() -> None:
+    agent, straight = make("rloo"), make("rloo")
+    real = agent.train_on
+
+    def stopped(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        return real(*arguments)
+
+    agent.train_on = stopped
+    with pytest.raises(SystemExit) as caught:
+        agent.learn(1)
+    assert caught.value.code == 143
+    assert agent.whole
+    assert agent.iteration == 1
+    straight.iterate()
+    assert torch.equal(all_weights(agent), all_weights(straight))
+
+
+def test_an_agent_whose_update_fails_half_way_is_not_whole(monkeypatch) -> None:
+    agent = make("rloo")
+    monkeypatch.setattr(
+        RLOO, "train_on", lambda *arguments: (_ for _ in ()).throw(MemoryError("no room"))
+    )
+    with pytest.raises(MemoryError):
+        agent.iterate()
+    assert not agent.whole
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    Path("prompts.jsonl").write_text("\n".join(json.dumps({"prompt": p}) for p in "abcdefg"))
+    return tmp_path
+
+
+def rows_of(run: str) -> list[dict[str, float]]:
+    """Return the logged rows without what the clock says in them."""
+    rows = [json.loads(line) for line in Path(run, "progress.json").read_text().splitlines()]
+    clock = ("time/collect_seconds", "time/update_seconds", "time/tokens_per_second")
+    return [{name: v for name, v in row.items() if name not in clock} for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("failure", "status"),
+    [
+        ("raise ConnectionError('reset by peer')", 2),
+        ("return [float('nan')] * len(completions)", 2),
+        ("import signal; signal.raise_signal(signal.SIGTERM)", 143),
+        ("raise KeyboardInterrupt", 130),
+    ],
+)
+def test_a_run_that_is_stopped_goes_on_with_the_command_that_it_prints(
+    failure: str, status: int, folder: Path, checkpoint: str, capsys
+) -> None:
+    def command(name: str) -> list[str]:
+        options = ["--prompts=prompts.jsonl", f"--reward={name}:letters", f"--output_dir={name}"]
+        options += ["--num_envs=8", "--group_size=4", "--episodes_per_iteration=8"]
+        options += ["--max_completion_tokens=4", "--total_timesteps=160", "--save_every=3"]
+        return ["rloo", f"--model={checkpoint}", *options]
+
+    for name, fails_at in (("straight", 0), ("stopped", 5)):
+        Path(f"{name}.py").write_text(REWARD.format(fails_at=fails_at, failure=failure))
+        sys.modules.pop(name, None)  # another test's
+    cli.main(command("straight"))
+    with pytest.raises(SystemExit) as caught:
+        cli.main(command("stopped"))
+    assert caught.value.code == status
+    *_, saved, then = capsys.readouterr().err.splitlines()
+    assert saved == "textrl: the run is saved after iteration 4"
+    assert Checkpoints(folder / "stopped").newest().name == "000000004"
+    cli.main(shlex.split(then.removeprefix("textrl: continue with: textrl ")))
+    same = ["model.safetensors", "trainer_state/state.pt"]
+    for file in same:
+        assert (folder / "stopped" / file).read_bytes() == (folder / "straight" / file).read_bytes()
+    assert rows_of("stopped") == rows_of("straight")
+    assert not (folder / "stopped" / "checkpoints").exists()
+
+
+def test_a_run_folder_is_one_processs_at_a_time(folder: Path, checkpoint: str, capsys) -> None:
+    Path("plain.py").write_text(REWARD.format(fails_at=0, failure="pass"))
+    command = ["rloo", f"--model={checkpoint}", "--prompts=prompts.jsonl", "--output_dir=run"]
+    command += ["--reward=plain:letters", "--num_envs=8", "--group_size=4"]
+    command += ["--episodes_per_iteration=8", "--max_completion_tokens=4", "--total_timesteps=20"]
+    cli.main(command)
+    before = (folder / "run" / "model.safetensors").read_bytes()
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        with held(folder / "run"):
+            os.write(writing, b"1")
+            signal.pause()
+        os._exit(0)
+    assert os.read(reading, 1) == b"1"
+    for mode in ("--overwrite", "--resume"):
+        with pytest.raises(SystemExit) as caught:
+            cli.main([*command, mode])
+        assert caught.value.code == 2
+        assert f"run is in use by process {child} on " in capsys.readouterr().err
+    assert (folder / "run" / "model.safetensors").read_bytes() == before
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    cli.main([*command, "--overwrite"])  # a killed process holds nothing
+
+
+def test_altered_weights_are_named_by_whoever_loads_them(tmp_path: Path) -> None:
+    make("rloo").save(tmp_path)
+    file = tmp_path / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
+        load_causal_lm(tmp_path)

@@ -21,6 +21,9 @@ Numbers = dict[str, float]
 MinibatchLoss = Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
 """A function from rows [n] to their differentiable mean loss and a dict of numbers to log."""
 
+MoreLosses = Callable[[int], Iterable[Tensor]]
+"""A function from the number of tokens in memory at once to losses of micro-batches."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
@@ -78,7 +81,7 @@ class Step:
     share: float
     """The share of the iteration's steps that is done after this step."""
 
-    def take(self, *losses: MinibatchLoss, more: Iterable[Tensor] = ()) -> Numbers:
+    def take(self, *losses: MinibatchLoss, more: MoreLosses = lambda tokens: ()) -> Numbers:
         """Update the weights; return the step's numbers, averaged over its micro-batches.
 
         Args:
@@ -88,9 +91,11 @@ class Step:
             more: Further losses, already reduced, to add to the step.
         """
         sums: Numbers = {}
+        lengths = self.lengths.tolist()
 
-        def shares() -> Iterator[Tensor]:
-            for batch in filled_batches(self.lengths.tolist(), self.steps.micro_batch_tokens):
+        def shares(tokens: int) -> Iterator[Tensor]:
+            sums.clear()
+            for batch in filled_batches(lengths, tokens):
                 share = self.weights[batch].sum().item() / self.weights.sum().item()
                 for loss in losses:
                     with self.steps.autocast():
@@ -98,9 +103,10 @@ class Step:
                     for name, number in numbers.items():
                         sums[name] = sums.get(name, 0.0) + share * number.item()
                     yield share * value
-            yield from more
+            yield from more(tokens)
 
-        norm = self.steps.updater.update(shares())
+        tokens = self.steps.micro_batch_tokens
+        norm = self.steps.updater.update_within(tokens, max(lengths), shares)
         numbers = sums | {"grad_norm": norm}
         self.steps.show(self.share, numbers)
         return numbers

@@ -15,7 +15,7 @@ is no lower: near the optimum the sampled KL cancels the noise of the score (ADR
 "sampled" is the default.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ from textrl.agents.collect import collect
 from textrl.agents.critic import Critic, make_critic, values_at
 from textrl.agents.diagnostics import explained_variance, ratio_report, update_report
 from textrl.agents.kl_control import adapted_kl_coef
-from textrl.agents.minibatches import Numbers, Steps
+from textrl.agents.minibatches import MoreLosses, Numbers, Steps
 from textrl.agents.saving import read_policy, restore
 from textrl.agents.text_agent import TextAgent
 from textrl.agents.text_env import TextEnv
@@ -273,20 +273,24 @@ class PPO(TextAgent):
             pieces.append(exact)
         return torch.cat(pieces)
 
-    def _ptx_losses(self, count: int) -> Iterable[Tensor]:
-        """Yield the weighted SFT loss of `count` demonstrations (2203.02155 eq. 2), if any."""
+    def _ptx_losses(self, count: int) -> MoreLosses:
+        """Return the weighted SFT loss of `count` demonstrations (2203.02155 eq. 2), if any."""
         if not self._demonstrations or not self.config.ptx_coef:
-            return
+            return lambda tokens: ()
         picked = torch.randint(len(self._demonstrations), (count,), generator=self._generator)
         sequences = [self._demonstrations[int(i)] for i in picked]
         total = sum(sequence.num_counted for sequence in sequences)
         lengths = [len(sequence.ids) for sequence in sequences]
-        for rows in filled_batches(lengths, self.config.micro_batch_tokens):
-            batch = stack_sequences([sequences[row] for row in rows], self.policy.device)
-            weight = self.config.ptx_coef * int(batch.mask.sum()) / total
-            with self.autocast():
-                loss = weight * sft_loss(self.module.logprobs_of(batch), batch.mask)
-            yield loss
+
+        def losses(tokens: int) -> Iterator[Tensor]:
+            for rows in filled_batches(lengths, tokens):
+                batch = stack_sequences([sequences[row] for row in rows], self.policy.device)
+                weight = self.config.ptx_coef * int(batch.mask.sum()) / total
+                with self.autocast():
+                    loss = weight * sft_loss(self.module.logprobs_of(batch), batch.mask)
+                yield loss
+
+        return losses
 
     def _encode(self, demonstrations: Source | None) -> list[Any]:
         if demonstrations is None:

@@ -148,11 +148,13 @@ def _fit_update(
     accelerator = updater.accelerator
     divisor = sum(task.weights[row] for row in rows)
     own = rows[accelerator.process_index :: accelerator.num_processes]
-    batches = filled_batches([task.lengths[row] for row in own], config.micro_batch_tokens)
-    sums: dict[str, float] = {"loss": 0.0}
+    lengths = [task.lengths[row] for row in own]
+    sums: dict[str, float] = {}
 
-    def losses() -> Iterable[Tensor]:
-        for batch in batches:
+    def losses(tokens: int) -> Iterable[Tensor]:
+        sums.clear()
+        sums["loss"] = 0.0
+        for batch in filled_batches(lengths, tokens):
             with autocast(config.precision, accelerator.device):
                 part = task.loss([own[i] for i in batch])
             sums["loss"] += part.loss.item()
@@ -162,7 +164,7 @@ def _fit_update(
 
     task.prepare(rows)
     learning_rate = updater.scheduler.get_last_lr()[0]
-    norm = updater.update(losses())
+    norm = updater.update_within(config.micro_batch_tokens, max(lengths, default=1), losses)
     means: dict[str, float] = {}
     for part in gather_object([sums]):  # of every process; one may have had no row
         for name, value in part.items():

@@ -1,8 +1,21 @@
-"""Settings of the memory allocator: keep freed memory, or return it to the system."""
+"""Memory: what the allocator keeps, and an update that does not fit."""
 
 import ctypes
 import gc
 import platform
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from textrl.errors import UserError
+
+Result = TypeVar("Result")
+
+
+class SmallerMicroBatches(UserWarning):
+    """Memory ran out; the run goes on with smaller micro-batches, which give equal gradients."""
 
 
 def keep_freed_memory() -> None:
@@ -20,5 +33,53 @@ def keep_freed_memory() -> None:
 def release_memory() -> None:
     """Collect garbage and return the memory that `keep_freed_memory` kept to the system."""
     gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def halved_until_it_fits(
+    work: Callable[[int], Result], tokens: int, longest: int
+) -> tuple[Result, int]:
+    """Return what some work returns, done again with half the tokens each time memory runs out.
+
+    Args:
+        work: Function of the number of tokens in memory at once; it can be called again.
+        tokens: Number of tokens to begin with.
+        longest: Number of tokens of the longest text; below it halving changes nothing.
+
+    Returns: The result, and the number of tokens that fitted.
+
+    Raises:
+        UserError: One text alone does not fit.
+    """
+    asked = tokens
+    while True:
+        try:
+            result = work(tokens)
+            break
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            if tokens <= longest:
+                raise UserError(
+                    f"memory runs out with one text of {longest} tokens; use a smaller model, "
+                    f"shorter texts or precision='bfloat16'"
+                ) from error
+        tokens = max(longest, tokens // 2)
+        release_memory()
+    if tokens < asked:
+        warnings.warn(
+            f"memory ran out: going on with micro_batch_tokens={tokens}, which gives equal "
+            f"gradients; set it to spare the failed tries",
+            SmallerMicroBatches,
+            stacklevel=2,
+        )
+    return result, tokens
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Return whether this is PyTorch's or Python's way to say that memory is out."""
+    allocator = "not enough memory" in str(error)  # of PyTorch on a CPU: a plain RuntimeError
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or allocator

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from textrl.errors import UserError
 from textrl.finite import check_finite
+from textrl.memory import halved_until_it_fits
 
 MAX_SKIPPED = 5
 """Updates in a row with a non-finite gradient after which a run stops."""
@@ -65,6 +66,7 @@ class Updater:
         self.optimizer = torch.optim.AdamW(options, betas=betas, eps=1e-8, fused=True)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, schedule)
         self.updates = self.skipped = self.skipped_in_a_row = 0
+        self._most_tokens: int | None = None
 
     def update(self, losses: Iterable[Tensor]) -> float:
         """Take one step on the sum of the micro-batch losses; return the gradient's norm.
@@ -95,6 +97,24 @@ class Updater:
                 raise self._not_finite(f"{self.skipped_in_a_row} updates in a row")
         self.optimizer.step()
         self.scheduler.step()
+        return norm
+
+    def update_within(
+        self, tokens: int, longest: int, losses: Callable[[int], Iterable[Tensor]]
+    ) -> float:
+        """Take one step as `update` does, with smaller micro-batches where memory runs out.
+
+        Args:
+            tokens: Number of tokens in memory at once.
+            longest: Number of tokens of the longest text.
+            losses: Function from a number of tokens to the losses of micro-batches of that size;
+                it is called again after a failure.
+        """
+        if self._most_tokens is not None:
+            tokens = min(tokens, max(longest, self._most_tokens))
+        norm, fitting = halved_until_it_fits(lambda n: self.update(losses(n)), tokens, longest)
+        if fitting < tokens:
+            self._most_tokens = fitting
         return norm
 
     def finish(self) -> None:

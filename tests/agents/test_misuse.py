@@ -146,7 +146,7 @@ def test_micro_batches_of_demonstrations_never_change_the_result() -> None:
         )
         agent = PPO(tiny_model(), make_venv(), config, demonstrations=texts)
         agent.policy.zero_grad()
-        losses = list(agent._ptx_losses(8))
+        losses = list(agent._ptx_losses(8)(tokens))
         sum(losses).backward()
         passes.append(len(losses))
         found.append(torch.cat([p.grad.flatten() for p in agent.policy.parameters()]))

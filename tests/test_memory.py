@@ -1,0 +1,129 @@
+"""Memory that runs out in an update: halved micro-batches give equal gradients, said once."""
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor
+
+from textrl.agents import PPO, PPOConfig
+from textrl.config import SFTConfig
+from textrl.envs import TextRLHFVectorEnv, tiny_model, tiny_tokenizer
+from textrl.errors import UserError
+from textrl.memory import SmallerMicroBatches, halved_until_it_fits
+from textrl.trainers import SFTTrainer
+from textrl.updater import Updater
+
+TEXTS = [{"text": "abcdefghijklmnop"[: 4 + i % 8]} for i in range(32)]
+ERRORS = [
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate"),
+]
+
+
+def failing_above(limit: int, error: Exception, monkeypatch, seen: list[int]) -> None:
+    """Let memory run out in every micro-batch with more than so many texts."""
+    real = Updater.update
+
+    def update(self, losses) -> float:
+        def checked():
+            for number, loss in enumerate(losses):
+                texts = seen[-1]
+                if texts > limit and number > 0:  # in the second: the first has a gradient already
+                    raise error
+                yield loss
+
+        return real(self, checked())
+
+    monkeypatch.setattr(Updater, "update", update)
+
+
+def weights(model) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=["python", "gpu", "cpu"])
+def test_halving_goes_on_until_it_fits(error: Exception) -> None:
+    tried = []
+
+    def work(tokens: int) -> str:
+        tried.append(tokens)
+        if tokens > 300:
+            raise error
+        return "done"
+
+    with pytest.warns(SmallerMicroBatches, match="micro_batch_tokens=256"):
+        assert halved_until_it_fits(work, 1024, 10) == ("done", 256)
+    assert tried == [1024, 512, 256]
+    with pytest.raises(UserError, match="one text of 400 tokens"):
+        halved_until_it_fits(work, 1024, 400)
+    assert tried[3:] == [1024, 512, 400]
+
+
+def test_other_errors_are_not_taken_for_it() -> None:
+    def work(tokens: int) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1"):
+        halved_until_it_fits(work, 1024, 10)
+
+
+def sft(monkeypatch=None) -> tuple[Tensor, list[str]]:
+    model, seen = tiny_model(), [0]
+    config = SFTConfig(minibatch_size=16, learning_rate=1e-2, micro_batch_tokens=64)
+    trainer = SFTTrainer(model, tiny_tokenizer(), TEXTS, config, shown=False)
+    loss = trainer._loss
+
+    def counted(sequences):
+        seen.append(len(sequences))
+        return loss(sequences)
+
+    trainer._loss = counted
+    if monkeypatch is not None:
+        failing_above(3, ERRORS[1], monkeypatch, seen)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.train()
+    return weights(model), [str(warning.message) for warning in caught]
+
+
+def test_a_trainer_goes_on_with_smaller_micro_batches(monkeypatch) -> None:
+    whole, silent = sft()
+    found, said = sft(monkeypatch)
+    moved = (whole - weights(tiny_model())).abs().max()
+    assert (found - whole).abs().max() < 1e-2 * moved  # AdamW makes much of rounding near 0
+    assert not [message for message in silent if "micro_batch_tokens" in message]
+    assert 1 <= len([message for message in said if "micro_batch_tokens" in message]) <= 3
+
+
+@pytest.mark.parametrize("critic", ["value_head", "separate"])
+def test_ppo_goes_on_with_smaller_micro_batches(critic: str, monkeypatch) -> None:
+    def trained(fails: bool) -> Tensor:
+        venv = TextRLHFVectorEnv(num_envs=16, max_completion_tokens=6, kl_coef=0.1)
+        config = PPOConfig(
+            episodes_per_iteration=16,
+            minibatch_size=8,
+            learning_rate=1e-2,
+            micro_batch_tokens=1000,
+            critic=critic,
+            ptx_coef=0.5,
+        )
+        agent = PPO(tiny_model(), venv, config, demonstrations=TEXTS)
+        with monkeypatch.context() as patch:
+            if fails:
+                evaluate, seen = agent.evaluate, [0]
+
+                def counted(part, **options):
+                    seen.append(len(part.input_ids))
+                    return evaluate(part, **options)
+
+                patch.setattr(agent, "evaluate", counted)
+                failing_above(3, ERRORS[0], patch, seen)
+            agent.iterate()
+        return torch.cat([weights(agent.policy), weights(agent.critic)])
+
+    whole = trained(fails=False)
+    with pytest.warns(SmallerMicroBatches):
+        found = trained(fails=True)
+    assert torch.allclose(found, whole, atol=1e-5)

@@ -24,8 +24,8 @@ STATE = Path("trainer_state") / STATE_FILE
 """Where a saved agent's state lies in its folder."""
 
 
-class OtherPrompts(UserWarning):
-    """A loaded agent's environment has other prompts or rows than the one it was saved in."""
+class OtherEnvironment(UserWarning):
+    """A loaded agent's environment is not the one that it was saved in; what differs is named."""
 
 
 class Saved(Protocol):
@@ -53,8 +53,9 @@ def write_agent(agent: Saved, folder: Path) -> None:
     frozen = [name for name, p in agent.policy.named_parameters() if not p.requires_grad]
     saved = {"agent": agent.name, "config": asdict(agent.config), "frozen": frozen}
     write_json(folder / "agent.json", saved)
+    state = agent.state() | {"task": agent.env.task_digest()}
     prompts = agent.env.prompt_state()
-    save_state(folder / STATE, agent.state() | ({} if prompts is None else {"prompts": prompts}))
+    save_state(folder / STATE, state if prompts is None else state | {"prompts": prompts})
 
 
 def read_policy(kind: Any, folder: Path, venv: AnyVectorEnv) -> tuple[PreTrainedModel, AgentConfig]:
@@ -85,5 +86,18 @@ def restore(agent: Saved, folder: Path) -> dict[str, Any]:
         try:
             agent.env.load_prompt_state(state["prompts"])
         except UserError as error:
-            warnings.warn(f"its prompts start afresh: {error}", OtherPrompts, stacklevel=3)
+            warnings.warn(f"its prompts start afresh: {error}", OtherEnvironment, stacklevel=3)
+    present: dict[str, Any] = dict(agent.env.task_digest())
+    saved = dict(state.get("task", {}))
+    if asdict(agent.config).get("kl_target") is None:  # else the agent steers it
+        present["kl_coef"], saved["kl_coef"] = agent.env.kl_coef, state["kl_coef"]
+    for name in present.keys() & saved.keys():
+        if present[name] != saved[name]:
+            shown = (
+                f": {present[name]}, not {saved[name]}"
+                if name not in ("reference", "reward")
+                else ""
+            )
+            message = f"the environment has another {name} than the agent was saved with{shown}"
+            warnings.warn(message, OtherEnvironment, stacklevel=3)
     return state

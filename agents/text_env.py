@@ -141,6 +141,11 @@ class TextEnv:
         if hasattr(base, "load_prompt_state"):
             base.load_prompt_state(json.loads(state))
 
+    def task_digest(self) -> dict[str, str]:
+        """Return what the rewards depend on, by name; nothing where the environment cannot say."""
+        base = self.venv.unwrapped
+        return dict(base.task_digest) if hasattr(base, "task_digest") else {}
+
     def _has(self, name: str) -> bool:
         """Return whether the first sub-environment of a SyncVectorEnv has this attribute."""
         base = self.venv.unwrapped

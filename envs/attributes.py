@@ -49,6 +49,11 @@ class TaskAttributes:
         """The frozen reward model, or None if the reward is a plain function."""
         return self.core.reward_model
 
+    @property
+    def task_digest(self) -> dict[str, str]:
+        """What the rewards depend on beside the prompts, by name, to tell one task from another."""
+        return self.core.digest
+
     def score_tokens(self, prompts: list[list[int]], completions: list[list[int]]) -> np.ndarray:
         """Return the scores that episodes of these token ids would get, float64 [N].
 

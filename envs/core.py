@@ -6,6 +6,9 @@ autoreset. Texts and scores of ended episodes are in `judge.py`. The docstring o
 `text_rlhf.TextRLHFEnv` describes the MDP.
 """
 
+from dataclasses import fields
+from functools import cached_property
+
 import numpy as np
 import torch
 
@@ -13,6 +16,7 @@ from textrl.allowed import AllowedTokens
 from textrl.batching import filled_batches
 from textrl.chat import Messages, end_ids
 from textrl.decoding import Decoder
+from textrl.digests import weights_digest
 from textrl.envs import tasks
 from textrl.envs.core_config import CoreConfig, Shaping
 from textrl.envs.judge import Judge
@@ -23,9 +27,12 @@ from textrl.errors import UserError
 from textrl.logprobs import chunked_token_logprobs, counted_from_0, token_logprobs
 from textrl.models import eos_id, pick_device, pick_dtype, split_lm
 from textrl.rewards import RewardModel, make_scorer
+from textrl.task_config import TaskConfig
 from textrl.trunks import check_vocabulary
 from textrl.types import completion_positions
 
+TASK_SETTINGS = [field.name for field in fields(TaskConfig) if field.name != "kl_coef"]
+"""What else the rewards depend on; kl_coef is steered and part of an agent's state."""
 TOKENS_PER_PASS = 8192
 """Number of tokens that the reference reads in one forward pass."""
 
@@ -71,6 +78,20 @@ class TextCore:
         self._states: torch.Tensor | None = None
         self._behind = False  # the decoder has not yet read the last actions
         self._stale = np.ones(num_rows, dtype=bool)  # these rows must be prefilled
+
+    @cached_property
+    def digest(self) -> dict[str, str]:
+        """What the rewards depend on beside the prompts, by name; weights as digests."""
+        config, scorer = self.config, self.judge.scorer
+        settings = {name: repr(config.__dict__[name]) for name in TASK_SETTINGS}
+        rewards = [
+            weights_digest(function.model) if isinstance(function, RewardModel) else name
+            for function, name in zip(scorer.functions, scorer.names, strict=True)
+        ]
+        return settings | {
+            "reference": weights_digest(self.reference),
+            "reward": repr([*zip(rewards, scorer.weights, strict=True)]),
+        }
 
     @property
     def prompt_texts(self) -> list[str]:

@@ -15,7 +15,7 @@ FLOORS = {
     "ground": "errors bounds paths rows types config resolve loss_names task_config durable "
     "stopping",
     "maths": "masking logprobs advantages losses preference_losses allowed batching",
-    "models": "finite precision trunks heads packing row_cache models adapters decoding "
+    "models": "finite digests precision trunks heads packing row_cache models adapters decoding "
     "generation devices token_pass policy trainable",
     "texts": "data chat turns seams encoding shared_prompts",
     "training": "memory engine metrics checkpoint run_folder updater resuming loop",

@@ -105,7 +105,7 @@ def _states(
     """Return where a run's states go; None where none are kept."""
     if folder is None:
         return None
-    identity = run_identity(task.stage, config, task.examples)
+    identity = run_identity(task.stage, config, task.examples, model)
     checkpoints = Checkpoints(
         folder, every=config.save_every, minutes=config.save_minutes, keep=config.keep_saves
     )

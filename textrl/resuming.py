@@ -14,6 +14,7 @@ from torch import nn
 
 from textrl.checkpoint import STATE_FILE, Checkpoints, load_state, save_state
 from textrl.config import TrainingConfig
+from textrl.digests import weights_digest
 from textrl.errors import UserError
 from textrl.run_folder import MAY_CHANGE
 from textrl.stopping import uninterrupted
@@ -49,19 +50,35 @@ def check_resume(folder: Path | None, *, resume: bool) -> None:
         )
 
 
-def run_identity(stage: str, config: TrainingConfig, examples: Iterable[object]) -> dict[str, Any]:
+OTHER = {
+    "data": "the examples are not those that the run in {} began with; give the same file and "
+    "tokenizer",
+    "model": "the weights are not those that the run in {} began with; give the same model",
+}
+"""What is wrong where a digest has changed, for which no value can be shown."""
+
+
+def run_identity(
+    stage: str, config: TrainingConfig, examples: Iterable[object], model: nn.Module
+) -> dict[str, Any]:
     """Return what a resumed run must share with the one that saved its state.
 
     Args:
-        stage: the trainer.
-        config: all of it but what may change.
-        examples: the data as they are trained on; a digest of them is kept.
+        stage: The name of the trainer.
+        config: Its configuration, of which some fields may change.
+        examples: The data as they are trained on; a digest of them is kept.
+        model: The model before the first update; a digest of its weights is kept.
     """
     digest = hashlib.sha256()
     for example in examples:
         digest.update(repr(example).encode())
     settings = {name: v for name, v in asdict(config).items() if name not in MAY_CHANGE}
-    return {"stage": stage} | settings | {"data": digest.hexdigest()}
+    return {
+        "stage": stage,
+        **settings,
+        "data": digest.hexdigest(),
+        "model": weights_digest(model),
+    }
 
 
 def check_identity(folder: Path, saved: Any, present: dict[str, Any]) -> None:
@@ -71,10 +88,10 @@ def check_identity(folder: Path, saved: Any, present: dict[str, Any]) -> None:
     for name, value in present.items():
         if saved.get(name) == value:
             continue
-        if name == "data":
+        if name in OTHER:
             raise UserError(
-                f"resume with other data: the examples are not those that the run in {folder} "
-                f"began with; give the same file and tokenizer, or start anew in another folder"
+                f"resume with another {name}: {OTHER[name].format(folder)}, or start anew in "
+                f"another folder"
             )
         raise UserError(
             f"resume with another {name}: the run in {folder} has {saved.get(name)!r}, not "

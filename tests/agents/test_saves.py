@@ -15,12 +15,15 @@ from crash import killed_at
 from test_critic_free import AGENTS, make, make_venv, weights
 
 from textrl import cli
-from textrl.agents import PPO, RLOO, PPOConfig
+from textrl.agents import PPO, RLOO, PPOConfig, RLOOConfig
+from textrl.agents.saving import OtherEnvironment
 from textrl.checkpoint import Checkpoints
-from textrl.envs import tiny_model
+from textrl.config import SFTConfig
+from textrl.envs import tiny_model, tiny_tokenizer
 from textrl.errors import UserError
 from textrl.models import load_causal_lm
 from textrl.run_folder import held
+from textrl.trainers import SFTTrainer
 
 REWARD = """
 calls = 0
@@ -224,3 +227,69 @@ def test_altered_weights_are_named_by_whoever_loads_them(tmp_path: Path) -> None
     file.write_bytes(content)
     with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
         load_causal_lm(tmp_path)
+
+
+def shortest(prompts: list[str], completions: list[str]) -> list[float]:
+    return [-float(len(text)) for text in completions]
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"temperature": 0.7}, r"another temperature than .*: 0\.7, not 1\.0"),
+        ({"kl_coef": 0.3}, r"another kl_coef than .*: 0\.3, not 0\.1"),
+        ({"missing_eos_penalty": 0.5}, "another missing_eos_penalty"),
+        ({"reward": shortest}, "another reward than"),
+        ({"reference": tiny_model(seed=7)}, "another reference than"),
+    ],
+)
+def test_an_agent_says_that_its_environment_is_another(other, named, tmp_path, recwarn) -> None:
+    given = {"tokenizer": tiny_tokenizer(), "prompts": list("abcdefgh"), "reward": longest}
+    given["reference"] = tiny_model()
+    agent = RLOO(tiny_model(), make_venv(**given), RLOOConfig(episodes_per_iteration=16))
+    agent.save(tmp_path)
+    RLOO.load(tmp_path, make_venv(**given))
+    assert not recwarn.list
+    with pytest.warns(OtherEnvironment, match=named):
+        RLOO.load(tmp_path, make_venv(**(given | other)))
+
+
+def longest(prompts: list[str], completions: list[str]) -> list[float]:
+    return [float(len(text)) for text in completions]
+
+
+def test_a_resumed_run_notices_another_start_model_or_reward(
+    folder: Path, checkpoint: str, capsys
+) -> None:
+    shutil.copytree(checkpoint, "start")
+    Path("twice.py").write_text(REWARD.format(fails_at=2, failure="raise ValueError('once')"))
+    command = ["rloo", "--model=start", "--prompts=prompts.jsonl", "--output_dir=run"]
+    command += ["--reward=twice:letters", "--num_envs=8", "--group_size=4"]
+    command += ["--episodes_per_iteration=8", "--max_completion_tokens=4", "--total_timesteps=60"]
+
+    def fails(*more: str) -> str:
+        with pytest.raises(SystemExit):
+            cli.main([*command, *more])
+        return capsys.readouterr().err.splitlines()[0]
+
+    assert "ValueError: once" in fails()
+    tiny_model(seed=7).save_pretrained("start")
+    assert "--resume: the environment has another reference" in fails("--resume")
+
+
+def test_a_trainer_notices_another_start_model(tmp_path, monkeypatch) -> None:
+    def trainer(seed: int) -> SFTTrainer:
+        texts = [{"text": "abcdef"}] * 8
+        config = SFTConfig(minibatch_size=2, save_every=1)
+        model = tiny_model(seed=seed)
+        return SFTTrainer(model, tiny_tokenizer(), texts, config, output_dir=tmp_path, shown=False)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "textrl.loop.check_finite", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            trainer(0).train()
+    with pytest.raises(UserError, match="resume with another model: the weights are not those"):
+        trainer(1).train(resume=True)
+    trainer(0).train(resume=True)

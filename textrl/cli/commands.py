@@ -131,14 +131,15 @@ def _resumed(
     kind: Any, saved: Path, venv: "TextRLHFVectorEnv", config: AgentConfig, extra: dict[str, Any]
 ) -> Any:
     """Return the saved agent; its configuration and prompts must equal those of this command."""
-    from textrl.agents.saving import OtherPrompts
+    from textrl.agents.saving import OtherEnvironment
 
     with warnings.catch_warnings():
-        warnings.simplefilter("error", OtherPrompts)
+        warnings.simplefilter("error", OtherEnvironment)
         try:
             agent = kind.load(saved, venv, **extra)
-        except OtherPrompts as warning:
-            raise UserError(f"--resume: {str(warning).partition(': ')[2]}") from None
+        except OtherEnvironment as warning:
+            reason = str(warning).removeprefix("its prompts start afresh: ")
+            raise UserError(f"--resume: {reason}") from None
     for name, value in asdict(config).items():
         if (before := getattr(agent.config, name)) != value:
             raise UserError(f"--resume with another {name}: the run has {before!r}, not {value!r}")

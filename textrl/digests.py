@@ -1,0 +1,37 @@
+"""Digests of what a run depends on, so that a resumed run can tell whether it has changed."""
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integer type of each element size, by which the bits of a weight are read."""
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return a digest of a model's weights and buffers: their names, shapes, types and bits.
+
+    The bits are summed as integers, so that the order of the sum, and with it the number of
+    threads, cannot matter.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> weights_digest(layer) == weights_digest(layer)
+    True
+    """
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, Tensor):
+            shown = f"{name} {tuple(tensor.shape)} {tensor.dtype} {_sum_of_bits(tensor)}\n"
+            digest.update(shown.encode())
+    return digest.hexdigest()
+
+
+def _sum_of_bits(tensor: Tensor) -> int:
+    """Return the sum of all bit patterns, each row's weighted by its number (modulo 2**64)."""
+    if tensor.numel() == 0:
+        return 0
+    flat = tensor.detach().reshape(len(tensor) if tensor.dim() > 1 else 1, -1).contiguous()
+    bits = flat.view(_INTEGERS[flat.element_size()])
+    rows = bits.sum(dim=1, dtype=torch.int64)
+    return int((rows * torch.arange(1, len(rows) + 1, device=rows.device)).sum())

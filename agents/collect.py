@@ -130,6 +130,36 @@ def concatenate(parts: list[Rollout]) -> Rollout:
     return Rollout(**{name: joined(name) for name in parts[0].__dict__})
 
 
+MOST_MASKED = 0.5
+"""Share of an iteration's episodes that may be left out because the reward function failed."""
+
+
+def without_masked(rollout: Rollout, on_length: str, group_size: int) -> Rollout:
+    """Return the episodes that have a score or were truncated by the budget.
+
+    The others are those on which the reward function failed (on_reward_error="mask").
+
+    Args:
+        rollout: The episodes.
+        on_length: What the budget does to an episode.
+        group_size: Number of rows that are compared, which stay or go together; 1 for none.
+
+    Raises:
+        UserError: More than MOST_MASKED of them would be left out.
+    """
+    scorable = rollout.ended_by_eos | (on_length == "score")
+    masked = rollout.scores.isnan() & scorable
+    if not masked.any():
+        return rollout
+    kept = (~masked).view(-1, group_size).all(1).repeat_interleave(group_size)
+    if int(kept.sum()) < MOST_MASKED * len(kept):
+        raise UserError(
+            f"the reward function failed on {int(masked.sum())} of {len(masked)} episodes, so that "
+            f"{int((~kept).sum())} of an iteration would be left out, more than half; mend it"
+        )
+    return rollout.rows(kept.nonzero().squeeze(1))
+
+
 def check_groups(rollout: Rollout, group_size: int, agent: str) -> None:
     """Check that all rows of a group have the same prompt.
 

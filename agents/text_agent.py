@@ -17,13 +17,8 @@ from stable_baselines3.common.logger import Logger
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from textrl.agents.base import (
-    AnyVectorEnv,
-    Observation,
-    State,
-    check_timesteps,
-)
-from textrl.agents.collect import check_groups, collect, concatenate
+from textrl.agents.base import AnyVectorEnv, Observation, State, check_timesteps
+from textrl.agents.collect import check_groups, collect, concatenate, without_masked
 from textrl.agents.critic import Critic, ValueHead
 from textrl.agents.diagnostics import rollout_report
 from textrl.agents.minibatches import Numbers, Steps
@@ -193,6 +188,7 @@ class TextAgent(ABC):
             | numbers
             | {
                 "rollout/kl_coef": kl_coef,
+                "rollout/masked": float(self.config.episodes_per_iteration - len(rollout.scores)),
                 "train/learning_rate": learning_rate,
                 "train/skipped_updates": float(self._updater.skipped),
                 "time/collect_seconds": between - began,
@@ -235,7 +231,8 @@ class TextAgent(ABC):
         rollout = concatenate(batches)
         if self.compares_samples:
             check_groups(rollout, self.env.group_size, type(self).__name__)
-        return rollout
+        compared = self.env.group_size if self.compares_samples else 1
+        return without_masked(rollout, self.env.on_length, compared)
 
     def collect_batch(self) -> Rollout:
         """Return one finished episode of every row of the environment."""

@@ -26,6 +26,7 @@ from textrl.envs.step_result import StepResult
 from textrl.errors import UserError
 from textrl.logprobs import chunked_token_logprobs, counted_from_0, token_logprobs
 from textrl.models import eos_id, pick_device, pick_dtype, split_lm
+from textrl.reward_calls import Patience
 from textrl.rewards import RewardModel, make_scorer
 from textrl.task_config import TaskConfig
 from textrl.trunks import check_vocabulary
@@ -64,7 +65,12 @@ class TextCore:
         reward = tasks.tiny_score if config.reward is None else config.reward
         prompts = tasks.tiny_prompts() if config.prompts is None else config.prompts
         self.prompts: PromptSet = load_prompts(prompts, self.tokenizer, config.max_prompt_tokens)
-        scorer = make_scorer(reward, device=device, dtype=config.dtype)
+        patience = Patience(
+            timeout=config.reward_timeout,
+            retries=config.reward_retries,
+            on_error=config.on_reward_error,
+        )
+        scorer = make_scorer(reward, device=device, dtype=config.dtype, patience=patience)
         self.judge = Judge(self.tokenizer, self.end_token_ids, scorer, self.prompts)
         self.max_length = config.max_prompt_tokens + config.max_completion_tokens
         check_positions(self.lm, self.max_length)
@@ -269,6 +275,10 @@ class TextCore:
             completion[row] = self.completion_text(int(row))
         score = np.full(self.num_rows, np.nan)
         score[scored] = self._score(scored.nonzero()[0], completion)
+        failed = scored & np.isnan(score)  # masked: the episode ends without a score
+        scored &= ~failed
+        finish_reason[failed & ended] = "reward_error"
+        truncated, terminated = truncated | (failed & ended), terminated & ~failed
         bonus = np.where(scored, score, 0.0)
         if by_potential:
             bonus = np.where(scored, score - self.potentials, 0.0)

@@ -20,6 +20,7 @@ class StepResult:
     score: np.ndarray
     """The score of each row, NaN unless its episode ended with a score. Float64 [B]."""
     finish_reason: np.ndarray
-    """Why each episode ended: "eos" or "length", None while it goes on. Object [B]."""
+    """Why each episode ended: "eos", "length" or "reward_error", None while it goes on. Object
+    [B]."""
     completion: np.ndarray
     """The completion's text in rows that ended, else None. Object [B]."""

@@ -19,7 +19,7 @@ FLOORS = {
     "generation devices token_pass policy trainable",
     "texts": "data chat turns seams encoding shared_prompts",
     "training": "memory engine metrics checkpoint run_folder updater resuming loop",
-    "judging": "classifiers rewards evaluation",
+    "judging": "classifiers reward_calls rewards evaluation",
 }
 """The rooms that are no folders: which modules of `textrl/` belong together."""
 

@@ -7,11 +7,9 @@ reads messages and completion rendered by its own template. The results are chec
 wrong length or an exception is an error that names the sample, never a silent 0.
 """
 
-import inspect
 import math
-import reprlib
-from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,11 +23,8 @@ from textrl.chat import Chat, Messages, render_reply
 from textrl.classifiers import encode_for_scoring, max_text_length, split_classifier
 from textrl.errors import UserError
 from textrl.models import freeze, load_classifier, load_tokenizer
+from textrl.reward_calls import Patience, called, checked, scores_of
 from textrl.trunks import check_vocabulary
-
-LARGEST = float(np.finfo(np.float32).max)
-"""The largest allowed score; a larger one would be infinite in an agent's float32. A comparison
-with it rejects NaN too."""
 
 
 class RewardFunction(Protocol):
@@ -151,6 +146,8 @@ class Scorer:
     functions: tuple[Callable[..., Any], ...]
     names: tuple[str, ...]
     weights: tuple[float, ...]
+    patience: Patience = field(default_factory=Patience)
+    """What is done where one of the functions fails."""
 
     @property
     def reward_model(self) -> RewardModel | None:
@@ -172,6 +169,8 @@ class Scorer:
             columns: The data set's other columns, by name.
             chats: The prompts that are messages, and None for those that are plain text.
 
+        Returns: The sum for each sample; NaN where a function failed and failures are masked.
+
         Raises:
             UserError: a function failed, or did not return one number per sample.
         """
@@ -182,8 +181,27 @@ class Scorer:
             columns = columns | {"messages": messages}
         for function, name, weight in zip(self.functions, self.names, self.weights, strict=True):
             known = columns | {"chats": chats} if isinstance(function, RewardModel) else columns
-            total += weight * _checked_call(function, name, prompts, completions, known)
+            if isinstance(function, RewardModel):
+                scores = _of_model(function, name, prompts, completions, known)
+            else:
+                scores = scores_of(function, name, prompts, completions, known, self.patience)
+            total += weight * scores
         return total
+
+
+def _of_model(
+    model: RewardModel,
+    name: str,
+    prompts: list[str],
+    completions: list[str],
+    columns: dict[str, list[Any]],
+) -> np.ndarray:
+    """Return a reward model's scores, whose failure is none of a function's and never masked."""
+    try:
+        scores = called(model, prompts, completions, columns)
+    except UserError as error:
+        raise UserError(f"reward model {name!r}: {error}") from error
+    return checked(scores, name, prompts, completions)
 
 
 def make_scorer(
@@ -191,6 +209,7 @@ def make_scorer(
     *,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
+    patience: Patience | None = None,
 ) -> Scorer:
     """Return the scorer of one reward, or of a list of rewards or (reward, weight) pairs.
 
@@ -217,7 +236,12 @@ def make_scorer(
         else:
             raise UserError(f"a reward must be a model's name or a callable, got {source!r}")
         weights.append(weight)
-    return Scorer(functions=tuple(functions), names=tuple(names), weights=tuple(weights))
+    return Scorer(
+        functions=tuple(functions),
+        names=tuple(names),
+        weights=tuple(weights),
+        patience=patience or Patience(),
+    )
 
 
 def _with_weight(entry: Any) -> tuple[Any, float]:
@@ -245,87 +269,7 @@ def conversational(function: Callable[..., Any]) -> Callable[..., Any]:
         if messages is None or None in messages:
             raise UserError("the prompts are plain text; a conversational function needs messages")
         replies = [[{"role": "assistant", "content": text.strip()}] for text in completions]
-        return _call(function, list(messages), replies, columns)
+        return called(function, list(messages), replies, columns)
 
     score.__name__ = str(getattr(function, "__name__", type(function).__name__))
     return score
-
-
-def _checked_call(
-    function: Callable[..., Any],
-    name: str,
-    prompts: list[str],
-    completions: list[str],
-    columns: dict[str, list[Any]],
-) -> np.ndarray:
-    try:
-        values = _call(function, prompts, completions, columns)
-    except UserError as error:
-        if isinstance(function, RewardModel):
-            raise UserError(f"reward model {name!r}: {error}") from error
-        raise
-    except Exception as error:
-        chats = "messages" in columns and isinstance(error, TypeError | AttributeError)
-        hint = "; prompts and completions are texts, see textrl.rewards.conversational"
-        raise UserError(
-            f"reward function {name!r} raised {type(error).__name__}: {error} on a batch of "
-            f"{len(prompts)} that starts with {_shorten(prompts[0], completions[0])}"
-            f"{hint if chats else ''}"
-        ) from error
-    one_each = isinstance(values, list | tuple) or np.ndim(values) == 1
-    # NumPy would convert a string, or its characters, to numbers
-    texts = isinstance(values, str | bytes | bytearray)
-    if texts or not one_each or isinstance(values, Mapping | Set):
-        raise UserError(
-            f"reward function {name!r} returned {' '.join(reprlib.repr(values).split())}, "
-            f"a {type(values).__name__}; expected a list of floats, one a completion"
-        )
-    if len(values) != len(prompts):
-        raise UserError(
-            f"reward function {name!r} returned {len(values)} numbers for {len(prompts)} texts"
-        )
-    for row, value in enumerate(values):
-        try:
-            finite = value is not None and abs(float(value)) <= LARGEST
-        except (TypeError, ValueError, OverflowError):
-            finite = False
-        if not finite:
-            raise UserError(
-                f"reward function {name!r} returned {reprlib.repr(value)} for sample {row}, "
-                f"{_shorten(prompts[row], completions[row])}; expected a finite number"
-            )
-    return np.array([float(value) for value in values])
-
-
-def _call(
-    function: Callable[..., Any],
-    prompts: list[Any],
-    completions: list[Any],
-    columns: dict[str, list[Any]],
-) -> Any:
-    """Call a function by keyword if it has an argument `completions`, as in TRL; else by position.
-
-    It gets the columns that its signature accepts. A column with the name of an argument for texts
-    is not passed.
-    """
-    parameters = inspect.signature(function).parameters
-    everything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    extra = {name: c for name, c in columns.items() if everything or name in parameters}
-    names = [name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD]
-    if "completions" not in names and "prompts" in names[1:]:
-        raise UserError(
-            f"a reward function of {', '.join(names)} gets the prompts first and the completions "
-            f"second; call its arguments prompts and completions, in any order"
-        )
-    if "completions" not in parameters:
-        extra.pop("prompts", None)
-        extra.pop("completions", None)
-        return function(prompts, completions, **extra)
-    extra |= {"completions": completions}
-    if everything or "prompts" in parameters:
-        extra |= {"prompts": prompts}
-    return function(**extra)
-
-
-def _shorten(prompt: str, completion: str) -> str:
-    return f"prompt {prompt[:60]!r}, completion {completion[:60]!r}"

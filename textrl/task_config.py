@@ -36,6 +36,15 @@ class TaskConfig:
     banned_token_ids: Sequence[int] = ()
     """Token ids that are never valid actions. They are refused, and policy and reference are
     distributions over the other tokens."""
+    reward_timeout: NotNegative[float] = 0.0
+    """Maximum number of seconds of one call of a reward function; 0 means no limit. Reward models
+    are not limited."""
+    reward_retries: NotNegative[int] = 0
+    """Number of further tries of a reward function that fails: that raises, takes longer than
+    reward_timeout, or returns a number that is not finite."""
+    on_reward_error: Literal["stop", "mask"] = "stop"
+    """What happens when a reward function fails after all tries. `stop` ends the run with an error
+    and a save; `mask` truncates the episodes in question, which agents then leave out."""
     group_size: Positive[int] = 1
     """Number of episodes per prompt. A single environment runs them one after another. A vector
     environment runs them in consecutive rows, and its number of rows must be a multiple of

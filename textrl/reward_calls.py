@@ -1,0 +1,244 @@
+"""Calls of reward functions: how they get their arguments, what they may return, and failures.
+
+A call fails if the function raises, takes too long, or returns a number that is not finite. It is
+tried again as often as `Patience` says, and then it stops the run, or its samples are masked: their
+episodes are left out. A value of a wrong type or a wrong number of values is a mistake in the
+function, and stops the run at once.
+"""
+
+import inspect
+import math
+import queue
+import reprlib
+import threading
+import time
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from textrl.errors import UserError
+from textrl.stopping import Terminated
+
+LARGEST = float(np.finfo(np.float32).max)
+"""The largest allowed score; a larger one would be infinite in an agent's float32. A comparison
+with it rejects NaN too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """What is done where a reward function fails."""
+
+    timeout: float = 0.0
+    """Seconds that one call may take; 0 is no limit."""
+    retries: int = 0
+    """Number of further tries, after pauses of 1, 2, 4, ... seconds."""
+    on_error: Literal["stop", "mask"] = "stop"
+    """Whether the last failure stops the run, or gives its samples NaN."""
+
+
+class RewardFailure(UserError):
+    """A call of a reward function failed, and another one may not."""
+
+    def __init__(self, message: str, scores: np.ndarray | None = None) -> None:
+        """Take the message, and the scores [B] where some are known, NaN for the others."""
+        super().__init__(message)
+        self.scores = scores
+
+
+def scores_of(
+    function: Callable[..., Any],
+    name: str,
+    prompts: list[str],
+    completions: list[str],
+    columns: dict[str, list[Any]],
+    patience: Patience,
+) -> np.ndarray:
+    """Return the scores of a reward function, float64 [B]; NaN where it failed and that is masked.
+
+    Where a whole call raises, each sample is tried alone, so that one text that it cannot take does
+    not cost the others.
+
+    Raises:
+        UserError: The function failed, or returned something else than one number per sample.
+    """
+    try:
+        return _with_retries(function, name, prompts, completions, columns, patience)
+    except RewardFailure as failure:
+        if patience.on_error == "stop":
+            raise
+        if failure.scores is not None:
+            return failure.scores
+        scores = np.full(len(prompts), np.nan)
+        if isinstance(failure, TooSlow):
+            return scores
+        for row, pair in enumerate(zip(prompts, completions, strict=True)):
+            own = {name: [values[row]] for name, values in columns.items()}
+            try:
+                scores[row] = _once(function, name, [pair[0]], [pair[1]], own, patience.timeout)[0]
+            except RewardFailure:
+                continue
+        return scores
+
+
+class TooSlow(RewardFailure):
+    """A call of a reward function took longer than it may."""
+
+
+def _with_retries(
+    function: Callable[..., Any],
+    name: str,
+    prompts: list[str],
+    completions: list[str],
+    columns: dict[str, list[Any]],
+    patience: Patience,
+) -> np.ndarray:
+    for left in reversed(range(patience.retries + 1)):
+        try:
+            return _once(function, name, prompts, completions, columns, patience.timeout)
+        except RewardFailure:
+            if left == 0:
+                raise
+            time.sleep(2.0 ** (patience.retries - left))
+    raise AssertionError("the last try returns or raises")
+
+
+def _once(
+    function: Callable[..., Any],
+    name: str,
+    prompts: list[str],
+    completions: list[str],
+    columns: dict[str, list[Any]],
+    timeout: float,
+) -> np.ndarray:
+    def call() -> Any:
+        return called(function, prompts, completions, columns)
+
+    batch = f"a batch of {len(prompts)} that starts with {_shorten(prompts[0], completions[0])}"
+    try:
+        values = _within(call, timeout) if timeout else call()
+    except (UserError, KeyboardInterrupt, Terminated):
+        raise
+    except TimeoutError as error:
+        if timeout and not error.args:
+            message = f"reward function {name!r} took longer than reward_timeout={timeout:g} s on "
+            raise TooSlow(message + batch) from error
+        raise _raised(name, error, batch, columns) from error
+    except BaseException as error:  # SystemExit too: a function must not end the run as a success
+        raise _raised(name, error, batch, columns) from error
+    return checked(values, name, prompts, completions)
+
+
+def _raised(
+    name: str, error: BaseException, batch: str, columns: dict[str, list[Any]]
+) -> RewardFailure:
+    chats = "messages" in columns and isinstance(error, TypeError | AttributeError)
+    hint = "; prompts and completions are texts, see textrl.rewards.conversational"
+    return RewardFailure(
+        f"reward function {name!r} raised {type(error).__name__}: {error} on {batch}"
+        f"{hint if chats else ''}"
+    )
+
+
+def _within(call: Callable[[], Any], seconds: float) -> Any:
+    """Return what a call returns within so many seconds.
+
+    It runs in a thread of its own, which is left alone when it is late and ends with the process.
+
+    Raises:
+        TimeoutError: It is late; the error has no arguments.
+    """
+    answers: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
+    gradients = torch.is_grad_enabled()  # a thread begins with gradients
+
+    def work() -> None:
+        try:
+            with torch.set_grad_enabled(gradients):
+                answers.put((True, call()))
+        except BaseException as error:  # handed over to the thread that waits
+            answers.put((False, error))
+
+    threading.Thread(target=work, daemon=True, name="reward").start()
+    try:
+        returned, value = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError from None
+    if not returned:
+        raise value
+    return value
+
+
+def checked(values: Any, name: str, prompts: list[str], completions: list[str]) -> np.ndarray:
+    """Return what a reward function returned as float64 [B].
+
+    Raises:
+        UserError: It is not one number per sample.
+        RewardFailure: A number is not finite; the sample is named.
+    """
+    one_each = isinstance(values, list | tuple) or np.ndim(values) == 1
+    # NumPy would convert a string, or its characters, to numbers
+    texts = isinstance(values, str | bytes | bytearray)
+    if texts or not one_each or isinstance(values, Mapping | Set):
+        raise UserError(
+            f"reward function {name!r} returned {' '.join(reprlib.repr(values).split())}, "
+            f"a {type(values).__name__}; expected a list of floats, one per completion"
+        )
+    if len(values) != len(prompts):
+        raise UserError(
+            f"reward function {name!r} returned {len(values)} numbers for {len(prompts)} texts"
+        )
+    scores = np.array([_number(value) for value in values])
+    wrong = np.isnan(scores).nonzero()[0]
+    if len(wrong):
+        row = int(wrong[0])
+        raise RewardFailure(
+            f"reward function {name!r} returned {reprlib.repr(values[row])} for sample {row}, "
+            f"{_shorten(prompts[row], completions[row])}; expected a finite number",
+            scores,
+        )
+    return scores
+
+
+def _number(value: Any) -> float:
+    """Return a score as a float, NaN for what is not a finite number."""
+    try:
+        number = math.nan if value is None else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+    return number if abs(number) <= LARGEST else math.nan
+
+
+def called(
+    function: Callable[..., Any],
+    prompts: list[Any],
+    completions: list[Any],
+    columns: dict[str, list[Any]],
+) -> Any:
+    """Call a function by keyword if it has an argument `completions`, as in TRL; else by position.
+
+    It gets the columns that its signature accepts. A column with the name of an argument for texts
+    is not passed.
+    """
+    parameters = inspect.signature(function).parameters
+    everything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    extra = {name: c for name, c in columns.items() if everything or name in parameters}
+    names = [name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD]
+    if "completions" not in names and "prompts" in names[1:]:
+        raise UserError(
+            f"a reward function of {', '.join(names)} gets the prompts first and the completions "
+            f"second; call its arguments prompts and completions, in any order"
+        )
+    if "completions" not in parameters:
+        extra.pop("prompts", None)
+        extra.pop("completions", None)
+        return function(prompts, completions, **extra)
+    extra |= {"completions": completions}
+    if everything or "prompts" in parameters:
+        extra |= {"prompts": prompts}
+    return function(**extra)
+
+
+def _shorten(prompt: str, completion: str) -> str:
+    return f"prompt {prompt[:60]!r}, completion {completion[:60]!r}"

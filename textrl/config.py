@@ -287,3 +287,13 @@ class PPOConfig(ClippedConfig):
         """Raise UserError for a value out of range."""
         super().__post_init__()
         require(self, "gae_lambda", 0 <= self.gae_lambda <= 1, "a number in [0, 1]")
+
+
+AGENT_COMMANDS: dict[str, tuple[str, type[AgentConfig]]] = {
+    "ppo": ("train a policy with PPO", PPOConfig),
+    "rloo": ("train a policy with RLOO", RLOOConfig),
+    "grpo": ("train a policy with GRPO or Dr.GRPO", GRPOConfig),
+    "reinforce": ("train a policy with REINFORCE", ReinforceConfig),
+    "online_dpo": ("train a policy with DPO on its own samples", OnlineDPOConfig),
+}
+"""The agents that are commands, with their purpose and their configuration."""

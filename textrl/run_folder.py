@@ -71,6 +71,7 @@ def held(folder: Path) -> Iterator[None]:
         UserError: Another process holds it; it is named.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    folder = folder.resolve()  # one name, by which a process knows its own lock
     lock = FileLock(folder / LOCK_FILE, timeout=0, is_singleton=True)
     try:
         lock.acquire()

@@ -6,13 +6,7 @@ The text under each field is its help. This module imports the standard library 
 from dataclasses import dataclass
 
 from textrl.bounds import NotNegative, Positive, check_fields
-from textrl.config import (
-    GRPOConfig,
-    OnlineDPOConfig,
-    PPOConfig,
-    ReinforceConfig,
-    RLOOConfig,
-)
+from textrl.config import AGENT_COMMANDS, PPOConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +71,7 @@ class OutsideAgentConfig:
 
 
 AGENTS: dict[str, tuple[str, tuple[type, ...]]] = {
-    "ppo": ("train a policy with PPO", (PPOConfig, DemonstrationsConfig)),
-    "rloo": ("train a policy with RLOO", (RLOOConfig,)),
-    "grpo": ("train a policy with GRPO or Dr.GRPO", (GRPOConfig,)),
-    "reinforce": ("train a policy with REINFORCE", (ReinforceConfig,)),
-    "online_dpo": ("train a policy with DPO on its own samples", (OnlineDPOConfig,)),
+    name: (purpose, (config, DemonstrationsConfig) if config is PPOConfig else (config,))
+    for name, (purpose, config) in AGENT_COMMANDS.items()
 }
 """The agents that are commands, with their purpose and their own options."""

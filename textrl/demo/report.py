@@ -60,10 +60,14 @@ def write_report(
     """
     ppo, dpo = read_progress(folder / "ppo"), read_progress(folder / "dpo")
     sft, reward = read_progress(folder / "sft"), read_progress(folder / "reward_model")
-    figures = [
-        _svg(plot_ppo_curves(ppo)),
-        _svg(plot_frontier(summary, ppo)),
-        _svg(plot_training(sft, reward, dpo)),
+    plots = [
+        ("PPO, iteration by iteration", "", plot_ppo_curves(ppo)),
+        (
+            "Score against KL on held-out prompts",
+            "<p>Up is better, left is cheaper. The line is PPO's way during training.</p>",
+            plot_frontier(summary, ppo),
+        ),
+        ("The other stages", "", plot_training(sft, reward, dpo)),
     ]
     page = [
         "<!doctype html><html lang=en><meta charset=utf-8>",
@@ -71,13 +75,10 @@ def write_report(
         f"<title>textrl: {summary['preset']} demo</title><style>{STYLE}</style>",
         f"<h1>textrl demo, preset {summary['preset']}, seed {summary['seed']}</h1>",
         _results(summary),
-        "<h2>PPO, iteration by iteration</h2>",
-        f"<div class=figure>{figures[0]}</div>",
-        "<h2>Score against KL on held-out prompts</h2>",
-        "<p>Up is better, left is cheaper. The line is PPO's way during training.</p>",
-        f"<div class=figure>{figures[1]}</div>",
-        "<h2>The other stages</h2>",
-        f"<div class=figure>{figures[2]}</div>",
+        *(
+            f"<h2>{title}</h2>\n{text}<div class=figure>{_svg(figure)}</div>"
+            for title, text, figure in plots
+        ),
         "<h2>Samples on held-out prompts</h2>",
         "<p>Background: a token's log-ratio to the reference (blue: more likely than under the "
         "reference, orange: less). Underline: its shaped reward (green: positive, red: negative; "

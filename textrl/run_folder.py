@@ -6,20 +6,16 @@ run/checkpoints/      What --resume needs (`checkpoint.py`); a finished run has 
 """
 
 import contextlib
-import json
-import os
-import platform
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
-from textrl.durable import write_json, write_text
+from textrl import locks
+from textrl.durable import write_text
 from textrl.errors import UserError
 from textrl.paths import expanded
 
@@ -63,38 +59,14 @@ def check_run_dir(folder: str | Path, *, resume: bool = False, overwrite: bool =
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold a run folder for this process, so that no other one writes to it meanwhile.
-
-    A process that holds a folder may hold it again. A killed one holds nothing.
+    """Hold a run folder for this process, which may hold it again; see `locks.held`.
 
     Raises:
-        UserError: Another process holds it; it is named.
+        UserError: Another process holds it; that process is named.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    folder = folder.resolve()  # one name, by which a process knows its own lock
-    lock = FileLock(folder / LOCK_FILE, timeout=0, is_singleton=True)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise UserError(
-            f"{folder} is in use by {_holder(folder)}; wait for it, stop it, or name another folder"
-        ) from error
-    try:
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        holder = {"pid": os.getpid(), "host": platform.node(), "since": now}
-        write_json(folder / HOLDER_FILE, holder)
+    with locks.held(folder, folder / LOCK_FILE, folder / HOLDER_FILE):
         yield
-    finally:
-        if lock.lock_counter == 1:
-            (folder / HOLDER_FILE).unlink(missing_ok=True)
-        lock.release()
-
-
-def _holder(folder: Path) -> str:
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        found = json.loads((folder / HOLDER_FILE).read_text(encoding="utf-8"))
-        return f"process {found['pid']} on {found['host']} since {found['since']}"
-    return "another process"
 
 
 def refuse_to_delete(path: Path, inputs: Sequence[str]) -> None:

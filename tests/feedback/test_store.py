@@ -1,5 +1,7 @@
 """Who gets which task, which answer counts, and what cannot be lost."""
 
+import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -15,6 +17,7 @@ from textrl.labels import lead
 from textrl.labels import store as store_module
 from textrl.labels.answers import InvalidAnswerError, Submission
 from textrl.labels.backup import back_up
+from textrl.labels.one_server import served_alone
 from textrl.labels.store import Assignment, RefusedError, Store
 from textrl.labels.tables import Answer, Audit, Base, Lease, Token, writing
 
@@ -297,3 +300,29 @@ def test_databases_that_are_none(tmp_path: Path) -> None:
     store.close()
     with pytest.raises(UserError, match="version 7"):
         Store(url, create=True)
+
+
+def test_a_database_has_one_server_at_a_time(store: Store) -> None:
+    """Another process is refused while the first one lives, and not after it is killed."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        own = Store(store.url)
+        with served_alone(own.engine):
+            os.write(writing, b"1")
+            signal.pause()
+        os._exit(0)
+    assert os.read(reading, 1) == b"1"
+    with pytest.raises(UserError, match="is in use by"), served_alone(store.engine):
+        raise AssertionError("two servers")
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    deadline = time.monotonic() + 30
+    while True:  # PostgreSQL hears of it a moment later
+        try:
+            with served_alone(store.engine):
+                break
+        except UserError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)

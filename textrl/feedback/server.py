@@ -21,6 +21,7 @@ from textrl.feedback.config import CollectConfig
 from textrl.feedback.reward_check import RewardChecker
 from textrl.feedback.task_files import read_tasks
 from textrl.labels import lead
+from textrl.labels.one_server import served_alone
 from textrl.labels.store import RefusedError, Store
 
 LEAD = "lead"
@@ -54,6 +55,7 @@ def serve(config: CollectConfig) -> None:
     with ExitStack() as stack:
         store = Store(config.database, create=True)
         stack.callback(store.close)
+        stack.enter_context(served_alone(store.engine))
         listener = _listen(config)
         stack.callback(listener.close)
         overlap = int(lead.setting(store, "overlap", config.overlap))

@@ -95,7 +95,7 @@ MATHS = [
         ("sign of ORPO's odds ratio", "return -chosen - settings.beta", "return -chosen + settings.beta"),
         ("sign of KTO's baseline", "(pairs.h_chosen - kl)", "(pairs.h_chosen + kl)"),
         ("APO lifts the rejected", ".sigmoid() + (beta", ".sigmoid() - (beta"),
-        ("the chosen's reference for both", "full_precision(ref_rejected_logprobs)", "full_precision(ref_chosen_logprobs)"),
+        ("the chosen's reference for both", "h_rejected=rejected - ref_rejected", "h_rejected=rejected - ref_chosen"),
         ("a negative KL counts", "kl.detach().clamp_min(0.0)", "kl.detach()"),
     ),
     *of(
@@ -106,7 +106,7 @@ MATHS = [
         ("no discount of the next value", "+ gamma * next_value", "+ next_value"),
         ("no discount of later errors", "delta + gamma * gae_lambda *", "delta + gae_lambda *"),
         ("padding lends its value", "next_value = torch.where(counts, values[:, t], next_value)", "next_value = values[:, t]"),
-        ("no bootstrap of a truncated row", "full_precision(bootstrap_values)", "torch.zeros_like(values[:, 0])"),
+        ("no bootstrap of a truncated row", "next_value, advantage = full_precision(after)", "next_value, advantage = torch.zeros_like(values[:, 0])"),
         ("returns without values", "return advantages, advantages + values", "return advantages, advantages"),
         ("RLOO's baseline holds the sample", "/ (group_size - 1)", "/ group_size"),
         ("GRPO's unbiased spread", "centred.square().mean(1, keepdim=True)", "centred.square().sum(1, keepdim=True) / (group_size - 1)"),
@@ -197,24 +197,24 @@ AGENTS = [
     *of(
         "textrl/token_pass.py",
         f"{GRADIENT} -k 'value_head-exact-score'",
-        ("the entropy at temperature 1", "token_entropy(logits, temperature=temperature)", "token_entropy(logits)"),
+        ("the entropy at temperature 1", "token_entropy(logits, temperature=self.temperature)", "token_entropy(logits)"),
         ("the KL the other way round", "token_kl(logits, other_logits,", "token_kl(other_logits, logits,"),
     ),
     *of(
         "textrl/token_pass.py",
         "tests/agents/test_bans.py -k 'what_is_allowed or obey_and_both'",
-        ("an update that is not renormalised", "restricted(head(states), places)", "head(states)"),
+        ("an update that is not renormalised", "logits = self._logits(self.head, states, counts)", "logits = self.head(states)"),
     ),
     *of(
         "agents/collect.py",
         f"{GRADIENT} -k 'separate-sampled-truncate'",
-        ("the bootstrap value is of one position early", "ends = prompt_lengths + samples.mask.sum(1)", "ends = prompt_lengths + samples.mask.sum(1) - 1"),
+        ("the bootstrap value is of one position early", "ends = prompt_lengths + mask.sum(1)", "ends = prompt_lengths + mask.sum(1) - 1"),
         ("a gap between prompt and completion", "result[rows, prompt_lengths[rows] + steps]", "result[rows, lengths[rows] - 1 - steps]"),
     ),
     *of(
         "agents/collect.py",
         "tests/agents/test_ppo.py -k bootstrap_values",
-        ("ended rows get a bootstrap value", "torch.where(truncated, after, 0.0)", "after"),
+        ("ended rows get a bootstrap value", "torch.where(paid.truncated, after, 0.0)", "after"),
     ),
     *of(
         "agents/minibatches.py",
@@ -344,4 +344,73 @@ TRAINING = [
     ),
 ]
 
-MUTANTS = [*MATHS, *AGENTS, *TRAINING]
+SAVES = "tests/agents/test_saves.py"
+KEPT = [
+    *of(
+        "textrl/durable.py",
+        "tests/test_durable.py",
+        ("a save that no journal announces", "write_json(folder / JOURNAL, plan)", "write_json(fresh / JOURNAL, plan)"),
+        ("files of the save before stay", "sorted(earlier - set(files))", "[]"),
+        ("a damaged file is not looked at", "if _checksum(path) != expected:", "if False:"),
+        ("a missing file is not looked at", "if not path.is_file():", "if False:"),
+        ("a text is written in its place", 'fresh = path.with_name(path.name + ".new")', "fresh = path"),
+    ),
+    *of(
+        "textrl/checkpoint.py",
+        "tests/test_durable.py",
+        ("the oldest save is used", "reversed(self._steps())", "self._steps()"),
+        ("saves pile up", "self._steps()[: -self._keep]", "[]"),
+        ("saves by time alone never come", "return by_steps or 0 < self._seconds", "return by_steps and 0 < self._seconds"),
+    ),
+    *of(
+        "textrl/metrics.py",
+        "tests/trainers/test_resume.py",
+        ("rows behind the save stay", "whole = path.read_bytes()[:keep]", "whole = path.read_bytes()"),
+    ),
+    *of(
+        "agents/text_agent.py",
+        f"{SAVES} -k in_collecting",
+        ("draws of an iteration that failed are lost", "self._generator.set_state(generator)", "pass"),
+        ("prompts of an iteration that failed are lost", "self.env.load_prompt_state(prompts)", "pass"),
+    ),
+    *of(
+        "textrl/stopping.py",
+        f"{SAVES} -k inside_an_update",
+        ("a stop is forgotten", "if arrived:", "if False:"),
+    ),
+    *of(
+        "textrl/digests.py",
+        "tests/test_digests.py",
+        ("rows may change places", "torch.arange(1, len(rows) + 1, device=rows.device)", "1"),
+    ),
+    *of(
+        "envs/prompts.py",
+        f"{SAVES} -k in_collecting",
+        ("a stream goes on from its epoch's beginning", 'self._used, self.drawn = int(state["used"]), int(state["drawn"])', 'self.drawn = int(state["drawn"])'),
+    ),
+    *of(
+        "agents/minibatches.py",
+        "tests/test_memory.py",
+        ("micro-batches stay as large", "for batch in filled_batches(lengths, tokens):", "for batch in filled_batches(lengths, self.steps.micro_batch_tokens):"),
+    ),
+    *of(
+        "agents/collect.py",
+        "tests/test_reward_failures.py",
+        ("masked episodes stay", "return rollout.rows(kept.nonzero().squeeze(1))", "return rollout"),
+        ("a masked episode's group stays", ".all(1).repeat_interleave(group_size)", ".any(1).repeat_interleave(group_size)"),
+    ),
+    *of(
+        "envs/core.py",
+        "tests/test_reward_failures.py -k truncated",
+        ("a masked episode terminates", "terminated & ~failed", "terminated"),
+    ),
+    *of(
+        "textrl/reward_calls.py",
+        "tests/test_reward_failures.py",
+        ("sys.exit in a reward ends the run", "except BaseException as error:  # SystemExit", "except Exception as error:  # SystemExit"),
+        ("pauses do not grow", "2.0 ** (patience.retries - left)", "1.0"),
+        ("one try more", "range(patience.retries + 1)", "range(patience.retries + 2)"),
+    ),
+]
+
+MUTANTS = [*MATHS, *AGENTS, *TRAINING, *KEPT]

@@ -175,5 +175,8 @@ class BestOfN:
         prompts = [ids[:n] for ids, n in zip(texts, lengths, strict=True)]
         completions = [ids[n:] for ids, n in zip(texts, lengths, strict=True)]
         scores = torch.as_tensor(self.env.score_tokens(prompts, completions))
+        if scores.isnan().all():
+            raise UserError("the reward function failed on all samples, so that none is the best")
+        scores = scores.nan_to_num(nan=-torch.inf)  # masked: never the best
         ended = torch.tensor([ids[-1] in self.env.end_token_ids for ids in completions])
         return scores - self.env.missing_eos_penalty * ~ended

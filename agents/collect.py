@@ -152,7 +152,7 @@ def without_masked(rollout: Rollout, on_length: str, group_size: int) -> Rollout
     if not masked.any():
         return rollout
     kept = (~masked).view(-1, group_size).all(1).repeat_interleave(group_size)
-    if int(kept.sum()) < MOST_MASKED * len(kept):
+    if int(kept.sum()) < max(2, (1 - MOST_MASKED) * len(kept)):
         raise UserError(
             f"the reward function failed on {int(masked.sum())} of {len(masked)} episodes, so that "
             f"{int((~kept).sum())} of an iteration would be left out, more than half; mend it"

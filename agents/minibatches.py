@@ -106,7 +106,7 @@ class Step:
             yield from more(tokens)
 
         tokens = self.steps.micro_batch_tokens
-        norm = self.steps.updater.update_within(tokens, max(lengths), shares)
+        norm = self.steps.updater.update(tokens, max(lengths), shares)
         numbers = sums | {"grad_norm": norm}
         self.steps.show(self.share, numbers)
         return numbers

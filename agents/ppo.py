@@ -15,6 +15,7 @@ is no lower: near the optimum the sampled KL cancels the noise of the score (ADR
 "sampled" is the default.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -291,6 +292,11 @@ class PPO(TextAgent):
                 yield loss
 
         return losses
+
+    def task_digest(self) -> dict[str, str]:
+        """Return what the numbers depend on beside the configuration, the demonstrations too."""
+        demonstrations = hashlib.sha256(repr(self._demonstrations).encode()).hexdigest()
+        return super().task_digest() | {"demonstrations": demonstrations}
 
     def _encode(self, demonstrations: Source | None) -> list[Any]:
         if demonstrations is None:

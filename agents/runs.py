@@ -3,11 +3,14 @@
 The command line and the demo train their agents here.
 """
 
+from functools import partial
 from pathlib import Path
 
 from textrl.agents.text_agent import TextAgent
-from textrl.checkpoint import Checkpoints, size_of_metrics
+from textrl.checkpoint import Checkpoints, size_of_metrics, write_save
+from textrl.durable import save_files
 from textrl.metrics import open_logger
+from textrl.stopping import uninterrupted
 
 
 def saved_agent(folder: Path) -> Path | None:
@@ -28,6 +31,7 @@ def train_in(
     total_timesteps: int,
     checkpoints: Checkpoints,
     *,
+    resumed_from: Path | None = None,
     log_table: bool = False,
 ) -> None:
     """Train an agent up to a number of tokens; its run folder then holds it.
@@ -36,29 +40,32 @@ def train_in(
 
     Args:
         folder: Folder of the run.
-        agent: A new agent, or the one of the run's newest save.
+        agent: A new agent, or the one of a save of the run.
         total_timesteps: Number of tokens of the whole run; an agent that was saved has some of
             them behind it.
         checkpoints: The saves of the run.
+        resumed_from: The folder of that save; the metrics are cut to it.
         log_table: Whether SB3's table of the metrics is printed as well.
     """
 
     def save() -> None:
-        checkpoints.save(agent.iteration, agent.write)
+        with uninterrupted():
+            checkpoints.save(agent.iteration, agent.write)
 
     def save_now_and_then() -> None:
         if checkpoints.due(agent.iteration):
             save()
 
-    keep = size_of_metrics(checkpoints.newest()) if agent.iteration else None
+    keep = 0 if resumed_from is None else size_of_metrics(resumed_from)
     with open_logger(folder, table=log_table, keep=keep) as agent.logger:
         left = max(0, total_timesteps - agent.env_steps)
         try:
             agent.learn(left, progress_bar=True, after_iteration=save_now_and_then)
-        except BaseException as error:  # Ctrl+C and SIGTERM, a reward that fails, full memory
+        except BaseException as error:  # Ctrl+C and SIGTERM, a reward that fails
             if agent.whole and agent.iteration:
                 save()
                 error.add_note(f"the run is saved after iteration {agent.iteration}")
             raise
-    agent.save(folder)
-    checkpoints.clear()
+    with uninterrupted():
+        save_files(folder, partial(write_save, folder, agent.iteration, agent.write))
+        checkpoints.clear()

@@ -42,6 +42,9 @@ class Saved(Protocol):
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs beside the weights."""
 
+    def task_digest(self) -> dict[str, str]:
+        """Return what the agent's numbers depend on beside its configuration, by name."""
+
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
 
@@ -53,7 +56,7 @@ def write_agent(agent: Saved, folder: Path) -> None:
     frozen = [name for name, p in agent.policy.named_parameters() if not p.requires_grad]
     saved = {"agent": agent.name, "config": asdict(agent.config), "frozen": frozen}
     write_json(folder / "agent.json", saved)
-    state = agent.state() | {"task": agent.env.task_digest()}
+    state = agent.state() | {"task": agent.task_digest()}
     prompts = agent.env.prompt_state()
     save_state(folder / STATE, state if prompts is None else state | {"prompts": prompts})
 
@@ -87,7 +90,7 @@ def restore(agent: Saved, folder: Path) -> dict[str, Any]:
             agent.env.load_prompt_state(state["prompts"])
         except UserError as error:
             warnings.warn(f"its prompts start afresh: {error}", OtherEnvironment, stacklevel=3)
-    present: dict[str, Any] = dict(agent.env.task_digest())
+    present: dict[str, Any] = dict(agent.task_digest())
     saved = dict(state.get("task", {}))
     if asdict(agent.config).get("kl_target") is None:  # else the agent steers it
         present["kl_coef"], saved["kl_coef"] = agent.env.kl_coef, state["kl_coef"]
@@ -95,7 +98,7 @@ def restore(agent: Saved, folder: Path) -> dict[str, Any]:
         if present[name] != saved[name]:
             shown = (
                 f": {present[name]}, not {saved[name]}"
-                if name not in ("reference", "reward")
+                if name not in ("reference", "reward", "demonstrations")
                 else ""
             )
             message = f"the environment has another {name} than the agent was saved with{shown}"

@@ -7,7 +7,9 @@ holds the whole algorithm. Here are `learn`, `predict`, `save`, `load` and the o
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -25,6 +27,7 @@ from textrl.agents.minibatches import Numbers, Steps
 from textrl.agents.predict import next_tokens
 from textrl.agents.saving import read_policy, restore, write_agent
 from textrl.agents.text_env import TextEnv
+from textrl.agents.undo import undone_on_failure
 from textrl.batching import filled_batches
 from textrl.bounds import checked_config
 from textrl.config import AgentConfig
@@ -141,17 +144,15 @@ class TextAgent(ABC):
         """
         check_timesteps(total_timesteps)
         begin, end = self.env_steps, self.env_steps + total_timesteps
-        with (
-            terminable(),
-            StageProgress(self.name, end, begin=begin, shown=progress_bar) as progress,
-        ):
+        stage = StageProgress(self.name, end, begin=begin, shown=progress_bar)
+        with terminable(), stage as progress:
             while self.env_steps < end:
                 start = self.env_steps
 
                 def show(share: float, tokens: int, numbers: Numbers, start: int = start) -> None:
                     progress.show(start + int(share * min(tokens, end - start)), numbers)
 
-                log(self.logger, self.env_steps, self.iterate(show))
+                self._iteration(show, partial(log, self.logger, self.env_steps))
                 after_iteration()
         self._updater.finish()
         return self
@@ -162,33 +163,38 @@ class TextAgent(ABC):
         Args:
             show: called after each batch of episodes and each optimiser step.
         """
+        return self._iteration(show, lambda numbers: None)
+
+    def _iteration(self, show: Show, record: Callable[[Numbers], None]) -> Numbers:
+        """Run one iteration; a stop before its update undoes it, a later one waits for its end."""
         began = time.monotonic()
-        rollout, kl_coef = self._collected(show), self.env.kl_coef
-        between, tokens = time.monotonic(), int(rollout.mask.sum())
-        report = rollout_report(rollout, kl_coef)
-        episodes = {name: report[name] for name in ("rollout/score", "rollout/kl")}
+        with ExitStack() as stack:
+            with undone_on_failure(self._generator, self.env):
+                rollout, kl_coef = self._collected(show), self.env.kl_coef
+                between, tokens = time.monotonic(), int(rollout.mask.sum())
+                report = rollout_report(rollout, kl_coef)
+                episodes = {name: report[name] for name in ("rollout/score", "rollout/kl")}
+                stack.enter_context(uninterrupted())
 
-        def show_step(share: float, step: Numbers) -> None:
-            fit = {name: step[name] for name in ("loss", "accuracy") if name in step}
-            done = self._collect_share + (1 - self._collect_share) * share
-            show(done, tokens, episodes | fit)
+            def show_step(share: float, step: Numbers) -> None:
+                fit = {name: step[name] for name in ("loss", "accuracy") if name in step}
+                done = self._collect_share + (1 - self._collect_share) * share
+                show(done, tokens, episodes | fit)
 
-        self.whole = False
-        with uninterrupted():
+            self.whole = False
             learning_rate = self._updater.follow_schedule()
-            numbers = self.train_on(rollout, self.steps(show_step))
+            update = self.train_on(rollout, self.steps(show_step))
             self.iteration += 1
             self.env_steps += tokens
             self.whole = True
-        show(1.0, tokens, episodes)
-        ended = time.monotonic()
-        self._collect_share = (between - began) / (ended - began)  # the next iteration's, about
-        return (
-            report
-            | numbers
-            | {
+            show(1.0, tokens, episodes)
+            ended = time.monotonic()
+            self._collect_share = (between - began) / (ended - began)  # about the next one's too
+            numbers = {
+                **report,
+                **update,
                 "rollout/kl_coef": kl_coef,
-                "rollout/masked": float(self.config.episodes_per_iteration - len(rollout.scores)),
+                "rollout/masked": self.config.episodes_per_iteration - len(rollout.scores),
                 "train/learning_rate": learning_rate,
                 "train/skipped_updates": float(self._updater.skipped),
                 "time/collect_seconds": between - began,
@@ -196,20 +202,13 @@ class TextAgent(ABC):
                 "time/tokens_per_second": tokens / (ended - began),
                 "time/iteration": self.iteration,
             }
-        )
+            record(numbers)
+        return numbers
 
     def _collected(self, show: Show) -> Rollout:
-        """Return an iteration's episodes; if that fails, the agent stays as it was before."""
-        generator, prompts = self._generator.get_state(), self.env.prompt_state()
-        try:
-            with self.autocast():
-                collected = self.collect(lambda tokens: show(self._collect_share, tokens, {}))
-                return self._with_agreeing_logprobs(collected)
-        except BaseException:  # Ctrl+C and SIGTERM too
-            self._generator.set_state(generator)
-            if prompts is not None:
-                self.env.load_prompt_state(prompts)
-            raise
+        with self.autocast():
+            collected = self.collect(lambda tokens: show(self._collect_share, tokens, {}))
+            return self._with_agreeing_logprobs(collected)
 
     def autocast(self) -> torch.autocast:
         """Return the context of a forward pass, see `textrl.precision.autocast`."""
@@ -317,6 +316,10 @@ class TextAgent(ABC):
             "kl_coef": self.env.kl_coef,
             **self._updater.state(),
         }
+
+    def task_digest(self) -> dict[str, str]:
+        """Return what the numbers depend on beside the configuration, by name; see `saving.py`."""
+        return self.env.task_digest()
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""

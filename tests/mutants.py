@@ -381,7 +381,7 @@ KEPT = [
     *of(
         "textrl/digests.py",
         "tests/test_digests.py",
-        ("rows may change places", "torch.arange(1, len(rows) + 1, device=rows.device)", "1"),
+        ("weights may change places", "(part.long() * places)", "part.long()"),
     ),
     *of(
         "envs/prompts.py",

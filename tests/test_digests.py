@@ -14,6 +14,7 @@ def test_every_change_changes_it() -> None:
     changes = {
         "one bit": lambda w: w.view(torch.int32)[3, 2].bitwise_xor_(1),
         "two rows swapped": lambda w: w.copy_(w[torch.tensor([1, 0, *range(2, len(w))])]),
+        "two columns swapped": lambda w: w.copy_(w[:, torch.tensor([1, 0, *range(2, w.shape[1])])]),
         "a sign of zero": lambda w: w[0].fill_(-0.0),
         "a NaN": lambda w: w[5, 5].fill_(torch.nan),
     }

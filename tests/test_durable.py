@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import json
 import shutil
 from pathlib import Path
 
@@ -163,3 +164,40 @@ def test_a_text_is_replaced_whole(tmp_path: Path) -> None:
             break
         assert (folder / "config.yaml").read_text() in ("old", "new")
     assert operation >= 2
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        {"move": ["../.bashrc"], "remove": []},
+        {"move": [], "remove": ["../precious"]},
+        {"move": [], "remove": ["/tmp/precious"]},
+        {"move": ["link/x"], "remove": []},
+        {"move": [], "remove": ["link/precious"]},
+        {"remove": []},
+        {"move": "weights", "remove": []},
+    ],
+)
+def test_a_prepared_journal_reaches_no_file_outside(plan: dict, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    (folder / ".saving" / "link").mkdir(parents=True)
+    (folder / ".saving" / "link" / "x").write_text("evil")
+    (folder / ".saving" / ".bashrc").write_text("evil")
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / ".bashrc").write_text("mine")
+    (folder / "link").symlink_to(tmp_path)
+    (folder / ".commit.json").write_text(json.dumps(plan))
+    with pytest.raises(UserError, match=r"outside its folder|is damaged"):
+        finish_save(folder)
+    assert (tmp_path / "precious").read_text() == (tmp_path / ".bashrc").read_text() == "mine"
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_save_that_is_damaged_twice_is_put_aside_twice(tmp_path: Path) -> None:
+    saves = Checkpoints(tmp_path)
+    for _ in range(2):
+        saves.save(1, write("1"))
+        saves.save(2, write("2"))
+        (saves.folder / "000000002" / "weights").write_text("")
+        with pytest.warns(DamagedSave):
+            assert saves.newest() == saves.folder / "000000001"

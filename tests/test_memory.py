@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from textrl.agents import PPO, PPOConfig
@@ -24,9 +25,9 @@ ERRORS = [
 
 def failing_above(limit: int, error: Exception, monkeypatch, seen: list[int]) -> None:
     """Let memory run out in every micro-batch with more than so many texts."""
-    real = Updater.update
+    real = Updater._add_gradients
 
-    def update(self, losses) -> float:
+    def add_gradients(self, losses) -> None:
         def checked():
             for number, loss in enumerate(losses):
                 texts = seen[-1]
@@ -34,9 +35,9 @@ def failing_above(limit: int, error: Exception, monkeypatch, seen: list[int]) ->
                     raise error
                 yield loss
 
-        return real(self, checked())
+        real(self, checked())
 
-    monkeypatch.setattr(Updater, "update", update)
+    monkeypatch.setattr(Updater, "_add_gradients", add_gradients)
 
 
 def weights(model) -> Tensor:
@@ -47,14 +48,13 @@ def weights(model) -> Tensor:
 def test_halving_goes_on_until_it_fits(error: Exception) -> None:
     tried = []
 
-    def work(tokens: int) -> str:
+    def work(tokens: int) -> None:
         tried.append(tokens)
         if tokens > 300:
             raise error
-        return "done"
 
     with pytest.warns(SmallerMicroBatches, match="micro_batch_tokens=256"):
-        assert halved_until_it_fits(work, 1024, 10) == ("done", 256)
+        assert halved_until_it_fits(work, 1024, 10) == 256
     assert tried == [1024, 512, 256]
     with pytest.raises(UserError, match="one text of 400 tokens"):
         halved_until_it_fits(work, 1024, 400)
@@ -127,3 +127,20 @@ def test_ppo_goes_on_with_smaller_micro_batches(critic: str, monkeypatch) -> Non
     with pytest.warns(SmallerMicroBatches):
         found = trained(fails=True)
     assert torch.allclose(found, whole, atol=1e-5)
+
+
+def test_memory_that_runs_out_in_the_optimisers_step_is_not_tried_again(monkeypatch) -> None:
+    """A step that has changed some weights must not be taken twice."""
+    layer, calls = torch.nn.Linear(2, 2), []
+    updater = Updater(
+        [(layer, 0.1)], accelerator=Accelerator(cpu=True), betas=(0.9, 0.99), max_grad_norm=1.0
+    )
+
+    def step() -> None:
+        calls.append(1)
+        raise MemoryError
+
+    monkeypatch.setattr(updater.optimizer, "step", step)
+    with pytest.raises(MemoryError):
+        updater.update(64, 8, lambda tokens: [layer(torch.ones(2)).sum()])
+    assert calls == [1]

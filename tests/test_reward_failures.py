@@ -10,7 +10,16 @@ import pytest
 import torch
 
 import textrl  # registers TextRLHF-v0
-from textrl.agents import PPO, RLOO, PPOConfig, RLOOConfig
+from textrl.agents import (
+    PPO,
+    RLOO,
+    BestOfN,
+    BestOfNConfig,
+    PPOConfig,
+    Reinforce,
+    ReinforceConfig,
+    RLOOConfig,
+)
 from textrl.envs import tiny_model
 from textrl.errors import UserError
 from textrl.reward_calls import Patience
@@ -46,7 +55,7 @@ def raising(error: BaseException):
 FAILURES = {
     "exception": raising(ConnectionError("reset by peer")),
     "exit": raising(SystemExit(0)),
-    "timeout of its own": raising(TimeoutError("the server is slow")),
+    "timeout of its own": raising(TimeoutError()),
     "nan": lambda completions: [float("nan")] * len(completions),
     "none": lambda completions: [None] * len(completions),
     "infinite in float32": lambda completions: [1e39] * len(completions),
@@ -114,6 +123,16 @@ def test_a_call_in_time_is_the_call_itself() -> None:
     with torch.no_grad():
         assert score(reward, timeout=10.0).tolist() == [1, 2, 3, 4]
     assert seen == [False]  # as in the calling thread
+
+
+def test_a_timeout_that_the_function_raises_is_no_lateness_of_it() -> None:
+    def slow_on_three(prompts, completions):
+        if "ccc" in completions:
+            raise TimeoutError
+        return lengths(prompts, completions)
+
+    found = score(slow_on_three, on_error="mask", timeout=30.0)
+    assert np.isnan(found).tolist() == [False, False, True, False]
 
 
 def test_samples_that_cannot_be_scored_are_masked_alone() -> None:
@@ -224,3 +243,37 @@ def test_unmasked_runs_are_what_they_were() -> None:
         agent.iterate()
     one, other = (agent.policy.lm_head.weight for agent in agents)
     assert torch.equal(one, other)
+
+
+def test_a_sample_that_failed_is_never_the_best_of_n() -> None:
+    calls = itertools.count()
+
+    def first_fails(prompts, completions):
+        begin = next(calls) == 0
+        return [None if begin and row == 0 else -1.0 for row in range(len(completions))]
+
+    venv = make_venv(first_fails, rows=1, group_size=1)
+    agent = BestOfN(tiny_model(), venv, BestOfNConfig(n=4))
+    venv.reset(seed=0)
+    scored = agent._scores([[1, 3, 4], [1, 3, 5]], torch.tensor([2, 2]))
+    assert scored.argmax() == 1
+    with pytest.raises(UserError, match="failed on all samples"):
+        BestOfN(tiny_model(), make_venv(lambda p, c: [None] * len(c)), BestOfNConfig(n=2)).predict(
+            make_venv(lengths).reset(seed=0)[0]
+        )
+
+
+def test_too_few_episodes_are_left() -> None:
+    calls = itertools.count()
+
+    def one_fails(prompts, completions):
+        return [None if next(calls) == 0 else 1.0 for _ in completions]
+
+    agent = Reinforce(
+        tiny_model(),
+        make_venv(one_fails, rows=2, group_size=1),
+        ReinforceConfig(episodes_per_iteration=2),
+    )
+    with pytest.raises(UserError, match="would be left out"):
+        agent.iterate()
+    assert agent.whole

@@ -14,6 +14,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,16 +119,10 @@ class Checkpoints:
         A save of the same step that is whole stays: it holds the same.
         """
         self._last = time.monotonic()
-        if self._place(step).exists():
-            return
-
-        def write_all(folder: Path) -> None:
-            write(folder)
-            write_json(folder / RUN_FILE, {"step": step, "metrics_size": metrics_size(self.run)})
-
-        fresh = self.folder / ".saving"
-        write_sealed(fresh, write_all)
-        fresh.rename(self._place(step))
+        if not self._place(step).exists():
+            fresh = self.folder / ".saving"
+            write_sealed(fresh, partial(write_save, self.run, step, write))
+            fresh.rename(self._place(step))
         write_text(self.folder / "latest", f"{self._place(step).name}\n")
         for old in self._steps()[: -self._keep]:
             shutil.rmtree(self._place(old), ignore_errors=True)
@@ -150,7 +145,9 @@ class Checkpoints:
                 continue
             for other, found in damaged.items():
                 warnings.warn(f"{found}. Going on from step {step}", DamagedSave, stacklevel=2)
-                other.rename(other.with_name(f"damaged_{other.name}"))
+                aside = other.with_name(f"damaged_{other.name}")
+                shutil.rmtree(aside, ignore_errors=True)  # of the time before
+                other.rename(aside)
             return place
         for found in damaged.values():
             raise found
@@ -161,8 +158,12 @@ class Checkpoints:
         return bool(self._steps())
 
     def clear(self) -> None:
-        """Remove the saves of a run that is complete."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the saves of a run that is complete, all at once for whoever looks for them."""
+        aside = self.folder.with_name(f".{self.folder.name}.cleared")
+        shutil.rmtree(aside, ignore_errors=True)
+        if self.folder.exists():
+            self.folder.rename(aside)
+            shutil.rmtree(aside, ignore_errors=True)
 
     def _place(self, step: int) -> Path:
         return self.folder / f"{step:09d}"
@@ -173,10 +174,23 @@ class Checkpoints:
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
 
 
-def size_of_metrics(save: Path | None) -> int | None:
-    """Return the bytes of progress.json that belong to a save, None where there is no save."""
-    if save is None:
-        return None
+def write_save(run: Path, step: int, write: Callable[[Path], None], folder: Path) -> None:
+    """Write a save of a run to a folder: its files, and what the run has logged so far.
+
+    Args:
+        run: Folder of the run.
+        step: Number of updates or iterations so far.
+        write: Function that writes the files to the folder that it is given.
+        folder: Fresh folder for the save.
+    """
+    write(folder)
+    write_json(folder / RUN_FILE, {"step": step, "metrics_size": metrics_size(run)})
+
+
+def size_of_metrics(save: Path) -> int:
+    """Return the bytes of progress.json that belong to a save, 0 where it does not say."""
+    if not (save / RUN_FILE).exists():
+        return 0
     return int(json.loads((save / RUN_FILE).read_text(encoding="utf-8"))["metrics_size"])
 
 

@@ -5,6 +5,8 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
+PART = 1 << 20
+"""Number of weights that are summed at once."""
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integer type of each element size, by which the bits of a weight are read."""
 
@@ -28,10 +30,10 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def _sum_of_bits(tensor: Tensor) -> int:
-    """Return the sum of all bit patterns, each row's weighted by its number (modulo 2**64)."""
-    if tensor.numel() == 0:
-        return 0
-    flat = tensor.detach().reshape(len(tensor) if tensor.dim() > 1 else 1, -1).contiguous()
-    bits = flat.view(_INTEGERS[flat.element_size()])
-    rows = bits.sum(dim=1, dtype=torch.int64)
-    return int((rows * torch.arange(1, len(rows) + 1, device=rows.device)).sum())
+    """Return the sum of all bit patterns, each weighted by its place (modulo 2**64)."""
+    total = 0
+    bits = tensor.detach().contiguous().flatten().view(_INTEGERS[tensor.element_size()])
+    for number, part in enumerate(bits.split(PART)):
+        places = torch.arange(1, len(part) + 1, device=part.device)
+        total += (2 * number + 1) * int((part.long() * places).sum())
+    return total % 2**64

@@ -4,7 +4,8 @@ A file is written beside its place, flushed to the disk and renamed. Several fil
 together (a model, its optimiser, its counters) are written to `FOLDER/.saving` with the SHA-256 of
 each in `checksums.json`; the journal `FOLDER/.commit.json` then says that they count, and they are
 moved to their places. Killed before the journal, the files of the save before are all still there;
-killed after it, whoever reads the folder next finishes the moves. No reader meets a mixture.
+killed after it, whoever reads the folder next finishes the moves. So a kill leaves no mixture; who
+reads a folder while another process writes to it must hold it first (`locks.py`).
 
 Standard library only.
 """
@@ -67,13 +68,14 @@ def finish_save(folder: Path) -> None:
     if not journal.exists():
         return
     plan = _read_json(journal)
-    for name in plan["move"]:
+    moved, removed = (_inside(plan.get(key), journal) for key in ("move", "remove"))
+    for name in moved:
         if (fresh / name).exists():  # else it was moved already
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (fresh / name).replace(folder / name)
-    for name in plan["remove"]:
+    for name in removed:
         (folder / name).unlink(missing_ok=True)
-    for place in {(folder / name).parent for name in plan["move"]}:
+    for place in {(folder / name).parent for name in moved}:
         _sync(place)
     shutil.rmtree(fresh, ignore_errors=True)
     journal.unlink(missing_ok=True)
@@ -138,6 +140,21 @@ def check_files(folder: Path, *, ending: str = "") -> None:
                 f"{path} is damaged (it is not what was saved there); put back a copy, or use an "
                 f"earlier save"
             )
+
+
+def _inside(names: Any, file: Path) -> list[str]:
+    """Return the names of a journal, which are all of files inside its folder.
+
+    Raises:
+        UserError: One is not, as in a folder that somebody has prepared.
+    """
+    if not isinstance(names, list):
+        raise UserError(f"{file} is damaged (it lacks a list of files); put back a copy")
+    for name in names:
+        place = (file.parent / str(name)).parent.resolve()  # links lead nowhere else either
+        if not place.is_relative_to(file.parent.resolve()) or ".." in Path(str(name)).parts:
+            raise UserError(f"{file} names {name!r}, which is outside its folder; do not use it")
+    return [str(name) for name in names]
 
 
 def _checksum(path: Path) -> str:

@@ -164,7 +164,7 @@ def _fit_update(
 
     task.prepare(rows)
     learning_rate = updater.scheduler.get_last_lr()[0]
-    norm = updater.update_within(config.micro_batch_tokens, max(lengths, default=1), losses)
+    norm = updater.update(config.micro_batch_tokens, max(lengths, default=1), losses)
     means: dict[str, float] = {}
     for part in gather_object([sums]):  # of every process; one may have had no row
         for name, value in part.items():

@@ -5,13 +5,10 @@ import gc
 import platform
 import warnings
 from collections.abc import Callable
-from typing import TypeVar
 
 import torch
 
 from textrl.errors import UserError
-
-Result = TypeVar("Result")
 
 
 class SmallerMicroBatches(UserWarning):
@@ -39,17 +36,15 @@ def release_memory() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def halved_until_it_fits(
-    work: Callable[[int], Result], tokens: int, longest: int
-) -> tuple[Result, int]:
-    """Return what some work returns, done again with half the tokens each time memory runs out.
+def halved_until_it_fits(work: Callable[[int], None], tokens: int, longest: int) -> int:
+    """Do some work, again with half the tokens each time memory runs out.
 
     Args:
         work: Function of the number of tokens in memory at once; it can be called again.
         tokens: Number of tokens to begin with.
         longest: Number of tokens of the longest text; below it halving changes nothing.
 
-    Returns: The result, and the number of tokens that fitted.
+    Returns: The number of tokens that fitted.
 
     Raises:
         UserError: One text alone does not fit.
@@ -57,7 +52,7 @@ def halved_until_it_fits(
     asked = tokens
     while True:
         try:
-            result = work(tokens)
+            work(tokens)
             break
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
@@ -72,11 +67,11 @@ def halved_until_it_fits(
     if tokens < asked:
         warnings.warn(
             f"memory ran out: going on with micro_batch_tokens={tokens}, which gives equal "
-            f"gradients; set it to spare the failed tries",
+            f"gradients; set it in the next run to spare the failed tries",
             SmallerMicroBatches,
             stacklevel=2,
         )
-    return result, tokens
+    return tokens
 
 
 def _is_out_of_memory(error: Exception) -> bool:

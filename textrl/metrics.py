@@ -67,9 +67,16 @@ def open_logger(
 
 
 def metrics_size(folder: Path) -> int:
-    """Return the bytes of a folder's progress.json, to `keep` when its run goes on from here."""
+    """Return the bytes of a folder's progress.json, to `keep` when its run goes on from here.
+
+    They are flushed to the disk, since a save relies on them.
+    """
     path = folder / JSON_FILE
-    return path.stat().st_size if path.exists() else 0
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return path.stat().st_size
 
 
 def _cut(path: Path, keep: int | None) -> list[dict[str, Any]]:

@@ -121,11 +121,9 @@ def _once(
         values = _within(call, timeout) if timeout else call()
     except (UserError, KeyboardInterrupt, Terminated):
         raise
-    except TimeoutError as error:
-        if timeout and not error.args:
-            message = f"reward function {name!r} took longer than reward_timeout={timeout:g} s on "
-            raise TooSlow(message + batch) from error
-        raise _raised(name, error, batch, columns) from error
+    except _LateError as error:
+        message = f"reward function {name!r} took longer than reward_timeout={timeout:g} s on "
+        raise TooSlow(message + batch) from error
     except BaseException as error:  # SystemExit too: a function must not end the run as a success
         raise _raised(name, error, batch, columns) from error
     return checked(values, name, prompts, completions)
@@ -142,13 +140,17 @@ def _raised(
     )
 
 
+class _LateError(Exception):
+    """A call has not returned in time."""
+
+
 def _within(call: Callable[[], Any], seconds: float) -> Any:
     """Return what a call returns within so many seconds.
 
     It runs in a thread of its own, which is left alone when it is late and ends with the process.
 
     Raises:
-        TimeoutError: It is late; the error has no arguments.
+        _LateError: It is late.
     """
     answers: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
     gradients = torch.is_grad_enabled()  # a thread begins with gradients
@@ -164,7 +166,7 @@ def _within(call: Callable[[], Any], seconds: float) -> Any:
     try:
         returned, value = answers.get(timeout=seconds)
     except queue.Empty:
-        raise TimeoutError from None
+        raise _LateError from None
     if not returned:
         raise value
     return value

@@ -68,18 +68,35 @@ class Updater:
         self.updates = self.skipped = self.skipped_in_a_row = 0
         self._most_tokens: int | None = None
 
-    def update(self, losses: Iterable[Tensor]) -> float:
+    def update(self, tokens: int, longest: int, losses: Callable[[int], Iterable[Tensor]]) -> float:
         """Take one step on the sum of the micro-batch losses; return the gradient's norm.
 
         Each loss is this process's share of the step's loss: the sum over micro-batches and
-        processes is what is minimised. A non-finite norm skips the step on all processes.
+        processes is what is minimised. A non-finite norm skips the step on all processes. Where
+        memory runs out, the gradients are computed again from smaller micro-batches.
+
+        Args:
+            tokens: Number of tokens in memory at once.
+            longest: Number of tokens of the longest text.
+            losses: Function from a number of tokens to the losses of micro-batches of that size;
+                it is called again after a failure.
 
         Raises:
-            UserError: too many steps in a row were skipped.
+            UserError: too many steps in a row were skipped, or one text alone does not fit.
         """
+        if self._most_tokens is not None:
+            tokens = min(tokens, max(longest, self._most_tokens))
+        fitting = halved_until_it_fits(lambda n: self._add_gradients(losses(n)), tokens, longest)
+        if fitting < tokens:
+            self._most_tokens = fitting
+        return self._step()
+
+    def _add_gradients(self, losses: Iterable[Tensor]) -> None:
         self.optimizer.zero_grad()
         for loss in losses:
             self.accelerator.backward(loss)
+
+    def _step(self) -> float:
         for parameter in self.parameters:
             if parameter.grad is None:  # unused in this step: its momentum still counts
                 parameter.grad = torch.zeros_like(parameter)
@@ -97,24 +114,6 @@ class Updater:
                 raise self._not_finite(f"{self.skipped_in_a_row} updates in a row")
         self.optimizer.step()
         self.scheduler.step()
-        return norm
-
-    def update_within(
-        self, tokens: int, longest: int, losses: Callable[[int], Iterable[Tensor]]
-    ) -> float:
-        """Take one step as `update` does, with smaller micro-batches where memory runs out.
-
-        Args:
-            tokens: Number of tokens in memory at once.
-            longest: Number of tokens of the longest text.
-            losses: Function from a number of tokens to the losses of micro-batches of that size;
-                it is called again after a failure.
-        """
-        if self._most_tokens is not None:
-            tokens = min(tokens, max(longest, self._most_tokens))
-        norm, fitting = halved_until_it_fits(lambda n: self.update(losses(n)), tokens, longest)
-        if fitting < tokens:
-            self._most_tokens = fitting
         return norm
 
     def finish(self) -> None:
@@ -143,13 +142,15 @@ class Updater:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "counts": [self.updates, self.skipped, self.skipped_in_a_row],
+            "most_tokens": self._most_tokens,
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Continue from a state."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self.updates, self.skipped, self.skipped_in_a_row = state.get("counts", [0, 0, 0])
+        self.updates, self.skipped, self.skipped_in_a_row = state["counts"]
+        self._most_tokens = state["most_tokens"]
 
 
 def warmup_cosine(total_updates: int, warmup_share: float) -> Callable[[int], float]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from crash import killed_at
+from stable_baselines3.common.logger import KVWriter, Logger
 from test_critic_free import AGENTS, make, make_venv, weights
 
 from textrl import cli
@@ -293,3 +294,130 @@ def test_a_trainer_notices_another_start_model(tmp_path, monkeypatch) -> None:
     with pytest.raises(UserError, match="resume with another model: the weights are not those"):
         trainer(1).train(resume=True)
     trainer(0).train(resume=True)
+
+
+@pytest.mark.parametrize("moment", ["after collecting", "while it is undone"])
+def test_a_stop_between_collecting_and_updating_loses_nothing(moment: str, monkeypatch) -> None:
+    def trained(stop: bool) -> torch.Tensor:
+        agent = make("rloo")
+        agent.iterate()
+        if stop:
+            with monkeypatch.context() as patch:
+                if moment == "after collecting":
+                    patch.setattr("textrl.agents.text_agent.rollout_report", interrupt)
+                else:
+                    real = agent.env.load_prompt_state
+
+                    def twice(state: str) -> None:
+                        signal.raise_signal(signal.SIGINT)  # a second one, in the midst of it
+                        real(state)
+
+                    patch.setattr(agent, "collect_batch", interrupt)
+                    patch.setattr(agent.env, "load_prompt_state", twice)
+                with pytest.raises(KeyboardInterrupt):
+                    agent.iterate()
+            assert agent.whole
+        agent.iterate()
+        return all_weights(agent)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert torch.equal(trained(stop=True), trained(stop=False))
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def interrupt(*arguments: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_the_row_of_an_iteration_that_a_stop_waited_for_is_logged(tmp_path) -> None:
+    agent = make("rloo")
+    real, rows = agent.train_on, []
+
+    class Rows(KVWriter):
+        def write(self, key_values, key_excluded, step=0) -> None:
+            rows.append(step)
+
+        def close(self) -> None:
+            pass
+
+    agent.set_logger(Logger(folder=None, output_formats=[Rows()]))
+
+    def stopped(*arguments):
+        if agent.iteration == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return real(*arguments)
+
+    agent.train_on = stopped
+    with pytest.raises(SystemExit):
+        agent.learn(10_000)
+    assert agent.iteration == len(rows) == 2
+
+
+def test_a_finished_run_that_is_extended_has_each_row_once(
+    folder: Path, checkpoint: str, capsys
+) -> None:
+    Path("lengths_of.py").write_text(REWARD.format(fails_at=5, failure="raise ValueError('once')"))
+    command = ["rloo", f"--model={checkpoint}", "--prompts=prompts.jsonl", "--output_dir=run"]
+    command += ["--reward=lengths_of:letters", "--num_envs=8", "--group_size=4", "--save_every=0"]
+    command += ["--episodes_per_iteration=8", "--max_completion_tokens=4"]
+    cli.main([*command, "--total_timesteps=60"])
+    assert len(rows_of("run")) == 2
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            cli.main([*command, "--total_timesteps=200", "--resume"])
+        shutil.rmtree("run/checkpoints", ignore_errors=True)  # as if it were killed without a save
+        sys.modules.pop("lengths_of")
+    Path("lengths_of.py").write_text(REWARD.format(fails_at=0, failure="pass"))
+    cli.main([*command, "--total_timesteps=200", "--resume"])
+    steps = [row["time/step"] for row in rows_of("run")]
+    assert steps == sorted(set(steps))
+
+
+def test_a_kill_while_the_saves_of_a_finished_run_are_removed(tmp_path: Path) -> None:
+    def trainer(run: Path) -> SFTTrainer:
+        config = SFTConfig(minibatch_size=2, save_every=1)
+        texts = [{"text": "abcdef"}] * 4
+        return SFTTrainer(
+            tiny_model(), tiny_tokenizer(), texts, config, output_dir=run, shown=False
+        )
+
+    for operation in itertools.count():
+        run = tmp_path / str(operation)
+        saves = Checkpoints(run)
+        saves.save(1, lambda folder: (folder / "state.pt").write_text("x"))
+        if not killed_at(saves.clear, run, operation):
+            break
+        saves = Checkpoints(run)
+        assert not saves.exist() or saves.newest() is not None
+    assert operation >= 1
+
+
+def test_demonstrations_are_part_of_what_a_run_is(tmp_path, recwarn) -> None:
+    texts = [{"text": "abcdef"}, {"text": "bcd"}]
+    config = PPOConfig(episodes_per_iteration=16, minibatch_size=8, ptx_coef=0.1)
+    PPO(tiny_model(), make_venv(), config, demonstrations=texts).save(tmp_path)
+    PPO.load(tmp_path, make_venv(), demonstrations=texts)
+    assert not recwarn.list
+    with pytest.warns(OtherEnvironment, match="another demonstrations than"):
+        PPO.load(tmp_path, make_venv(), demonstrations=texts[:1])
+
+
+def test_an_old_runs_saves_are_not_recommended(folder: Path, checkpoint: str, capsys) -> None:
+    """A stop before the run has begun leaves the run that lies there, and says nothing of it."""
+    Path("plain2.py").write_text(REWARD.format(fails_at=4, failure="raise KeyboardInterrupt"))
+    command = ["rloo", f"--model={checkpoint}", "--prompts=prompts.jsonl", "--output_dir=run"]
+    command += ["--reward=plain2:letters", "--num_envs=8", "--group_size=4", "--save_every=1"]
+    command += ["--episodes_per_iteration=8", "--max_completion_tokens=4"]
+    command += ["--total_timesteps=400"]
+    with pytest.raises(SystemExit):
+        cli.main(command)
+    assert "continue with" in capsys.readouterr().err
+    os.utime("run/config.yaml", (1, 1))
+    Path("bad.py").write_text("raise KeyboardInterrupt")
+    with pytest.raises(SystemExit):
+        cli.main([*command[:4], "--reward=bad:letters", *command[5:], "--overwrite"])
+    assert capsys.readouterr().err == "textrl: stopped\n"
+    Path("o.yaml").write_text("overwrite: true\n")
+    cli.main([*command, "--config=o.yaml", "--resume"])

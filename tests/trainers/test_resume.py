@@ -57,10 +57,10 @@ def interrupted(trainer: SFTTrainer, update: int, monkeypatch, *, when: str = "l
             raise KeyboardInterrupt
         return loss(sequences)
 
-    def pressed_in_step(self: Updater, losses) -> float:
+    def pressed_in_step(self: Updater, *arguments) -> float:
         if next(steps) == update and when == "step":
             signal.raise_signal(signal.SIGINT)
-        return step(self, losses)
+        return step(self, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(Updater, "update", pressed_in_step)
@@ -179,10 +179,10 @@ def test_the_command_line_resumes_what_ctrl_c_stopped(
     assert not (tmp_path / "run").exists()
     step, steps = Updater.update, iter(range(1000))
 
-    def pressed(self: Updater, losses) -> float:
+    def pressed(self: Updater, *arguments) -> float:
         if next(steps) == 3:
             raise KeyboardInterrupt
-        return step(self, losses)
+        return step(self, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(Updater, "update", pressed)
@@ -202,10 +202,10 @@ def test_sigterm_is_heard_between_updates_and_ends_with_143(tmp_path, monkeypatc
     straight.train()
     step, steps = Updater.update, iter(range(1000))
 
-    def terminated(self: Updater, losses) -> float:
+    def terminated(self: Updater, *arguments) -> float:
         if next(steps) == 4:
             signal.raise_signal(signal.SIGTERM)
-        return step(self, losses)
+        return step(self, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(Updater, "update", terminated)

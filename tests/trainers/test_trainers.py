@@ -77,12 +77,12 @@ def killed_after(trainer, updates: int) -> None:
     """Train and die after some updates, as a process that is killed."""
     original, seen = Updater.update, 0
 
-    def update(self, losses):
+    def update(self, *arguments):
         nonlocal seen
         if seen == updates:
             raise Killed
         seen += 1
-        return original(self, losses)
+        return original(self, *arguments)
 
     Updater.update = update
     try:

@@ -3,7 +3,7 @@
 import json
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -110,20 +110,27 @@ def run_agent(
     kind: Any = factory_of(name)  # a class of ours
     folder, venv = _checked(run), _environment(policy, env)
     extra = {} if ptx is None else {"demonstrations": ptx.demonstrations}
-    if run.resume:
-        saved = saved_agent(folder)
-        if saved is None:
+    with held(folder) if folder.exists() else nullcontext():
+        saved = saved_agent(folder) if run.resume else None
+        if saved is not None:
+            agent = _resumed(kind, saved, venv, config, extra)
+        elif run.resume:
             raise UserError(f"{folder} holds no saved agent to resume; start without --resume")
-        agent = _resumed(kind, saved, venv, config, extra)
-    else:
-        model = load_causal_lm(policy.model, dtype="float32", device=policy.device)
-        agent = kind(model, venv, config, **extra)
-
-    with _begun(run, policy, env, states, config, *([ptx] if ptx else [])):
-        checkpoints = Checkpoints(
-            folder, every=states.save_every, minutes=states.save_minutes, keep=states.keep_saves
-        )
-        train_in(folder, agent, policy.total_timesteps, checkpoints, log_table=run.log_table)
+        else:
+            model = load_causal_lm(policy.model, dtype="float32", device=policy.device)
+            agent = kind(model, venv, config, **extra)
+        with _begun(run, policy, env, states, config, *([ptx] if ptx else [])):
+            checkpoints = Checkpoints(
+                folder, every=states.save_every, minutes=states.save_minutes, keep=states.keep_saves
+            )
+            train_in(
+                folder,
+                agent,
+                policy.total_timesteps,
+                checkpoints,
+                resumed_from=saved,
+                log_table=run.log_table,
+            )
     print(f"saved to {folder}")
 
 

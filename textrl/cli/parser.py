@@ -9,9 +9,9 @@ line on stderr and exits with status 2.
 import io
 import shlex
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from docstring_parser import parse_from_object
@@ -38,6 +38,7 @@ from textrl.config import DPOConfig, RewardConfig, SFTConfig
 from textrl.demo.config import DemoConfig
 from textrl.errors import UserError, did_you_mean
 from textrl.feedback.config import BackupConfig, CollectConfig, ExportConfig
+from textrl.paths import expanded
 from textrl.stopping import Terminated, terminable
 
 COMMANDS: dict[str, tuple[str, tuple[type, ...]]] = {
@@ -68,6 +69,7 @@ COMMANDS: dict[str, tuple[str, tuple[type, ...]]] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; a user's mistake prints one line and exits with status 2."""
     configs: list[Any] = []
+    began = time.time()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # output is UTF-8 whatever the terminal
             stream.reconfigure(encoding="utf-8")
@@ -83,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except (KeyboardInterrupt, Terminated) as stop:
         print("textrl: stopped", file=sys.stderr)
-        if any(map(_holds_state, configs)):
+        if any(_holds_state(config, began) for config in configs):
             _say_how_to_go_on(stop, given)
         sys.exit(stop.code if isinstance(stop, Terminated) else 130)
 
@@ -97,14 +99,24 @@ def _say_how_to_go_on(error: BaseException, given: list[str]) -> None:
     print(f"textrl: continue with: {shlex.join(['textrl', *kept, '--resume'])}", file=sys.stderr)
 
 
-def _holds_state(config: object) -> bool:
-    """Return whether this configuration's run folder holds something that --resume continues."""
+def _holds_state(config: object, began: float) -> bool:
+    """Return whether a run that this command has begun can be continued with --resume.
+
+    Args:
+        config: A configuration of the command.
+        began: When the command began, in seconds since the epoch: an older config.yaml is that of
+            an earlier run, which this command has not touched.
+    """
     if not isinstance(config, RunConfig | DemoConfig):
+        return False
+    folder = expanded(config.output_dir)
+    settings = folder / "config.yaml"
+    if not settings.exists() or settings.stat().st_mtime < began - 1:
         return False
     states: tuple[str, ...] = ("checkpoints/*/checksums.json", "cells.jsonl")
     if isinstance(config, DemoConfig):
         states = ("*/stage.json", "*/checkpoints/*/checksums.json")
-    return any(path for state in states for path in Path(config.output_dir).glob(state))
+    return any(path for state in states for path in folder.glob(state))
 
 
 def _find(command: str) -> Callable[..., None]:
@@ -142,6 +154,8 @@ def parse(arguments: list[str]) -> tuple[str, list[Any]]:
     except UnicodeDecodeError as error:
         raise UserError(f"the file given with --config is not UTF-8 ({error})") from error
     values = chosen[chosen.subcommand]
+    if "--resume" in given and "--overwrite" not in given and "overwrite" in values:
+        values.overwrite = False  # of the file: what is typed counts
     return chosen.subcommand, [_build(kind, values) for kind in COMMANDS[chosen.subcommand][1]]
 
 

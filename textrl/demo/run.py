@@ -24,7 +24,7 @@ from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from textrl import __version__
 from textrl.agents import PPO, OnlineDPO
-from textrl.agents.runs import train_in
+from textrl.agents.runs import saved_agent, train_in
 from textrl.agents.text_agent import TextAgent
 from textrl.checkpoint import Checkpoints
 from textrl.config import AgentConfig
@@ -50,8 +50,9 @@ from textrl.evaluation import (
     summarize,
 )
 from textrl.memory import keep_freed_memory, release_memory
-from textrl.models import load_causal_lm, load_tokenizer
+from textrl.models import load_causal_lm, load_classifier, load_tokenizer
 from textrl.paths import expanded
+from textrl.resuming import is_complete
 from textrl.rewards import Reward, RewardModel
 from textrl.run_folder import check_run_dir, held, prepare_run_dir
 from textrl.trainers import RewardTrainer, SFTTrainer
@@ -153,10 +154,14 @@ def train_sft(job: Job) -> dict[str, Any]:
     folder = job.folder / "sft"
     texts = [review.text for review in job.train]
     policy, tokenizer = starting_policy(job.config, texts)
+    trained = is_complete(folder)
+    if trained:  # stopped behind the training, in its evaluation
+        policy = load_causal_lm(folder, dtype="float32")
     reviews = job.train[: job.preset.sft_reviews]
     rows = [{"text": review.text} for review in reviews]
     trainer = SFTTrainer(policy, tokenizer, rows, job.preset.sft, output_dir=folder)
-    trainer.train(resume=Checkpoints(folder).exist())
+    if not trained:
+        trainer.train(resume=Checkpoints(folder).exist())
     return trainer.evaluate_on([{"text": review.text} for review in job.heldout])
 
 
@@ -170,11 +175,16 @@ def train_reward_model(job: Job) -> dict[str, Any]:
         for row in review_rankings(job.train[: preset.reward_reviews], preset.ranking_size, rng)
     ]
     model, tokenizer = starting_reward_model(job.config, job.folder / "sft")
+    trained = is_complete(folder)
+    if trained:
+        model = load_classifier(folder, dtype="float32")
     samples = sft_samples(job)
     trainer = RewardTrainer(
         model, tokenizer, rows, preset.reward, normalize_on=samples, output_dir=folder
     )
-    numbers = trainer.train(resume=Checkpoints(folder).exist())
+    numbers = (
+        trainer.normalize(samples) if trained else trainer.train(resume=Checkpoints(folder).exist())
+    )
     pairs = review_pairs(job.heldout, 8192, np.random.default_rng(job.config.seed), min_gap=0.5)
     texts = [review.text for review in job.heldout]
     found = trainer.reward_model()([""] * len(texts), texts)
@@ -217,12 +227,12 @@ def _trained(
     """Return an agent that was trained from the SFT model, or from the save of a stopped run."""
     folder = job.folder / name
     checkpoints = Checkpoints(folder, every=SAVE_EVERY, minutes=SAVE_MINUTES)
-    save = checkpoints.newest()
+    save = saved_agent(folder)
     if save is not None:
         agent = kind.load(save, venv)
     else:
         agent = kind(load_causal_lm(job.folder / "sft", dtype="float32"), venv, config)
-    train_in(folder, agent, total_timesteps, checkpoints)
+    train_in(folder, agent, total_timesteps, checkpoints, resumed_from=save)
     return agent
 
 

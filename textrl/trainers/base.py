@@ -19,7 +19,7 @@ from textrl.metrics import open_logger
 from textrl.paths import expanded
 from textrl.resuming import check_resume
 from textrl.run_folder import held
-from textrl.stopping import terminable
+from textrl.stopping import terminable, uninterrupted
 from textrl.trainable import check_trainable
 
 
@@ -96,26 +96,32 @@ class Trainer(ABC):
         check_resume(self.output_dir, resume=resume)
         if self.output_dir is None:
             return self._train(None, log_table=log_table)
-        main = make_accelerator(self.model.device).is_main_process
-        with held(self.output_dir) if main else nullcontext(), terminable():
-            save = Checkpoints(self.output_dir).newest() if resume else None
+        accelerator = make_accelerator(self.model.device)
+        saves = Checkpoints(self.output_dir)
+        with held(self.output_dir) if accelerator.is_main_process else nullcontext(), terminable():
+            with accelerator.main_process_first():  # it moves damaged saves aside
+                save = saves.newest() if resume else None
             return self._train(save, log_table=log_table)
 
     def _train(self, save: Path | None, *, log_table: bool) -> dict[str, float]:
-        keep = size_of_metrics(save)
-        with open_logger(self.output_dir, self.logger, table=log_table, keep=keep) as logger:
+        keep = 0 if save is None else size_of_metrics(save)
+        accelerator = make_accelerator(self.model.device)
+        folder = self.output_dir if accelerator.is_main_process else None
+        with open_logger(folder, self.logger, table=log_table, keep=keep) as logger:
             fit(
                 self.model,
                 self._task(),
                 self.config,
-                accelerator=make_accelerator(self.model.device),
+                accelerator=accelerator,
                 logger=logger,
                 folder=self.output_dir,
                 resume_from=save,
                 shown=self._shown,
             )
         metrics = self._finish()
-        if self.output_dir is not None:
-            save_files(self.output_dir, partial(save_model, self.model, self.tokenizer))
-            Checkpoints(self.output_dir).clear()
+        if folder is not None:
+            with uninterrupted():
+                save_files(folder, partial(save_model, self.model, self.tokenizer))
+                Checkpoints(folder).clear()
+        accelerator.wait_for_everyone()
         return metrics | (self.evaluate() if self._holds_out else {})

@@ -249,7 +249,7 @@ class DPOTrainer(Trainer):
             stage="dpo",
             lengths=[p.num_tokens for p in pairs],
             weights=[1.0] * len(pairs),
-            examples=pairs,
+            examples=[*pairs, "held out", *self.heldout_pairs],
             loss=lambda rows: dpo_loss_sum(
                 self._policy,
                 [pairs[i] for i in rows],

@@ -132,7 +132,11 @@ class RewardTrainer(Trainer):
             stage="reward",
             lengths=[r.num_tokens for r in rankings],
             weights=[1.0] * len(rankings),
-            examples=rankings,
+            examples=[
+                *rankings,
+                *("held out", *self.heldout_rankings),
+                *("normalise on", *self._normalize_on),
+            ],
             loss=lambda rows: self._loss([rankings[i] for i in rows]),
         )
 

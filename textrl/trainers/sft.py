@@ -75,7 +75,7 @@ class SFTTrainer(Trainer):
             stage="sft",
             lengths=[len(s.ids) for s in sequences],
             weights=[float(s.num_counted) for s in sequences],
-            examples=sequences,
+            examples=[*sequences, "held out", *self.heldout_sequences],
             loss=lambda rows: self._loss([sequences[i] for i in rows]),
         )
 

@@ -110,7 +110,8 @@ def ppo_value_loss(
     Raises:
         ValueError: shapes differ (both named) or the mask has no True.
 
-    Source: OpenAI baselines' ppo2 and lm-human-preferences; not in the PPO paper.
+    Source: OpenAI baselines' ppo2 (not the PPO paper), and `PPOTrainer.loss` of 1909.08593's code:
+    https://github.com/openai/lm-human-preferences/blob/f774e89b9e3762a03b7f3953189861979bee1775/lm_human_preferences/train_policy.py
 
     >>> one = torch.ones(1, 1)
     >>> ppo_value_loss(2 * one, 0 * one, 2 * one, one.bool()).item()  # 0.5 * (0.2 - 2)^2

@@ -113,7 +113,8 @@ def standardize(x: Tensor, mask: Tensor, *, eps: float = 1e-8) -> Tensor:
     Raises:
         ValueError: the shapes differ, the mask is not Bool, or it has no True.
 
-    Source: whitening of lm-human-preferences (1909.08593, code), over the whole batch.
+    Source: `whiten` in the code of 1909.08593, over the whole batch:
+    https://github.com/openai/lm-human-preferences/blob/f774e89b9e3762a03b7f3953189861979bee1775/lm_human_preferences/utils/core.py
 
     >>> standardize(torch.tensor([1.0, 3.0, 9.0]), torch.tensor([True, True, False])).tolist()
     [-1.0, 1.0, 0.0]

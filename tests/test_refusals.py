@@ -10,7 +10,7 @@ import torch
 
 from textrl.agents import PPO, register
 from textrl.cli import main, parse
-from textrl.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig
+from textrl.config import DPOConfig, OnlineDPOConfig, PPOConfig, RewardConfig, SFTConfig
 from textrl.data import load_records, split_by_prompt
 from textrl.encoding import sft_sequence
 from textrl.envs import tiny_model, tiny_tokenizer
@@ -247,3 +247,18 @@ def test_numbers_that_turn_a_loss_around() -> None:
     for weight in (-1.0, 0.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="the weight of 'hinge' must be positive"):
             dpo_loss(*[torch.zeros(1)] * 4, loss_type={"sigmoid": 1.0, "hinge": weight})
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "needs"),
+    [
+        (DPOConfig, {"simpo_margin": 0.7}, "the loss simpo"),
+        (OnlineDPOConfig, {"simpo_margin": 0.7, "loss_type": "ipo"}, "the loss simpo"),
+        (PPOConfig, {"kl_horizon": 1000.0}, "kl_target"),
+    ],
+)
+def test_a_setting_that_nothing_reads_is_refused(kind, options: dict, needs: str) -> None:
+    with pytest.raises(UserError, match=f"no effect without {needs}"):
+        kind(**options)
+    kind(**(options | {"loss_type": {"simpo": 1.0}} if "simpo_margin" in options else {}))
+    kind(**(options | {"kl_target": 5.0} if "kl_horizon" in options else {}))

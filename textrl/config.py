@@ -16,6 +16,13 @@ Precision = Literal["float32", "bfloat16", "auto"]
 """Precision of matrix products, see textrl.precision."""
 
 
+def _require_read(config: object, field: str, read: bool, needs: str) -> None:
+    """Raise UserError if a field was set that nothing reads without another setting."""
+    default = type(config).__dataclass_fields__[field].default  # type: ignore[attr-defined]
+    untouched = config.__dict__[field] == default
+    require(config, field, read or untouched, f"{default!r}, as it has no effect without {needs}")
+
+
 def _check_preference(config: object) -> None:
     """Check what dpo_loss would refuse later."""
     smoothing, kind = config.__dict__["label_smoothing"], config.__dict__["loss_type"]
@@ -29,6 +36,7 @@ def _check_preference(config: object) -> None:
     known = get_args(PreferenceLossName)
     for name in names:
         require(config, "loss_type", name in known, f"known losses{did_you_mean(name, known)}")
+    _require_read(config, "simpo_margin", "simpo" in names, "the loss simpo")
     meant = not smoothing or any(name in SMOOTHED_LOSSES for name in names)
     require(config, "label_smoothing", meant, f"0, as it has no meaning for loss_type {kind!r}")
 
@@ -287,6 +295,7 @@ class PPOConfig(ClippedConfig):
         """Raise UserError for a value out of range."""
         super().__post_init__()
         require(self, "gae_lambda", 0 <= self.gae_lambda <= 1, "a number in [0, 1]")
+        _require_read(self, "kl_horizon", self.kl_target is not None, "kl_target")
 
 
 AGENT_COMMANDS: dict[str, tuple[str, type[AgentConfig]]] = {

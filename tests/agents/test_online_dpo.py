@@ -64,7 +64,8 @@ def test_the_gradient_is_that_of_best_against_worst(settings: dict) -> None:
         policy.lm_head.weight.mul_(3.0)
         policy.lm_head.weight[2].mul_(4.0)
     options = dict(episodes_per_iteration=16, micro_batch_tokens=30, max_grad_norm=1e9)
-    agent = OnlineDPO(policy, venv, OnlineDPOConfig(**options | settings, simpo_margin=0.2))
+    margin = {"simpo_margin": 0.2} if "simpo" in settings["loss_type"] else {}
+    agent = OnlineDPO(policy, venv, OnlineDPOConfig(**options | settings | margin))
     rollout, slow = agent.collect(), copy.deepcopy(policy).double()
     episodes = []
     for row, start in enumerate(rollout.prompt_lengths.tolist()):

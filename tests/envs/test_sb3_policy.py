@@ -6,7 +6,7 @@ import pytest
 import torch
 from sb3_contrib import TRPO, MaskablePPO
 from stable_baselines3 import A2C, DQN, PPO
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
 import textrl  # noqa: F401  # registers TextRLHF-v0
 from textrl.decoding import GrowingTexts
@@ -268,6 +268,8 @@ def test_mistakes_are_explained() -> None:
             make_agent(env=VecNormalize(make_env(), **options)).learn(
                 1, callback=SubtractPolicyKL()
             )
+    with pytest.raises(UserError, match="leave VecFrameStack out"):
+        make_agent(env=VecFrameStack(make_env(), 2)).learn(1, callback=SubtractPolicyKL())
     for env in (make_env(), gym.make("TextRLHF-v0")):
         with pytest.raises(UserError, match="names, not numbers .* TextRLHFCandidates-v0"):
             PPO("MultiInputPolicy", env, n_steps=4, batch_size=4)

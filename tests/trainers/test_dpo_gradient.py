@@ -23,7 +23,8 @@ PAIRS = [
 def test_the_gradient_is_that_of_the_slow_loss(settings: dict) -> None:
     model = tiny_model(seed=3).requires_grad_(True)
     options = dict(minibatch_size=3, num_epochs=1, micro_batch_tokens=20, max_grad_norm=1e9)
-    config = DPOConfig(**options | settings, simpo_margin=0.2)
+    margin = {"simpo_margin": 0.2} if "simpo" in settings["loss_type"] else {}
+    config = DPOConfig(**options | settings | margin)
     trainer = DPOTrainer(model, tiny_tokenizer(), PAIRS, config, shown=False)
     slow, frozen = (copy.deepcopy(model).double() for _ in range(2))
     episodes = []

@@ -368,10 +368,10 @@ KEPT = [
         ("rows behind the save stay", "whole = path.read_bytes()[:keep]", "whole = path.read_bytes()"),
     ),
     *of(
-        "agents/text_agent.py",
+        "agents/undo.py",
         f"{SAVES} -k in_collecting",
-        ("draws of an iteration that failed are lost", "self._generator.set_state(generator)", "pass"),
-        ("prompts of an iteration that failed are lost", "self.env.load_prompt_state(prompts)", "pass"),
+        ("draws of an iteration that failed are lost", "generator.set_state(state)", "pass"),
+        ("prompts of an iteration that failed are lost", "env.load_prompt_state(prompts)", "pass"),
     ),
     *of(
         "textrl/stopping.py",

@@ -317,18 +317,18 @@ def test_a_stop_speaks_of_resume_where_there_is_something_to_resume(
 ) -> None:
     def stopped_in(iteration: int) -> str:
         counted = iter(range(1, iteration + 1))
-        real = RLOO.iterate
+        real = RLOO._iteration
 
         def iterate(agent: RLOO, *arguments: object) -> dict[str, float]:
             if next(counted) == iteration:
                 raise KeyboardInterrupt
             return real(agent, *arguments)
 
-        monkeypatch.setattr(RLOO, "iterate", iterate)
+        monkeypatch.setattr(RLOO, "_iteration", iterate)
         options = ["--episodes_per_iteration=8", "--save_every=1", "--overwrite"]
         with pytest.raises(SystemExit):
             cli.main(["rloo", f"--model={checkpoint}", *RUN, *options])
-        monkeypatch.setattr(RLOO, "iterate", real)
+        monkeypatch.setattr(RLOO, "_iteration", real)
         return capsys.readouterr().err
 
     assert stopped_in(1) == "textrl: stopped\n"

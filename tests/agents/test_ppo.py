@@ -14,6 +14,7 @@ from textrl.agents import PPO, PPOConfig
 from textrl.agents.collect import collect, concatenate
 from textrl.agents.critic import make_critic, values_at
 from textrl.agents.ppo import adapted_kl_coef
+from textrl.agents.saving import OtherEnvironment
 from textrl.agents.text_env import TextEnv
 from textrl.envs import tiny_model, tiny_score, tiny_tokenizer
 from textrl.errors import UserError
@@ -276,7 +277,8 @@ def test_save_load_and_resume_bit_for_bit(tmp_path) -> None:
 def test_a_fixed_kl_coef_is_the_environments_own_after_loading(tmp_path) -> None:
     PPO(tiny_model(), make_venv(kl_coef=0.1), config()).save(tmp_path)
     venv = make_venv(kl_coef=0.7)
-    PPO.load(tmp_path, venv)
+    with pytest.warns(OtherEnvironment, match=r"another kl_coef .*: 0\.7, not 0\.1"):
+        PPO.load(tmp_path, venv)
     assert venv.kl_coef == 0.7
 
 

@@ -199,7 +199,7 @@ agent.learn(1)
             (
                 "textrl/demo/report.py",
                 '        ("The other stages"',
-                '        ("Clipping", "", plot_clipping(ppo)),\n',
+                '        ("Clipping", "", "", plot_clipping(ppo)),\n',
             ),
             (
                 "textrl/demo/report.py",

@@ -34,7 +34,10 @@ color:#222;background:#fff}
 h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em;border-bottom:1px solid #ccc}
 table{border-collapse:collapse}td,th{padding:.25em .8em;text-align:right;
 border-bottom:1px solid #ddd;vertical-align:top}th:first-child,td:first-child{text-align:left}
-svg{max-width:100%;height:auto}.samples td,.samples th{text-align:left;width:25%;font-size:.9em}
+svg{max-width:100%;height:auto}.figure,.table{overflow-x:auto}
+@media (max-width:600px){td,th{padding:.25em .4em;font-size:.85em}
+.wide svg{max-width:none;width:44em}}
+.samples td,.samples th{text-align:left;width:25%;font-size:.9em}
 .prompt{font-weight:600}.score{display:block;color:#666;font-size:.85em}
 span.t{border-bottom:3px solid transparent;white-space:pre-wrap}
 details pre{background:#f4f4f4;padding:1em;overflow:auto;font-size:.85em}
@@ -61,13 +64,15 @@ def write_report(
     ppo, dpo = read_progress(folder / "ppo"), read_progress(folder / "dpo")
     sft, reward = read_progress(folder / "sft"), read_progress(folder / "reward_model")
     plots = [
-        ("PPO, iteration by iteration", "", plot_ppo_curves(ppo)),
+        ("PPO, iteration by iteration", "", "wide", plot_ppo_curves(ppo)),
         (
             "Score against KL on held-out prompts",
-            "<p>Up is better, left is cheaper. The line is PPO's way during training.</p>",
+            "<p>Higher is better, and further left is closer to the reference. The line shows PPO "
+            "during training.</p>",
+            "",
             plot_frontier(summary, ppo),
         ),
-        ("The other stages", "", plot_training(sft, reward, dpo)),
+        ("The other stages", "", "wide", plot_training(sft, reward, dpo)),
     ]
     page = [
         "<!doctype html><html lang=en><meta charset=utf-8>",
@@ -76,8 +81,8 @@ def write_report(
         f"<h1>textrl demo, preset {summary['preset']}, seed {summary['seed']}</h1>",
         _results(summary),
         *(
-            f"<h2>{title}</h2>\n{text}<div class=figure>{_svg(figure)}</div>"
-            for title, text, figure in plots
+            f"<h2>{title}</h2>\n{text}<div class='figure {size}'>{_svg(figure)}</div>"
+            for title, text, size, figure in plots
         ),
         "<h2>Samples on held-out prompts</h2>",
         "<p>Background: a token's log-ratio to the reference (blue: more likely than under the "
@@ -100,7 +105,8 @@ def column(rows: Sequence[dict[str, float]], name: str) -> list[float]:
 
 def plot_curve(axes: Axes, values: Sequence[float], label: str, colour: str) -> Axes:
     """Draw one learning curve."""
-    axes.plot(range(1, len(values) + 1), values, color=colour, linewidth=1.8)
+    marker = "o" if len(values) == 1 else ""  # a line needs two points
+    axes.plot(range(1, len(values) + 1), values, color=colour, linewidth=1.8, marker=marker)
     axes.set_title(label, fontsize=10, loc="left")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
@@ -187,7 +193,8 @@ def _samples(samples: dict[str, list[dict[str, Any]]], kl_coef: float) -> str:
         cells = "".join(f"<td>{_shaded(sample, kl_coef)}</td>" for sample in group)
         rows.append(f"<tr>{cells}</tr>")
     heads = "".join(f"<th>{label}</th>" for label in NAMES.values())
-    return f"<table class=samples><tr>{heads}</tr>{''.join(rows)}</table>"
+    table = f"<table class=samples><tr>{heads}</tr>{''.join(rows)}</table>"
+    return f"<div class=table>{table}</div>"
 
 
 def _shaded(sample: dict[str, Any], kl_coef: float) -> str:
@@ -215,4 +222,4 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     body = "".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
     )
-    return f"<table><tr>{top}</tr>{body}</table>"
+    return f"<div class=table><table><tr>{top}</tr>{body}</table></div>"

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = {"textrl": "textrl", "agents": "textrl.agents", "envs": "textrl.envs"}
 FLOORS = {
     "ground": "errors bounds paths rows types config resolve loss_names task_config durable "
-    "stopping locks",
+    "stopping locks time_limit",
     "maths": "masking logprobs advantages losses preference_losses allowed batching",
     "models": "finite digests precision trunks heads packing row_cache models adapters decoding "
     "generation devices token_pass policy trainable",

@@ -16,8 +16,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.errors import UserError
 from textrl.rows import CHAT_COLUMNS, is_conversation
+from textrl.time_limit import TooLongError, time_limit
 
 Messages = list[dict[str, Any]]
+TEMPLATE_SECONDS = 10.0
+"""Time that a chat template may take for one chat."""
 MARK = "textrlmark"
 """A placeholder for a message's content, used to find its position in a rendered chat."""
 PARTS = ("tool_calls", "reasoning_content", "reasoning", "thinking")
@@ -151,13 +154,12 @@ def render(
     continued = for_reply and chat.awaits_more and not new_turn
     try:
         unread = chat.unread_by(tokenizer)
-        text: str = tokenizer.apply_chat_template(  # type: ignore[assignment]  # tokenize=False
+        text = _applied(
+            tokenizer,
+            chat,
             chat.messages,
-            tools=chat.tools,
             add_generation_prompt=for_reply and not continued,
             continue_final_message=continued,
-            tokenize=False,
-            **chat.variables,
         )
     except Exception as error:  # a template is code and may raise any exception
         reason = str(error).split("\n", maxsplit=1)[0]
@@ -176,6 +178,26 @@ def render(
     return RenderedText(text)
 
 
+def _applied(
+    tokenizer: PreTrainedTokenizerBase, chat: Chat, messages: Messages, **options: Any
+) -> str:
+    """Return what the template writes of messages, with a chat's tools and variables.
+
+    Raises:
+        TooLongError: it takes longer than TEMPLATE_SECONDS.
+        Exception: whatever the template raises, which is code.
+    """
+    try:
+        with time_limit(TEMPLATE_SECONDS):
+            return str(
+                tokenizer.apply_chat_template(
+                    messages, tools=chat.tools, tokenize=False, **options, **chat.variables
+                )
+            )
+    except TooLongError:
+        raise TooLongError(f"it takes longer than {TEMPLATE_SECONDS:g} s") from None
+
+
 def _lost_message(tokenizer: PreTrainedTokenizerBase, chat: Chat, text: str) -> int:
     """Return the number (from 1) of the first message that the template drops, or 0 for none."""
     contents = [message.get("content") for message in chat.messages]
@@ -189,11 +211,7 @@ def _lost_message(tokenizer: PreTrainedTokenizerBase, chat: Chat, text: str) -> 
             messages = list(chat.messages)
             messages[turn] = {**messages[turn], "content": other}
             with contextlib.suppress(Exception):  # a template is code and may raise any exception
-                texts.add(
-                    tokenizer.apply_chat_template(
-                        messages, tools=chat.tools, tokenize=False, **chat.variables
-                    )
-                )
+                texts.add(_applied(tokenizer, chat, messages))
         if len(texts) == 1:
             return turn + 1
     return 0

@@ -276,7 +276,7 @@ class TextCore:
         score = np.full(self.num_rows, np.nan)
         score[scored] = self._score(scored.nonzero()[0], completion)
         failed = scored & np.isnan(score)  # masked: the episode ends without a score
-        scored &= ~failed
+        scored = scored & ~failed
         finish_reason[failed & ended] = "reward_error"
         truncated, terminated = truncated | (failed & ended), terminated & ~failed
         bonus = np.where(scored, score, 0.0)

@@ -166,6 +166,18 @@ def test_a_text_is_replaced_whole(tmp_path: Path) -> None:
     assert operation >= 2
 
 
+def test_a_text_that_cannot_be_flushed_leaves_the_old_one(tmp_path: Path, monkeypatch) -> None:
+    write_text(tmp_path / "config.yaml", "old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_text(tmp_path / "config.yaml", "new")
+    assert (tmp_path / "config.yaml").read_text() == "old"
+
+
 @pytest.mark.parametrize(
     "plan",
     [

@@ -15,7 +15,6 @@ is no lower: near the optimum the sampled KL cancels the noise of the score (ADR
 "sampled" is the default.
 """
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -45,6 +44,7 @@ from textrl.batching import filled_batches
 from textrl.bounds import checked_config
 from textrl.config import PPOConfig
 from textrl.data import Source, load_records
+from textrl.digests import data_digest
 from textrl.encoding import sft_sequences
 from textrl.errors import UserError
 from textrl.finite import check_finite
@@ -295,8 +295,7 @@ class PPO(TextAgent):
 
     def task_digest(self) -> dict[str, str]:
         """Return what the numbers depend on beside the configuration, the demonstrations too."""
-        demonstrations = hashlib.sha256(repr(self._demonstrations).encode()).hexdigest()
-        return super().task_digest() | {"demonstrations": demonstrations}
+        return super().task_digest() | {"demonstrations": data_digest(self._demonstrations)}
 
     def _encode(self, demonstrations: Source | None) -> list[Any]:
         if demonstrations is None:

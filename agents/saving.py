@@ -23,6 +23,9 @@ from textrl.policy import load_policy
 STATE = Path("trainer_state") / STATE_FILE
 """Where a saved agent's state lies in its folder."""
 
+UNSHOWN = ("reference", "reward", "demonstrations")
+"""What is compared by digests, which tell a person nothing."""
+
 
 class OtherEnvironment(UserWarning):
     """A loaded agent's environment is not the one that it was saved in; what differs is named."""
@@ -79,11 +82,6 @@ def restore(agent: Saved, folder: Path) -> dict[str, Any]:
         UserError: it is missing or damaged.
     """
     state = load_state(folder / STATE)
-    if state is None:
-        raise UserError(
-            f"{folder} lacks the agent's state ({folder / STATE}), without which it would go "
-            f"on from elsewhere; put it back, or make a new agent on the policy alone"
-        )
     agent.load_state(state)
     if "prompts" in state:
         try:
@@ -91,16 +89,12 @@ def restore(agent: Saved, folder: Path) -> dict[str, Any]:
         except UserError as error:
             warnings.warn(f"its prompts start afresh: {error}", OtherEnvironment, stacklevel=3)
     present: dict[str, Any] = dict(agent.task_digest())
-    saved = dict(state.get("task", {}))
+    saved = dict(state["task"])
     if asdict(agent.config).get("kl_target") is None:  # else the agent steers it
         present["kl_coef"], saved["kl_coef"] = agent.env.kl_coef, state["kl_coef"]
-    for name in present.keys() & saved.keys():
+    for name in sorted(present.keys() & saved.keys()):
         if present[name] != saved[name]:
-            shown = (
-                f": {present[name]}, not {saved[name]}"
-                if name not in ("reference", "reward", "demonstrations")
-                else ""
-            )
+            shown = "" if name in UNSHOWN else f": {present[name]}, not {saved[name]}"
             message = f"the environment has another {name} than the agent was saved with{shown}"
             warnings.warn(message, OtherEnvironment, stacklevel=3)
     return state

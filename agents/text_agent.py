@@ -110,7 +110,6 @@ class TextAgent(ABC):
             accelerator=one_process(make_accelerator(policy.device), type(self).__name__),
             betas=(self.config.adam_beta1, self.config.adam_beta2),
             max_grad_norm=self.config.max_grad_norm,
-            schedule=lambda update: self._learning_rate_factor(),
         )
         self._generator = torch.Generator().manual_seed(self.config.seed)
         self._collect_share = 0.5
@@ -182,7 +181,7 @@ class TextAgent(ABC):
                 show(done, tokens, episodes | fit)
 
             self.whole = False
-            learning_rate = self._updater.follow_schedule()
+            learning_rate = self._updater.scale_learning_rates(self._learning_rate_factor())
             update = self.train_on(rollout, self.steps(show_step))
             self.iteration += 1
             self.env_steps += tokens

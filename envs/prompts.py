@@ -1,6 +1,5 @@
 """The prompts of an environment: loaded and encoded once, then drawn in shuffled epochs."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from textrl.chat import Chat, prompt_of
 from textrl.data import load_records
+from textrl.digests import data_digest
 from textrl.encoding import encode_prompt
 from textrl.errors import UserError
 from textrl.rows import Row, is_conversation
@@ -46,8 +46,7 @@ class PromptSet:
     @cached_property
     def digest(self) -> str:
         """A hash of the prompts and columns."""
-        whole = repr([prompt.ids for prompt in self.prompts]) + repr(sorted(self.columns.items()))
-        return hashlib.sha256(whole.encode(errors="replace")).hexdigest()
+        return data_digest([[p.ids for p in self.prompts], sorted(self.columns.items())])
 
 
 def load_prompts(

@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from textrl.adapters import is_adapted
 from textrl.durable import check_files, finish_save, write_json, write_sealed, write_text
 from textrl.errors import UserError, did_you_mean
 from textrl.finite import check_finite
@@ -47,7 +48,7 @@ def save_model(
     Raises:
         UserError: a weight is not finite.
     """
-    if hasattr(model, "merge_and_unload"):
+    if is_adapted(model):
         adapted: Any = copy.deepcopy(model)
         model = adapted.merge_and_unload()
     check_finite(model, "cannot be saved")
@@ -68,14 +69,13 @@ def save_state(file: Path, state: Mapping[str, Any]) -> None:
         raise OSError(f"{file} cannot be written; the disk has {free:,} bytes left") from error
 
 
-def load_state(file: Path) -> dict[str, Any] | None:
-    """Return a resumable state, or None where there is no file.
+def load_state(file: Path) -> dict[str, Any]:
+    """Return a resumable state.
 
     Raises:
-        UserError: The file is cut off or altered: the checksums of its parts do not hold.
+        UserError: There is no file, or it is cut off or altered: the checksums of its parts do not
+            hold.
     """
-    if not file.exists():
-        return None
     try:
         with zipfile.ZipFile(file) as archive:
             wrong = archive.testzip()
@@ -187,10 +187,10 @@ def write_save(run: Path, step: int, write: Callable[[Path], None], folder: Path
     write_json(folder / RUN_FILE, {"step": step, "metrics_size": metrics_size(run)})
 
 
-def size_of_metrics(save: Path) -> int:
-    """Return the bytes of progress.json that belong to a save, 0 where it does not say."""
-    if not (save / RUN_FILE).exists():
-        return 0
+def size_of_metrics(save: Path) -> int | None:
+    """Return the bytes of progress.json that belong to a save, None where it does not say."""
+    if not (save / RUN_FILE).exists():  # of `agent.save`, which knows of no run
+        return None
     return int(json.loads((save / RUN_FILE).read_text(encoding="utf-8"))["metrics_size"])
 
 

@@ -18,7 +18,7 @@ Precision = Literal["float32", "bfloat16", "auto"]
 
 def _require_read(config: object, field: str, read: bool, needs: str) -> None:
     """Raise UserError if a field was set that nothing reads without another setting."""
-    default = type(config).__dataclass_fields__[field].default  # type: ignore[attr-defined]
+    default = type(config).__dataclass_fields__[field].default  # type: ignore[attr-defined]  # a dataclass
     untouched = config.__dict__[field] == default
     require(config, field, read or untouched, f"{default!r}, as it has no effect without {needs}")
 

@@ -1,6 +1,7 @@
 """Digests of what a run depends on, so that a resumed run can tell whether it has changed."""
 
 import hashlib
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,18 @@ PART = 1 << 20
 """Number of weights that are summed at once."""
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integer type of each element size, by which the bits of a weight are read."""
+
+
+def data_digest(items: Iterable[object]) -> str:
+    """Return a digest of plain data, whose `repr` tells all of it.
+
+    >>> data_digest([[1, 2], "a"]) == data_digest([[1, 2], "b"])
+    False
+    """
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(repr(item).encode(errors="replace") + b"\n")
+    return digest.hexdigest()
 
 
 def weights_digest(model: nn.Module) -> str:

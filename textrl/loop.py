@@ -38,7 +38,8 @@ class FitTask:
     loss: Callable[[list[int]], LossSum]
     """Loss sum and metric sums of a micro-batch of examples."""
     examples: Sequence[object]
-    """What is trained on, by which a resumed run knows its data; its `repr` tells all."""
+    """What is trained on and held out, by which a resumed run knows its data; its `repr` tells
+    all."""
     prepare: Callable[[list[int]], None] = lambda rows: None
     """Called with each minibatch before its losses."""
 

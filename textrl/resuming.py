@@ -4,7 +4,6 @@ A run goes on when it is asked to, with the configuration and the data that it b
 save is written and read is in `checkpoint.py`.
 """
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import nn
 
 from textrl.checkpoint import STATE_FILE, Checkpoints, load_state, save_state
 from textrl.config import TrainingConfig
-from textrl.digests import weights_digest
+from textrl.digests import data_digest, weights_digest
 from textrl.errors import UserError
 from textrl.run_folder import MAY_CHANGE
 from textrl.stopping import uninterrupted
@@ -69,14 +68,11 @@ def run_identity(
         examples: The data as they are trained on; a digest of them is kept.
         model: The model before the first update; a digest of its weights is kept.
     """
-    digest = hashlib.sha256()
-    for example in examples:
-        digest.update(repr(example).encode())
     settings = {name: v for name, v in asdict(config).items() if name not in MAY_CHANGE}
     return {
         "stage": stage,
         **settings,
-        "data": digest.hexdigest(),
+        "data": data_digest(examples),
         "model": weights_digest(model),
     }
 
@@ -121,7 +117,7 @@ class States:
 
     def restore(self, save: Path) -> None:
         """Go on from a save, which must be of this run."""
-        state = load_state(save / STATE_FILE) or {}
+        state = load_state(save / STATE_FILE)
         check_identity(self.checkpoints.run, state.get("run"), self.identity)
         try:
             self.model.load_state_dict(state["model"])

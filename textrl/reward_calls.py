@@ -6,6 +6,7 @@ episodes are left out. A value of a wrong type or a wrong number of values is a 
 function, and stops the run at once.
 """
 
+import contextlib
 import inspect
 import math
 import queue
@@ -48,85 +49,76 @@ class RewardFailure(UserError):
         self.scores = scores
 
 
-def scores_of(
-    function: Callable[..., Any],
-    name: str,
-    prompts: list[str],
-    completions: list[str],
-    columns: dict[str, list[Any]],
-    patience: Patience,
-) -> np.ndarray:
-    """Return the scores of a reward function, float64 [B]; NaN where it failed and that is masked.
-
-    Where a whole call raises, each sample is tried alone, so that one text that it cannot take does
-    not cost the others.
-
-    Raises:
-        UserError: The function failed, or returned something else than one number per sample.
-    """
-    try:
-        return _with_retries(function, name, prompts, completions, columns, patience)
-    except RewardFailure as failure:
-        if patience.on_error == "stop":
-            raise
-        if failure.scores is not None:
-            return failure.scores
-        scores = np.full(len(prompts), np.nan)
-        if isinstance(failure, TooSlow):
-            return scores
-        for row, pair in enumerate(zip(prompts, completions, strict=True)):
-            own = {name: [values[row]] for name, values in columns.items()}
-            try:
-                scores[row] = _once(function, name, [pair[0]], [pair[1]], own, patience.timeout)[0]
-            except RewardFailure:
-                continue
-        return scores
-
-
 class TooSlow(RewardFailure):
     """A call of a reward function took longer than it may."""
 
 
-def _with_retries(
-    function: Callable[..., Any],
-    name: str,
-    prompts: list[str],
-    completions: list[str],
-    columns: dict[str, list[Any]],
-    patience: Patience,
-) -> np.ndarray:
-    for left in reversed(range(patience.retries + 1)):
+@dataclass(frozen=True)
+class PatientReward:
+    """A reward function that may fail."""
+
+    function: Callable[..., Any]
+    name: str
+    """The name of the function in messages."""
+    patience: Patience
+
+    def scores(
+        self, prompts: list[str], completions: list[str], columns: dict[str, list[Any]]
+    ) -> np.ndarray:
+        """Return the scores, float64 [B]; NaN where the function failed and that is masked.
+
+        Where a whole call raises, each sample is tried alone, so that one text that the function
+        cannot take does not cost the others.
+
+        Raises:
+            UserError: The function failed, or returned something else than one number per sample.
+        """
         try:
-            return _once(function, name, prompts, completions, columns, patience.timeout)
-        except RewardFailure:
-            if left == 0:
+            return self._with_retries(prompts, completions, columns)
+        except RewardFailure as failure:
+            if self.patience.on_error == "stop":
                 raise
-            time.sleep(2.0 ** (patience.retries - left))
-    raise AssertionError("the last try returns or raises")
+            if failure.scores is not None:
+                return failure.scores
+            scores = np.full(len(prompts), np.nan)
+            if isinstance(failure, TooSlow):
+                return scores
+            for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+                own = {name: [values[row]] for name, values in columns.items()}
+                with contextlib.suppress(RewardFailure):
+                    scores[row] = self._once([prompt], [completion], own)[0]
+            return scores
 
+    def _with_retries(
+        self, prompts: list[str], completions: list[str], columns: dict[str, list[Any]]
+    ) -> np.ndarray:
+        for number in range(self.patience.retries):
+            try:
+                return self._once(prompts, completions, columns)
+            except RewardFailure:
+                time.sleep(2.0**number)
+        return self._once(prompts, completions, columns)
 
-def _once(
-    function: Callable[..., Any],
-    name: str,
-    prompts: list[str],
-    completions: list[str],
-    columns: dict[str, list[Any]],
-    timeout: float,
-) -> np.ndarray:
-    def call() -> Any:
-        return called(function, prompts, completions, columns)
+    def _once(
+        self, prompts: list[str], completions: list[str], columns: dict[str, list[Any]]
+    ) -> np.ndarray:
+        def call() -> Any:
+            return called(self.function, prompts, completions, columns)
 
-    batch = f"a batch of {len(prompts)} that starts with {_shorten(prompts[0], completions[0])}"
-    try:
-        values = _within(call, timeout) if timeout else call()
-    except (UserError, KeyboardInterrupt, Terminated):
-        raise
-    except _LateError as error:
-        message = f"reward function {name!r} took longer than reward_timeout={timeout:g} s on "
-        raise TooSlow(message + batch) from error
-    except BaseException as error:  # SystemExit too: a function must not end the run as a success
-        raise _raised(name, error, batch, columns) from error
-    return checked(values, name, prompts, completions)
+        batch = f"a batch of {len(prompts)} that starts with {_shorten(prompts[0], completions[0])}"
+        timeout = self.patience.timeout
+        try:
+            values = _within(call, timeout) if timeout else call()
+        except (UserError, KeyboardInterrupt, Terminated):
+            raise
+        except _LateError as error:
+            raise TooSlow(
+                f"reward function {self.name!r} took longer than reward_timeout={timeout:g} s on "
+                f"{batch}"
+            ) from error
+        except BaseException as error:  # SystemExit too: it must not end the run as a success
+            raise _raised(self.name, error, batch, columns) from error
+        return checked(values, self.name, prompts, completions)
 
 
 def _raised(

@@ -23,7 +23,7 @@ from textrl.chat import Chat, Messages, render_reply
 from textrl.classifiers import encode_for_scoring, max_text_length, split_classifier
 from textrl.errors import UserError
 from textrl.models import freeze, load_classifier, load_tokenizer
-from textrl.reward_calls import Patience, called, checked, scores_of
+from textrl.reward_calls import Patience, PatientReward, called, checked
 from textrl.trunks import check_vocabulary
 
 
@@ -184,7 +184,8 @@ class Scorer:
             if isinstance(function, RewardModel):
                 scores = _of_model(function, name, prompts, completions, known)
             else:
-                scores = scores_of(function, name, prompts, completions, known, self.patience)
+                reward = PatientReward(function, name, self.patience)
+                scores = reward.scores(prompts, completions, known)
             total += weight * scores
         return total
 

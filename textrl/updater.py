@@ -41,7 +41,7 @@ class Updater:
         betas: tuple[float, float],
         max_grad_norm: float,
         weight_decay: float = 0.0,
-        schedule: Callable[[int], float] = lambda update: 1.0,
+        schedule: Callable[[int], float] | None = None,
     ) -> None:
         """Make the optimiser of (module, learning rate) groups; matrices alone decay.
 
@@ -64,7 +64,9 @@ class Updater:
         if not self.parameters:
             raise UserError("the model has no parameter that takes a gradient")
         self.optimizer = torch.optim.AdamW(options, betas=betas, eps=1e-8, fused=True)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, schedule)
+        self._factor = 1.0
+        factors = schedule or (lambda update: self._factor)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factors)
         self.updates = self.skipped = self.skipped_in_a_row = 0
         self._most_tokens: int | None = None
 
@@ -129,9 +131,12 @@ class Updater:
             f"an earlier state. Lower learning_rate or look at the data"
         )
 
-    def follow_schedule(self) -> float:
-        """Set the learning rates to the schedule's present factor; return the first one."""
-        factor = self.scheduler.lr_lambdas[0](self.scheduler.last_epoch)
+    def scale_learning_rates(self, factor: float) -> float:
+        """Multiply the learning rates by a factor until the next call; return the first rate.
+
+        It is for an updater without a schedule.
+        """
+        self._factor = factor
         for group, base in zip(self.optimizer.param_groups, self.scheduler.base_lrs, strict=True):
             group["lr"] = base * factor
         return float(self.optimizer.param_groups[0]["lr"])

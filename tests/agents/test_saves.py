@@ -18,8 +18,9 @@ from test_critic_free import AGENTS, make, make_venv, weights
 from textrl import cli
 from textrl.agents import PPO, RLOO, PPOConfig, RLOOConfig
 from textrl.agents.saving import OtherEnvironment
-from textrl.checkpoint import Checkpoints
+from textrl.checkpoint import Checkpoints, size_of_metrics
 from textrl.config import SFTConfig
+from textrl.durable import save_files
 from textrl.envs import tiny_model, tiny_tokenizer
 from textrl.errors import UserError
 from textrl.models import load_causal_lm
@@ -421,3 +422,28 @@ def test_an_old_runs_saves_are_not_recommended(folder: Path, checkpoint: str, ca
     assert capsys.readouterr().err == "textrl: stopped\n"
     Path("o.yaml").write_text("overwrite: true\n")
     cli.main([*command, "--config=o.yaml", "--resume"])
+
+
+def test_a_save_from_python_keeps_the_rows_that_lie_beside_it(
+    folder: Path, checkpoint: str, capsys
+) -> None:
+    """`agent.save` knows of no run, and says nothing of how many rows belong to it."""
+    Path("plain3.py").write_text(REWARD.format(fails_at=0, failure="pass"))
+    command = ["rloo", f"--model={checkpoint}", "--prompts=prompts.jsonl", "--output_dir=run"]
+    command += ["--reward=plain3:letters", "--num_envs=8", "--group_size=4"]
+    command += ["--episodes_per_iteration=8", "--max_completion_tokens=4"]
+    cli.main([*command, "--total_timesteps=60"])
+    rows = rows_of("run")
+    assert size_of_metrics(folder / "run") > 0
+    save_files(folder / "run", lambda fresh: copied(folder / "run", fresh))
+    assert size_of_metrics(folder / "run") is None
+    cli.main([*command, "--total_timesteps=100", "--resume"])
+    assert rows_of("run")[: len(rows)] == rows
+
+
+def copied(source: Path, fresh: Path) -> None:
+    """Copy what `agent.save` writes."""
+    for name in json.loads((source / "checksums.json").read_text()):
+        if name != "run.json":
+            (fresh / name).parent.mkdir(exist_ok=True)
+            shutil.copy(source / name, fresh / name)

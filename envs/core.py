@@ -28,11 +28,11 @@ from textrl.logprobs import chunked_token_logprobs, counted_from_0, token_logpro
 from textrl.models import eos_id, pick_device, pick_dtype, split_lm
 from textrl.reward_calls import Patience
 from textrl.rewards import RewardModel, make_scorer
-from textrl.task_config import TaskConfig
+from textrl.task_config import FAILURE_SETTINGS, TaskConfig
 from textrl.trunks import check_vocabulary
 from textrl.types import completion_positions
 
-TASK_SETTINGS = [field.name for field in fields(TaskConfig) if field.name != "kl_coef"]
+TASK_SETTINGS = {field.name for field in fields(TaskConfig)} - {"kl_coef", *FAILURE_SETTINGS}
 """What else the rewards depend on; kl_coef is steered and part of an agent's state."""
 TOKENS_PER_PASS = 8192
 """Number of tokens that the reference reads in one forward pass."""

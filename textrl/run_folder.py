@@ -18,6 +18,7 @@ from textrl import locks
 from textrl.durable import write_text
 from textrl.errors import UserError
 from textrl.paths import expanded
+from textrl.task_config import FAILURE_SETTINGS
 
 CONFIG_FILE = "config.yaml"
 LOCK_FILE, HOLDER_FILE = ".lock", ".held_by.json"
@@ -32,6 +33,7 @@ MAY_CHANGE = (
         "log_table",
         "output_dir",
     ),
+    *FAILURE_SETTINGS,
     *("agents", "seeds"),  # a benchmark's; its finished cells know their other settings
 )
 """What a resumed run may set anew: nothing that its numbers depend on."""

@@ -11,6 +11,9 @@ from typing import Any, Literal
 
 from textrl.bounds import NotNegative, Positive, check_fields, require
 
+FAILURE_SETTINGS = ("reward_timeout", "reward_retries", "on_reward_error")
+"""What a run may set anew after its reward function has failed; no score depends on it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:

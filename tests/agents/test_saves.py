@@ -447,3 +447,17 @@ def copied(source: Path, fresh: Path) -> None:
         if name != "run.json":
             (fresh / name).parent.mkdir(exist_ok=True)
             shutil.copy(source / name, fresh / name)
+
+
+def test_a_run_whose_reward_failed_goes_on_with_more_patience(
+    folder: Path, checkpoint: str, capsys
+) -> None:
+    Path("flaky.py").write_text(REWARD.format(fails_at=3, failure="raise ValueError('once')"))
+    command = ["rloo", f"--model={checkpoint}", "--prompts=prompts.jsonl", "--output_dir=run"]
+    command += ["--reward=flaky:letters", "--num_envs=8", "--group_size=4"]
+    command += ["--episodes_per_iteration=8", "--max_completion_tokens=4", "--total_timesteps=90"]
+    with pytest.raises(SystemExit):
+        cli.main(command)
+    assert "ValueError: once" in capsys.readouterr().err
+    cli.main([*command, "--resume", "--reward_retries=2", "--reward_timeout=60"])
+    assert (folder / "run" / "model.safetensors").exists()

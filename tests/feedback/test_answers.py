@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from textrl.labels.agreement import (
+    Agreement,
     fractional_ranks,
     kendall_tau_b,
     krippendorff_alpha,
     pair_agreement,
-    summary,
     task_agreement,
 )
 from textrl.labels.answers import InvalidAnswerError, Submission
@@ -100,8 +100,14 @@ def test_alpha_against_a_slow_reference() -> None:
 
 
 def test_the_summary_counts_only_tasks_with_two() -> None:
-    found = summary([[[0, 1, 2]], [[0, 1, 2], [0, 1, 2]], [[0, 1], [1, 0]]])
+    tasks = [[[0, 1, 2]], [[0, 1, 2], [0, 1, 2]], [[0, 1], [1, 0]]]
+    found = Agreement.total(map(Agreement.of, tasks)).summary()
     assert found["tasks"] == 2
     assert found["pairwise"] == pytest.approx(3 / 4)  # three pairs alike, one not
     assert found["tau_b"] == 0
-    assert summary([]) == {"tasks": 0, "pairwise": None, "tau_b": None, "alpha": None}
+    assert Agreement.total([]).summary() == {
+        "tasks": 0,
+        "pairwise": None,
+        "tau_b": None,
+        "alpha": None,
+    }

@@ -16,6 +16,7 @@ import textrl
 from textrl.feedback import labeler_api, lead_api
 from textrl.feedback.security import HEADERS, Gate, SecurityHeaders
 from textrl.labels.answers import InvalidAnswerError
+from textrl.labels.reports import Reports
 from textrl.labels.store import RefusedError, Store
 
 MAX_BODY = 1_000_000
@@ -38,7 +39,7 @@ def create_app(store: Store, trouble: Callable[[], str] = lambda: "") -> FastAPI
         max_body_size=MAX_BODY,
     )
     app.state.trouble = trouble
-    app.state.store, app.state.gate = store, Gate(store)
+    app.state.store, app.state.gate, app.state.reports = store, Gate(store), Reports(store)
     app.add_middleware(SecurityHeaders)
     app.include_router(labeler_api.router)
     app.include_router(lead_api.router)

@@ -12,6 +12,7 @@ from textrl.feedback.labeler_api import ERRORS, INSTRUCTIONS, Labels, TaskId
 from textrl.feedback.security import current_lead
 from textrl.labels import lead
 from textrl.labels.export import Filters, rows
+from textrl.labels.reports import Reports
 from textrl.labels.tables import Labeler
 from textrl.rows import Kind
 
@@ -56,10 +57,11 @@ class TaskIn(BaseModel):
 
 @router.get("/overview")
 def overview(person: Lead, store: Labels, request: Request) -> dict[str, Any]:
-    """Return progress, agreement and checks (see `lead.overview`)."""
+    """Return progress, agreement and checks (see `Reports.overview`)."""
     instructions = lead.setting(store, "instructions", INSTRUCTIONS)
     trouble: str = request.app.state.trouble()
-    return lead.overview(store) | {"instructions": instructions, "trouble": trouble}
+    reports: Reports = request.app.state.reports
+    return reports.overview() | {"instructions": instructions, "trouble": trouble}
 
 
 @router.get("/tasks")
@@ -75,10 +77,11 @@ def tasks(
 
 @router.get("/disagreements")
 def disagreements(
-    person: Lead, store: Labels, limit: Annotated[int, Query(ge=1, le=100)] = 20
+    person: Lead, request: Request, limit: Annotated[int, Query(ge=1, le=100)] = 20
 ) -> list[dict[str, Any]]:
     """Return the tasks on which labelers agree least."""
-    return lead.disagreements(store, limit=limit)
+    reports: Reports = request.app.state.reports
+    return reports.disagreements(limit=limit)
 
 
 @router.post("/labelers", status_code=201)

@@ -11,6 +11,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 from contextlib import ExitStack, suppress
 
 import uvicorn
@@ -70,6 +71,8 @@ def serve(config: CollectConfig) -> None:
             stack.callback(checker.stop)
         _print_welcome(store, config, added, listener.getsockname()[1])
         app = create_app(store, lambda: _trouble(sampler))
+        # The first report reads all answers; the lead need not wait for that.
+        threading.Thread(target=app.state.reports.overview, daemon=True).start()
         server = uvicorn.Server(
             uvicorn.Config(
                 app,

@@ -1,26 +1,21 @@
-"""The lead's functions on the label database: labelers, tokens, settings, progress, disagreements.
+"""The lead's functions on the label database: labelers, tokens, settings, tasks.
 
-Tokens are random, shown once, and stored only as SHA-256 hashes. All reports are computed from the
-database on request.
+Tokens are random, shown once, and stored only as SHA-256 hashes. The reports over all answers are
+in `reports.py`.
 """
 
 import hashlib
-import itertools
 import secrets
 import statistics
 import time
-from collections import defaultdict
 from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from textrl.labels import agreement
+from textrl.labels.agreement import task_agreement
 from textrl.labels.store import RefusedError, Store, count_answers, note, read_setting
 from textrl.labels.tables import Answer, Labeler, Meta, RewardCheck, Task, Token, writing
-
-SHOWN = 5_000
-"""Maximum number of characters of an output on the lead's page."""
 
 
 def add_labeler(store: Store, name: str, *, is_lead: bool = False, by: int | None = None) -> str:
@@ -149,67 +144,6 @@ def last_reward_check(store: Store) -> int:
         return session.scalar(select(func.max(RewardCheck.rankings))) or 0
 
 
-def overview(store: Store) -> dict[str, Any]:
-    """Return the progress per labeler and in total, agreement, and the reward model's checks."""
-    with Session(store.engine) as session:
-        answers = list(session.scalars(select(Answer).order_by(Answer.id)))
-        people = list(session.scalars(select(Labeler).order_by(Labeler.id)))
-        total = session.scalar(select(func.count()).select_from(Task)) or 0
-        left = session.scalar(select(func.count()).where(Task.open)) or 0
-        started = session.scalar(select(func.count()).where(Task.done > 0)) or 0
-        full = session.scalar(select(func.count()).where(Task.done >= Task.overlap)) or 0
-        overlap = session.scalar(select(func.max(Task.overlap)))
-        checks = list(session.scalars(select(RewardCheck).order_by(RewardCheck.id)))
-        paused = bool(read_setting(session, "paused", False))
-    by_task = _rankings_by_task(answers)
-    return {
-        "tasks": {"total": total, "open": left, "started": started, "complete": full},
-        "overlap": overlap or 1,
-        "paused": paused,
-        "agreement": agreement.summary([list(r.values()) for r in by_task.values()]),
-        "labelers": [_progress_of(person, answers, by_task) for person in people],
-        "flags": sum(bool(answer.flags) for answer in answers),
-        "reward_checks": [
-            {"rankings": check.rankings, "accuracy": check.accuracy} for check in checks
-        ],
-    }
-
-
-def _progress_of(
-    person: Labeler, answers: list[Answer], by_task: dict[int, dict[int, list[int]]]
-) -> dict[str, Any]:
-    mine = [answer for answer in answers if answer.labeler_id == person.id]
-    done = [answer for answer in mine if answer.skip_reason is None]
-    shared = [
-        agreement.pair_agreement(rankings[person.id], ranks)
-        for rankings in by_task.values()
-        if person.id in rankings
-        for other, ranks in rankings.items()
-        if other != person.id
-    ]
-    return {
-        "id": person.id,
-        "name": person.name,
-        "is_lead": person.is_lead,
-        "active": person.active,
-        "done": len(done),
-        "skipped": len(mine) - len(done),
-        "flagged": sum(bool(answer.flags) for answer in mine),
-        "median_seconds": statistics.median(a.seconds for a in done) if done else None,
-        "agreement": statistics.fmean(shared) if shared else None,
-        "last_at": max((answer.updated_at for answer in mine), default=None),
-    }
-
-
-def _rankings_by_task(answers: list[Answer]) -> dict[int, dict[int, list[int]]]:
-    """Return the rankings as a dict from task to labeler to ranks."""
-    found: dict[int, dict[int, list[int]]] = defaultdict(dict)
-    for answer in answers:
-        if answer.ranks is not None:
-            found[answer.task_id][answer.labeler_id] = answer.ranks
-    return found
-
-
 def task_list(store: Store, *, limit: int, after: int = 0) -> list[dict[str, Any]]:
     """Return tasks in order of their ids, with the number of answers and the time they took."""
     query = select(Task).where(Task.id > after).order_by(Task.id).limit(limit)
@@ -217,7 +151,6 @@ def task_list(store: Store, *, limit: int, after: int = 0) -> list[dict[str, Any
         tasks = list(session.scalars(query))
         ids = [task.id for task in tasks]
         answers = list(session.scalars(select(Answer).where(Answer.task_id.in_(ids))))
-    by_task = _rankings_by_task(answers)
     rows = []
     for task in tasks:
         mine = [answer for answer in answers if answer.task_id == task.id]
@@ -233,44 +166,7 @@ def task_list(store: Store, *, limit: int, after: int = 0) -> list[dict[str, Any
                 "skipped": len(mine) - len(seconds),
                 "flags": sorted({flag for answer in mine for flag in answer.flags}),
                 "median_seconds": statistics.median(seconds) if seconds else None,
-                "agreement": agreement.task_agreement(list(by_task[task.id].values())),
+                "agreement": task_agreement([a.ranks for a in mine if a.ranks is not None]),
             }
         )
     return rows
-
-
-def disagreements(store: Store, *, limit: int) -> list[dict[str, Any]]:
-    """Return the tasks with the least agreement, the worst first, with each labeler's ranks."""
-    with Session(store.engine) as session:
-        answers = list(session.scalars(select(Answer).where(Answer.ranks.is_not(None))))
-        names = {person.id: person.name for person in session.scalars(select(Labeler))}
-        by_task = _rankings_by_task(answers)
-        rates = {
-            task_id: agreement.task_agreement(list(rankings.values()))
-            for task_id, rankings in by_task.items()
-        }
-        unequal = [(rate, id) for id, rate in rates.items() if rate is not None and rate < 1]
-        worst = [task_id for _, task_id in sorted(unequal)[:limit]]
-        tasks = {t.id: t for t in session.scalars(select(Task).where(Task.id.in_(worst)))}
-    return [
-        {
-            "id": task_id,
-            "prompt": tasks[task_id].prompt,
-            "outputs": [output[:SHOWN] for output in tasks[task_id].outputs],
-            "agreement": rates[task_id],
-            "rankings": [
-                {"labeler": names[labeler], "ranks": ranks}
-                for labeler, ranks in by_task[task_id].items()
-            ],
-            "disputed_pairs": [
-                [i, j]
-                for i, j in itertools.combinations(range(len(tasks[task_id].outputs)), 2)
-                if len({_order(ranks, i, j) for ranks in by_task[task_id].values()}) > 1
-            ],
-        }
-        for task_id in worst
-    ]
-
-
-def _order(ranks: list[int], i: int, j: int) -> int:
-    return (ranks[i] > ranks[j]) - (ranks[i] < ranks[j])

@@ -1,0 +1,99 @@
+"""The lead's reports equal the database at every moment, by hand and after random answers."""
+
+import random
+
+import pytest
+from labels import task
+from sqlalchemy.orm import Session
+
+from textrl.labels import lead, reports
+from textrl.labels.answers import Submission
+from textrl.labels.reports import Reports
+from textrl.labels.store import Store
+from textrl.labels.tables import Answer
+
+
+def answer(store: Store, labeler: int, submission: Submission) -> int:
+    """Claim a task and answer it in stored order; return the task."""
+    given = store.claim(labeler)
+    assert given is not None
+    store.submit(labeler, given.task_id, submission.shuffled(given.shown_order))
+    return given.task_id
+
+
+def people(store: Store, *names: str) -> list[int]:
+    for name in names:
+        lead.add_labeler(store, name)
+    ids = {person.name: person.id for person in lead.labelers(store)}
+    return [ids[name] for name in names]
+
+
+def test_by_hand(store: Store) -> None:
+    store.add_tasks([task("a", outputs=3), task("b", outputs=3)], overlap=2)
+    ann, bob = people(store, "ann", "bob")
+    first = answer(store, ann, Submission(ranks=[0, 1, 2], seconds=4))
+    second = answer(store, ann, Submission(ranks=[0, 1, 1], seconds=8, flags=["unclear"]))
+    found = Reports(store)
+    assert found.overview()["agreement"]["tasks"] == 0
+    assert answer(store, bob, Submission(ranks=[0, 2, 1], seconds=1)) == first
+    assert answer(store, bob, Submission(skip_reason="no idea", seconds=9)) == second
+    overview = found.overview()
+    # one task with two rankings: pairs (0,1) and (0,2) alike, (1,2) not; tau-b = (2 - 1) / 3
+    assert overview["agreement"]["pairwise"] == pytest.approx(2 / 3)
+    assert overview["agreement"]["tau_b"] == pytest.approx(1 / 3)
+    assert overview["tasks"] == {"total": 2, "open": 1, "started": 2, "complete": 1}
+    assert overview["flags"] == 1
+    rows = {row["name"]: row for row in overview["labelers"]}
+    assert (rows["ann"]["done"], rows["ann"]["skipped"], rows["ann"]["flagged"]) == (2, 0, 1)
+    assert (rows["bob"]["done"], rows["bob"]["skipped"]) == (1, 1)
+    assert (rows["ann"]["median_seconds"], rows["bob"]["median_seconds"]) == (6, 1)
+    assert rows["ann"]["agreement"] == rows["bob"]["agreement"] == pytest.approx(2 / 3)
+    (worst,) = found.disagreements(limit=5)
+    assert worst["id"] == first
+    assert worst["disputed_pairs"] == [[1, 2]]
+    assert worst["rankings"] == [
+        {"labeler": "ann", "ranks": [0, 1, 2]},
+        {"labeler": "bob", "ranks": [0, 2, 1]},
+    ]
+
+
+def test_after_each_change_they_equal_those_of_a_fresh_start(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reports, "BLOCK", 3)  # several blocks, of which some change
+    monkeypatch.setattr(reports, "OVERLAP", 1)  # what is read again must not hide a gap
+    store.add_tasks([task(f"t{index}", outputs=2 + index % 3) for index in range(10)], overlap=3)
+    ids, randomness = people(store, "ann", "bob", "eve"), random.Random(0)
+    kept = Reports(store)
+    kept.overview()
+    for step in range(40):
+        labeler = randomness.choice(ids)
+        given = store.claim(labeler)
+        if given is not None and randomness.random() < 0.8:
+            count = len(given.outputs)
+            ranks = [randomness.randrange(count) for _ in range(count)]
+            skipped = randomness.random() < 0.2
+            flags = ["harmful"] if randomness.random() < 0.2 else []
+            submission = Submission(ranks=ranks, seconds=randomness.random(), flags=flags)
+            if skipped:
+                submission = Submission(skip_reason="x", seconds=1.0)
+            store.submit(labeler, given.task_id, submission)
+        elif past := store.history(labeler):
+            old, _ = randomness.choice(past)
+            count = len(old.shown_order)
+            changed = Submission(ranks=randomness.sample(range(count), count), seconds=2.0)
+            store.edit(labeler, old.task_id, changed, old.revision)
+        if step % 4 == 0:
+            fresh = Reports(store)
+            assert approximately(kept.overview(), fresh.overview())
+            assert kept.disagreements(limit=4) == fresh.disagreements(limit=4)
+    with Session(store.engine) as session:
+        assert session.query(Answer).count() > 15
+
+
+def approximately(found: dict[str, object], expected: dict[str, object]) -> bool:
+    """Return whether two overviews are equal up to the order of their sums."""
+    assert found["labelers"] == [pytest.approx(row) for row in expected["labelers"]]  # type: ignore[attr-defined]
+    assert found["agreement"] == pytest.approx(expected["agreement"])
+    rest = set(found) - {"labelers", "agreement"}
+    return {name: found[name] for name in rest} == {name: expected[name] for name in rest}

@@ -1,0 +1,239 @@
+"""The lead's reports over all answers: progress, agreement and disagreements.
+
+Reading and comparing 50,000 rankings takes seconds, and the lead's page asks every few seconds.
+`Reports` keeps the figures of each task in memory, and their sums over blocks of tasks. At a
+request it reads again only the tasks that the audit names since the last one, and sums only their
+blocks, so that the figures always equal the database's.
+"""
+
+import heapq
+import itertools
+import statistics
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from textrl.labels.agreement import Agreement, pair_rates, signs
+from textrl.labels.store import Store, read_setting
+from textrl.labels.tables import Answer, Audit, Labeler, RewardCheck, Task
+
+SHOWN = 5_000
+"""Maximum number of characters of an output on the lead's page."""
+OVERLAP = 100
+"""Number of audit rows that are read again: of two transactions at once, the one with the lower
+number may be committed last. A store has 40 connections, so never more than 40 run at once."""
+BLOCK = 250
+"""Number of tasks whose figures are summed together, and are read in one query."""
+
+
+@dataclass(kw_only=True)
+class _Share:
+    """What a labeler has done in some tasks."""
+
+    seconds: list[float] = field(default_factory=list)
+    """Those of the answers, skipped tasks excepted."""
+    skipped: int = 0
+    flagged: int = 0
+    rate_sum: float = 0.0
+    rates: int = 0
+    """The number of comparisons with another labeler of the same task."""
+    last_at: float = 0.0
+
+    def add(self, other: "_Share") -> None:
+        """Add what the labeler has done in other tasks."""
+        self.seconds += other.seconds
+        self.skipped += other.skipped
+        self.flagged += other.flagged
+        self.rate_sum += other.rate_sum
+        self.rates += other.rates
+        self.last_at = max(self.last_at, other.last_at)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Figures:
+    """The figures of one task, or the sums of those of a block of tasks."""
+
+    shares: dict[int, _Share]
+    """By labeler."""
+    agreement: Agreement
+    unequal: list[tuple[float, int]]
+    """The tasks whose labelers do not all agree: agreement and number, sorted."""
+
+    @staticmethod
+    def total(parts: Sequence["_Figures"]) -> "_Figures":
+        """Return the sums of some figures."""
+        shares: dict[int, _Share] = defaultdict(_Share)
+        for part in parts:
+            for labeler, share in part.shares.items():
+                shares[labeler].add(share)
+        return _Figures(
+            shares=shares,
+            agreement=Agreement.total(part.agreement for part in parts),
+            unequal=sorted(itertools.chain.from_iterable(part.unequal for part in parts)),
+        )
+
+
+class Reports:
+    """The reports on one label database; threads can share it."""
+
+    def __init__(self, store: Store) -> None:
+        """Read nothing yet; the first report reads everything."""
+        self._engine = store.engine
+        self._lock = threading.Lock()
+        self._tasks: dict[int, dict[int, _Figures]] = defaultdict(dict)
+        self._blocks: dict[int, _Figures] = {}
+        self._seen: int | None = None
+        """The highest number of an audit row that the figures contain; None before the first."""
+
+    def overview(self) -> dict[str, Any]:
+        """Return progress per labeler and in total, agreement, and the reward model's checks."""
+        with Session(self._engine) as session:
+            figures = _Figures.total(self._up_to_date(session))
+            people = list(session.scalars(select(Labeler).order_by(Labeler.id)))
+            total = session.scalar(select(func.count()).select_from(Task)) or 0
+            left = session.scalar(select(func.count()).where(Task.open)) or 0
+            started = session.scalar(select(func.count()).where(Task.done > 0)) or 0
+            full = session.scalar(select(func.count()).where(Task.done >= Task.overlap)) or 0
+            overlap = session.scalar(select(func.max(Task.overlap)))
+            checks = list(session.scalars(select(RewardCheck).order_by(RewardCheck.id)))
+            paused = bool(read_setting(session, "paused", False))
+        shares = figures.shares
+        return {
+            "tasks": {"total": total, "open": left, "started": started, "complete": full},
+            "overlap": overlap or 1,
+            "paused": paused,
+            "agreement": figures.agreement.summary(),
+            "labelers": [_progress(person, shares.get(person.id, _Share())) for person in people],
+            "flags": sum(share.flagged for share in shares.values()),
+            "reward_checks": [
+                {"rankings": check.rankings, "accuracy": check.accuracy} for check in checks
+            ],
+        }
+
+    def disagreements(self, *, limit: int) -> list[dict[str, Any]]:
+        """Return the tasks with the least agreement, the worst first, with each labeler's ranks."""
+        with Session(self._engine) as session:
+            blocks = self._up_to_date(session)
+            worst = list(itertools.islice(heapq.merge(*(block.unequal for block in blocks)), limit))
+            ids = [task_id for _, task_id in worst]
+            names = {person.id: person.name for person in session.scalars(select(Labeler))}
+            tasks = {t.id: t for t in session.scalars(select(Task).where(Task.id.in_(ids)))}
+            query = select(Answer).where(Answer.task_id.in_(ids), Answer.ranks.is_not(None))
+            rankings: dict[int, list[Answer]] = defaultdict(list)
+            for answer in session.scalars(query.order_by(Answer.id)):
+                rankings[answer.task_id].append(answer)
+        return [
+            {
+                "id": task_id,
+                "prompt": tasks[task_id].prompt,
+                "outputs": [output[:SHOWN] for output in tasks[task_id].outputs],
+                "agreement": rate,
+                "rankings": [
+                    {"labeler": names[answer.labeler_id], "ranks": answer.ranks}
+                    for answer in rankings[task_id]
+                ],
+                "disputed_pairs": _disputed_pairs([a.ranks for a in rankings[task_id]]),
+            }
+            for rate, task_id in worst
+        ]
+
+    def _up_to_date(self, session: Session) -> list[_Figures]:
+        """Read the answers of the tasks that have changed; return the figures of all blocks."""
+        with self._lock:
+            newest = session.scalar(select(func.max(Audit.id))) or 0
+            if self._seen is None:
+                self._take(session.execute(_columns().order_by(Answer.id)))
+            else:
+                changed = select(Audit.task_id).where(Audit.id > self._seen - OVERLAP)
+                ids = sorted({task_id for task_id in session.scalars(changed) if task_id})
+                for start in range(0, len(ids), BLOCK):
+                    some = Answer.task_id.in_(ids[start : start + BLOCK])
+                    self._take(session.execute(_columns().where(some).order_by(Answer.id)))
+            self._seen = newest
+            return list(self._blocks.values())
+
+    def _take(self, rows: Iterable[Any]) -> None:
+        """Replace the figures of some tasks and the sums of their blocks.
+
+        Args:
+            rows: All answers of these tasks, see `_columns`.
+        """
+        changed = set()
+        for task_id, figures in _figures(rows):
+            block = task_id // BLOCK
+            self._tasks[block][task_id] = figures
+            changed.add(block)
+        for block in changed:
+            self._blocks[block] = _Figures.total(list(self._tasks[block].values()))
+
+
+def _columns() -> Any:
+    """Return the query for what the reports need of answers, as rows and not as objects."""
+    return select(
+        Answer.task_id,
+        Answer.labeler_id,
+        Answer.ranks,
+        Answer.skip_reason,
+        Answer.flags,
+        Answer.seconds,
+        Answer.updated_at,
+    )
+
+
+def _figures(rows: Iterable[Any]) -> Iterator[tuple[int, _Figures]]:
+    """Yield each task's number with its figures."""
+    shares: dict[int, dict[int, _Share]] = defaultdict(dict)
+    rankings: dict[int, dict[int, list[int]]] = defaultdict(dict)
+    for task_id, labeler_id, ranks, skip_reason, flags, seconds, updated_at in rows:
+        shares[task_id][labeler_id] = _Share(
+            seconds=[seconds] if skip_reason is None else [],
+            skipped=int(skip_reason is not None),
+            flagged=int(bool(flags)),
+            last_at=updated_at,
+        )
+        if ranks is not None:
+            rankings[task_id][labeler_id] = ranks
+    for task_id, mine in shares.items():
+        labelers, given = list(rankings[task_id]), list(rankings[task_id].values())
+        rates = pair_rates(given)
+        for i, j, rate in rates:
+            for labeler in (labelers[i], labelers[j]):
+                mine[labeler].rate_sum += rate
+                mine[labeler].rates += 1
+        mean = sum(rate for *_, rate in rates) / len(rates) if rates else 1.0
+        yield (
+            task_id,
+            _Figures(
+                shares=mine,
+                agreement=Agreement.of(given),
+                unequal=[(mean, task_id)] if mean < 1 else [],
+            ),
+        )
+
+
+def _progress(person: Labeler, share: _Share) -> dict[str, Any]:
+    """Return a line of the table of labelers."""
+    return {
+        "id": person.id,
+        "name": person.name,
+        "is_lead": person.is_lead,
+        "active": person.active,
+        "done": len(share.seconds),
+        "skipped": share.skipped,
+        "flagged": share.flagged,
+        "median_seconds": statistics.median(share.seconds) if share.seconds else None,
+        "agreement": share.rate_sum / share.rates if share.rates else None,
+        "last_at": share.last_at or None,
+    }
+
+
+def _disputed_pairs(rankings: list[list[int]]) -> list[list[int]]:
+    """Return the pairs of outputs that not all labelers order alike."""
+    pairs = itertools.combinations(range(len(rankings[0])), 2)
+    orders = zip(*map(signs, rankings), strict=True)
+    return [list(pair) for pair, order in zip(pairs, orders, strict=True) if len(set(order)) > 1]

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from textrl.agents.text_agent import TextAgent
-from textrl.checkpoint import Checkpoints, size_of_metrics, write_save
+from textrl.checkpoint import Checkpoints, logged_by, write_finished
 from textrl.durable import save_files
 from textrl.metrics import open_logger
 from textrl.stopping import uninterrupted
@@ -56,8 +56,8 @@ def train_in(
         if checkpoints.due(agent.iteration):
             save()
 
-    keep = 0 if resumed_from is None else size_of_metrics(resumed_from)
-    with open_logger(folder, table=log_table, keep=keep) as agent.logger:
+    rows = b"" if resumed_from is None else logged_by(resumed_from)
+    with open_logger(folder, table=log_table, begin_with=rows) as agent.logger:
         left = max(0, total_timesteps - agent.env_steps)
         try:
             agent.learn(left, progress_bar=True, after_iteration=save_now_and_then)
@@ -67,5 +67,5 @@ def train_in(
                 error.add_note(f"the run is saved after iteration {agent.iteration}")
             raise
     with uninterrupted():
-        save_files(folder, partial(write_save, folder, agent.iteration, agent.write))
+        save_files(folder, partial(write_finished, folder, agent.write))
         checkpoints.clear()

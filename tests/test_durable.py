@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from crash import killed_at
+from safetensors import SafetensorError
 
 from textrl.checkpoint import Checkpoints, DamagedSave
 from textrl.durable import check_files, finish_save, save_files, write_text
@@ -70,6 +71,19 @@ def test_a_kill_while_a_killed_save_is_finished(tmp_path: Path) -> None:
             tried += 1
         assert read(folder) in (OLD, NEW)
     assert tried >= 10
+
+
+def test_a_committed_file_that_is_gone_is_named(tmp_path: Path) -> None:
+    for operation in itertools.count():
+        folder = tmp_path / str(operation)
+        save_files(folder, write("1"))
+        assert killed_at(lambda f=folder: save_files(f, write("2", "new")), folder, operation)
+        if (folder / ".commit.json").exists():
+            break
+    (folder / ".saving" / "new").unlink()
+    with pytest.raises(UserError, match=r"\.saving/new is missing"):
+        finish_save(folder)
+    assert (folder / "weights").read_text() == "1"  # nothing was moved yet
 
 
 def test_a_kill_at_any_file_operation_of_a_runs_save(tmp_path: Path) -> None:
@@ -138,13 +152,23 @@ def test_damaged_saves_are_named_and_the_one_before_is_used(tmp_path: Path) -> N
         saves.newest()
 
 
-def test_a_full_disk_is_one_line_and_the_save_before_stays(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        Exception("No space left on device (os error 28)"),  # of tokenizers, in Rust
+        SafetensorError("Error: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_one_line_and_the_save_before_stays(
+    error: Exception, tmp_path: Path
+) -> None:
     def full(folder: Path) -> None:
         (folder / "weights").write_text("2")
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
 
     save_files(tmp_path / "model", write("1"))
-    with pytest.raises(UserError, match="cannot save to .*model: No space left on device"):
+    with pytest.raises(UserError, match=r"cannot save to .*model: .*No space left on device"):
         save_files(tmp_path / "model", full)
     assert read(tmp_path / "model") == {"weights": "1", "state/numbers": "1"}
     assert not (tmp_path / "model" / ".saving").exists()

@@ -79,6 +79,8 @@ def save_adapter(model: PreTrainedModel, folder: Path) -> None:
     adapted: Any = copy.deepcopy(model)
     # the base model has the embedding; peft would query the hub to find out if it was resized
     adapted.save_pretrained(str(folder / ADAPTER_FOLDER), save_embedding_layers=False)
+    # peft's model card is a form without entries, but for the folder that the base came from
+    (folder / ADAPTER_FOLDER / "README.md").unlink(missing_ok=True)
     adapted.unload().save_pretrained(str(folder / ADAPTER_FOLDER / "base"))
 
 

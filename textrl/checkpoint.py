@@ -7,6 +7,7 @@ Nothing that is loaded here can run code: states hold tensors and plain data onl
 """
 
 import copy
+import hashlib
 import json
 import shutil
 import time
@@ -19,19 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.adapters import is_adapted
 from textrl.durable import check_files, finish_save, write_json, write_sealed, write_text
 from textrl.errors import UserError, did_you_mean
 from textrl.finite import check_finite
-from textrl.metrics import metrics_size
+from textrl.metrics import JSON_FILE, logged
 from textrl.paths import expanded
 
 STATE_FILE = "state.pt"
+LOGGED_FILE = "logged.jsonl"
+"""In a save: a copy of progress.json as it was then."""
 RUN_FILE = "run.json"
-"""In a save: what the run had logged by then."""
+"""Beside a finished agent: how many bytes of progress.json its run has logged."""
 
 
 class DamagedSave(UserWarning):
@@ -52,10 +54,7 @@ def save_model(
         adapted: Any = copy.deepcopy(model)
         model = adapted.merge_and_unload()
     check_finite(model, "cannot be saved")
-    try:
-        model.save_pretrained(str(folder), safe_serialization=True)
-    except SafetensorError as error:  # the system's own error, in other clothes
-        raise OSError(str(error)) from error
+    model.save_pretrained(str(folder), safe_serialization=True)
     tokenizer.save_pretrained(str(folder))
 
 
@@ -121,7 +120,7 @@ class Checkpoints:
         self._last = time.monotonic()
         if not self._place(step).exists():
             fresh = self.folder / ".saving"
-            write_sealed(fresh, partial(write_save, self.run, step, write))
+            write_sealed(fresh, partial(write_save, self.run, write))
             fresh.rename(self._place(step))
         write_text(self.folder / "latest", f"{self._place(step).name}\n")
         for old in self._steps()[: -self._keep]:
@@ -174,24 +173,47 @@ class Checkpoints:
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
 
 
-def write_save(run: Path, step: int, write: Callable[[Path], None], folder: Path) -> None:
-    """Write a save of a run to a folder: its files, and what the run has logged so far.
+def write_save(run: Path, write: Callable[[Path], None], folder: Path) -> None:
+    """Write a save of a run to a folder: its files, and a copy of what the run has logged so far.
 
     Args:
         run: Folder of the run.
-        step: Number of updates or iterations so far.
         write: Function that writes the files to the folder that it is given.
         folder: Fresh folder for the save.
     """
     write(folder)
-    write_json(folder / RUN_FILE, {"step": step, "metrics_size": metrics_size(run)})
+    (folder / LOGGED_FILE).write_bytes(logged(run))
 
 
-def size_of_metrics(save: Path) -> int | None:
-    """Return the bytes of progress.json that belong to a save, None where it does not say."""
-    if not (save / RUN_FILE).exists():  # of `agent.save`, which knows of no run
-        return None
-    return int(json.loads((save / RUN_FILE).read_text(encoding="utf-8"))["metrics_size"])
+def write_finished(run: Path, write: Callable[[Path], None], folder: Path) -> None:
+    """Write the files of a finished run, and how many bytes it has logged; see `write_save`."""
+    write(folder)
+    rows = logged(run)
+    digest = hashlib.sha256(rows).hexdigest()
+    write_json(folder / RUN_FILE, {"metrics_size": len(rows), "metrics_sha256": digest})
+
+
+def logged_by(save: Path) -> bytes | None:
+    """Return the rows that a run had logged when it was saved, None where the save does not say.
+
+    They come from the copy in the save, since the run may have logged more, and its own file may be
+    damaged.
+
+    Raises:
+        UserError: The rows beside a finished agent are not those that it has logged.
+    """
+    if (save / LOGGED_FILE).exists():
+        return (save / LOGGED_FILE).read_bytes()
+    if (save / RUN_FILE).exists():
+        run = json.loads((save / RUN_FILE).read_text(encoding="utf-8"))
+        rows = logged(save)[: int(run["metrics_size"])]
+        if rows and hashlib.sha256(rows).hexdigest() != run["metrics_sha256"]:
+            raise UserError(
+                f"{save / JSON_FILE} is damaged (it is not what the run has logged); put back a "
+                f"copy, or delete it to go on without the earlier rows"
+            )
+        return rows
+    return None  # of `agent.save`, which knows of no run
 
 
 def read_agent(path: str | Path, name: str, config_class: type[Any]) -> tuple[dict[str, Any], Any]:

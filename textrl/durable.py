@@ -70,6 +70,9 @@ def finish_save(folder: Path) -> None:
     plan = _read_json(journal)
     moved, removed = (_inside(plan.get(key), journal) for key in ("move", "remove"))
     for name in moved:
+        if not (fresh / name).exists() and not (folder / name).exists():
+            raise UserError(f"{fresh / name} is missing; put back a copy, or use an earlier save")
+    for name in moved:
         if (fresh / name).exists():  # else it was moved already
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (fresh / name).replace(folder / name)
@@ -93,14 +96,21 @@ def write_sealed(folder: Path, write: Callable[[Path], None]) -> list[str]:
         folder.mkdir(parents=True)
         write(folder)
         return _seal(folder)
-    except OSError as error:
-        reason = error.strerror or error
+    except Exception as error:
+        if not _is_of_the_system(error):
+            raise
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
             f"cannot save to {folder.parent}: {reason}; an earlier save there is untouched"
         ) from error
     finally:
         if not (folder / CHECKSUMS).exists():
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_of_the_system(error: Exception) -> bool:
+    """Return whether the system refuses; libraries in Rust give its errors a class of their own."""
+    return isinstance(error, OSError) or "(os error " in str(error)
 
 
 def _seal(folder: Path) -> list[str]:

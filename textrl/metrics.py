@@ -9,7 +9,6 @@ import contextlib
 import csv
 import importlib.util
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +26,9 @@ from stable_baselines3.common.logger import (
     filter_excluded_keys,
 )
 
+from textrl.durable import write_text
+from textrl.errors import UserError
+
 JSON_FILE, CSV_FILE = "progress.json", "progress.csv"
 PLAIN_LINE_EVERY = 15.0
 """Seconds between progress lines if there is no terminal."""
@@ -38,7 +40,7 @@ def open_logger(
     given: Logger | None = None,
     *,
     table: bool = False,
-    keep: int | None = None,
+    begin_with: bytes | None = None,
 ) -> Iterator[Logger]:
     """Yield an SB3 logger that writes CSV, JSON lines and TensorBoard events to a folder.
 
@@ -46,14 +48,19 @@ def open_logger(
         folder: Folder that is made if need be; None logs to memory only.
         given: The caller's own logger, used in its place and left open.
         table: Whether SB3's table is printed to the terminal as well.
-        keep: Bytes of progress.json that stay, those of a checkpoint (`metrics_size`), so that the
-            files become those of an uninterrupted run; None keeps all rows of an earlier run.
+        begin_with: What progress.json begins with, the rows of the save that the run goes on from,
+            so that the files become those of an uninterrupted run; None keeps the rows that are
+            there.
     """
     if given is not None or folder is None:
         yield given or Logger(folder=None, output_formats=[])
         return
     folder.mkdir(parents=True, exist_ok=True)
-    earlier = _cut(folder / JSON_FILE, keep)
+    there = logged(folder)
+    rows = there[: there.rfind(b"\n") + 1] if begin_with is None else begin_with
+    if rows != there:
+        write_text(folder / JSON_FILE, rows.decode())
+    earlier = read_json_lines(folder / JSON_FILE)
     outputs: list[KVWriter] = [_JSONLines(folder / JSON_FILE), _CSV(folder / CSV_FILE, earlier)]
     if importlib.util.find_spec("tensorboard") is not None:
         outputs.append(_TensorBoard(folder, earlier[-1]["time/step"] if earlier else None))
@@ -66,28 +73,10 @@ def open_logger(
         logger.close()
 
 
-def metrics_size(folder: Path) -> int:
-    """Return the bytes of a folder's progress.json, to `keep` when its run goes on from here.
-
-    They are flushed to the disk, since a save relies on them.
-    """
+def logged(folder: Path) -> bytes:
+    """Return the content of a folder's progress.json, empty if there is none."""
     path = folder / JSON_FILE
-    if not path.exists():
-        return 0
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    return path.stat().st_size
-
-
-def _cut(path: Path, keep: int | None) -> list[dict[str, Any]]:
-    """Cut a file of rows to its first bytes and its last whole row; return the rows."""
-    if not path.exists():
-        return []
-    whole = path.read_bytes()[:keep]
-    whole = whole[: whole.rfind(b"\n") + 1]
-    if len(whole) < path.stat().st_size:
-        os.truncate(path, len(whole))
-    return read_json_lines(path)
+    return path.read_bytes() if path.exists() else b""
 
 
 class _JSONLines(JSONOutputFormat):
@@ -160,9 +149,17 @@ def read_progress(folder: Path) -> list[dict[str, float]]:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a file, without a row that was incomplete when the run was killed."""
+    """Return the rows of a file, without a row that was incomplete when the run was killed.
+
+    Raises:
+        UserError: The file is not text.
+    """
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is damaged ({error}); put back a copy, or delete it") from error
+    for line in text.splitlines():
         with contextlib.suppress(json.JSONDecodeError):
             rows.append(json.loads(line))
     return rows

@@ -18,7 +18,7 @@ from test_critic_free import AGENTS, make, make_venv, weights
 from textrl import cli
 from textrl.agents import PPO, RLOO, PPOConfig, RLOOConfig
 from textrl.agents.saving import OtherEnvironment
-from textrl.checkpoint import Checkpoints, size_of_metrics
+from textrl.checkpoint import Checkpoints, logged_by
 from textrl.config import SFTConfig
 from textrl.durable import save_files
 from textrl.envs import tiny_model, tiny_tokenizer
@@ -434,11 +434,30 @@ def test_a_save_from_python_keeps_the_rows_that_lie_beside_it(
     command += ["--episodes_per_iteration=8", "--max_completion_tokens=4"]
     cli.main([*command, "--total_timesteps=60"])
     rows = rows_of("run")
-    assert size_of_metrics(folder / "run") > 0
+    assert logged_by(folder / "run") == (folder / "run" / "progress.json").read_bytes()
     save_files(folder / "run", lambda fresh: copied(folder / "run", fresh))
-    assert size_of_metrics(folder / "run") is None
+    assert logged_by(folder / "run") is None
     cli.main([*command, "--total_timesteps=100", "--resume"])
     assert rows_of("run")[: len(rows)] == rows
+
+
+def test_a_finished_run_does_not_go_on_behind_damaged_metrics(
+    folder: Path, checkpoint: str, capsys
+) -> None:
+    Path("plain4.py").write_text(REWARD.format(fails_at=0, failure="pass"))
+    command = ["rloo", f"--model={checkpoint}", "--prompts=prompts.jsonl", "--output_dir=run"]
+    command += ["--reward=plain4:letters", "--num_envs=8", "--group_size=4"]
+    command += ["--episodes_per_iteration=8", "--max_completion_tokens=4"]
+    cli.main([*command, "--total_timesteps=60"])
+    file = folder / "run" / "progress.json"
+    whole = file.read_bytes()
+    file.write_bytes(whole.replace(b"rollout", b"rollaut", 1))
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--total_timesteps=100", "--resume"])
+    assert "progress.json is damaged" in capsys.readouterr().err
+    file.unlink()
+    cli.main([*command, "--total_timesteps=100", "--resume"])
+    assert rows_of("run")[0]["time/iteration"] > 1
 
 
 def copied(source: Path, fresh: Path) -> None:

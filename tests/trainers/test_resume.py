@@ -82,6 +82,20 @@ def test_ctrl_c_in_the_first_epoch_loses_no_update(when, done, tmp_path, monkeyp
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
 
 
+@pytest.mark.parametrize("damage", [b"", b"\xf2{", b'{"sft/loss": 1}\n', None])
+def test_the_metrics_of_a_stopped_run_come_from_its_save(damage, tmp_path, monkeypatch) -> None:
+    sft(tmp_path / "straight").train()
+    interrupted(sft(tmp_path / "run"), 5, monkeypatch)
+    file = tmp_path / "run" / "progress.json"
+    if damage is None:
+        file.unlink()
+    else:
+        file.write_bytes(damage)
+    sft(tmp_path / "run").train(resume=True)
+    for name in ("progress.json", "progress.csv"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+
+
 def test_nothing_goes_on_unasked_nor_where_there_is_nothing(tmp_path, monkeypatch) -> None:
     with pytest.raises(UserError, match="holds no save to resume"):
         sft(tmp_path / "run").train(resume=True)

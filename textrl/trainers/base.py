@@ -9,7 +9,7 @@ from typing import ClassVar
 from stable_baselines3.common.logger import Logger
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from textrl.checkpoint import Checkpoints, save_model, size_of_metrics
+from textrl.checkpoint import Checkpoints, logged_by, save_model
 from textrl.config import TrainingConfig
 from textrl.durable import save_files
 from textrl.engine import make_accelerator
@@ -104,10 +104,10 @@ class Trainer(ABC):
             return self._train(save, log_table=log_table)
 
     def _train(self, save: Path | None, *, log_table: bool) -> dict[str, float]:
-        keep = 0 if save is None else size_of_metrics(save)
+        rows = b"" if save is None else logged_by(save)
         accelerator = make_accelerator(self.model.device)
         folder = self.output_dir if accelerator.is_main_process else None
-        with open_logger(folder, self.logger, table=log_table, keep=keep) as logger:
+        with open_logger(folder, self.logger, table=log_table, begin_with=rows) as logger:
             fit(
                 self.model,
                 self._task(),

@@ -11,6 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 OPERATIONS = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.link")
+NEVER = -1
+SECONDS = 60
+"""A child that hangs must not hang its parent."""
 
 
 def killed_at(work: Callable[[], object], folder: Path, operation: int) -> bool:
@@ -20,9 +23,9 @@ def killed_at(work: Callable[[], object], folder: Path, operation: int) -> bool:
     """
     child = os.fork()
     if child == 0:
-        signal.alarm(60)  # a child that hangs must not hang the tests
+        signal.alarm(SECONDS)
         try:
-            _arm(folder, operation)
+            kill_at(folder, operation)
             work()
         except BaseException:  # whatever it is, the parent must hear of it
             sys.excepthook(*sys.exc_info())
@@ -36,7 +39,11 @@ def killed_at(work: Callable[[], object], folder: Path, operation: int) -> bool:
     return False
 
 
-def _arm(folder: Path, operation: int) -> None:
+def kill_at(folder: Path, operation: int) -> Callable[[], int]:
+    """Kill this process before its n-th file operation below a folder, for the rest of its life.
+
+    Returns: A function that tells how many operations there have been.
+    """
     seen = 0
 
     def hear(event: str, arguments: tuple[object, ...]) -> None:
@@ -55,3 +62,4 @@ def _arm(folder: Path, operation: int) -> None:
         seen += 1
 
     sys.addaudithook(hear)
+    return lambda: seen

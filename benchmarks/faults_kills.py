@@ -216,42 +216,79 @@ def finish(run: Run, inputs: Inputs, folder: Path, log: Path) -> str:
     return said.splitlines()[-1] if said else f"exit status {status}"
 
 
-def kills(inputs: Inputs, each: int, seed: int) -> Iterator[Outcome]:
-    """Kill each way to train several times; yield what became of each."""
+@dataclass(frozen=True, kw_only=True)
+class Straight:
+    """An undisturbed run: what it leaves, its file operations and its seconds."""
+
+    files: dict[str, str]
+    operations: int
+    seconds: float
+
+
+def undisturbed(run: Run, inputs: Inputs, place: Path) -> Straight:
+    """Run without a fault.
+
+    Raises:
+        RuntimeError: It fails by itself.
+    """
+    place.mkdir()
+    folder, log, counts = place / "straight", place / "log", place / "operations"
+
+    def counted() -> None:
+        seen = kill_at(folder, NEVER)
+        try:
+            run.work(inputs, folder, "")
+        finally:
+            counts.write_text(str(seen()))
+
+    status, seconds = in_child(counted, log)
+    if status:
+        raise RuntimeError(f"{run.name} fails without a fault: {log.read_text()[-500:]}")
+    return Straight(files=snapshot(folder), operations=int(counts.read_text()), seconds=seconds)
+
+
+def killed(
+    run: Run, inputs: Inputs, folder: Path, how: str, operation: int, after: float | None
+) -> bool:
+    """Run until a kill at an operation or after some seconds; return whether it came to that."""
+
+    def doomed() -> None:
+        kill_at(folder, operation)
+        run.work(inputs, folder, how)
+
+    status, _ = in_child(doomed, folder.with_name("log"), after)
+    return status == -9
+
+
+def kills(inputs: Inputs, total: int, seed: int) -> Iterator[Outcome]:
+    """Kill runs of every way in turn; yield what became of each.
+
+    Two of three are killed at a file operation, the third at a moment; every fourth is killed again
+    while it goes on.
+    """
     randomness = random.Random(seed)
-    for run in runs():
+    ways = list(runs())
+    randomness.shuffle(ways)
+    straight: dict[Run, Straight] = {}
+    for number in range(total):
+        run = ways[number % len(ways)]
         place = inputs.folder / run.name.replace(", ", "-").replace(" ", "_")
-        place.mkdir()
-        straight, log = place / "straight", place / "log"
-        counts = place / "operations"
-
-        def counted(run: Run = run, straight: Path = straight, counts: Path = counts) -> None:
-            seen = kill_at(straight, NEVER)
-            try:
-                run.work(inputs, straight, "")
-            finally:
-                counts.write_text(str(seen()))
-
-        status, seconds = in_child(counted, log)
-        if status:
-            yield Outcome(run=run.name, where="no kill", fault=log.read_text()[-300:])
-            continue
-        expected, operations = snapshot(straight), int(counts.read_text())
-        for number in range(each):
-            folder = place / f"killed{number}"
-            at_operation = number % 3 != 2
-            operation = randomness.randrange(operations) if at_operation else NEVER
-            after = None if at_operation else randomness.uniform(0.1, 0.9) * seconds
-
-            def doomed(run: Run = run, folder: Path = folder, operation: int = operation) -> None:
-                kill_at(folder, operation)
-                run.work(inputs, folder, "")
-
-            status, _ = in_child(doomed, log, after)
-            where = f"operation {operation} of {operations}" if at_operation else f"{after:.2f} s"
-            fault = finish(run, inputs, folder, log) if status == -9 else ""
-            if not fault and snapshot(folder) != expected:
-                now = snapshot(folder)
-                other = [name for name in expected | now if expected.get(name) != now.get(name)]
-                fault = f"other {', '.join(other)}"
-            yield Outcome(run=run.name, where=where, fault=fault, tried=status == -9)
+        if run not in straight:
+            straight[run] = undisturbed(run, inputs, place)
+        expected, folder = straight[run], place / f"killed{number}"
+        operation, after = randomness.randrange(expected.operations), None
+        if number % 3 == 2:
+            operation, after = NEVER, randomness.uniform(0.1, 0.9) * expected.seconds
+        tried = killed(run, inputs, folder, "", operation, after)
+        where = f"operation {operation}" if after is None else f"{after:.2f} s"
+        if tried and number % 4 == 3:
+            again = randomness.randrange(1, 1 + expected.operations // 2)
+            killed(run, inputs, folder, "resume", again, None)
+            where += f", and at operation {again} of the resumed run"
+        fault = finish(run, inputs, folder, place / "log") if tried else ""
+        now = {} if fault else snapshot(folder)
+        if not fault and now != expected.files:
+            names = sorted(expected.files.keys() | now.keys())
+            other = [name for name in names if expected.files.get(name) != now.get(name)]
+            fault = f"other {', '.join(other)}"
+        yield Outcome(run=run.name, where=where, fault=fault, tried=tried)

@@ -52,7 +52,7 @@ from textrl.losses import ppo_policy_loss, ppo_value_loss, sft_loss
 from textrl.masking import masked_mean, standardize, whitening_divisor
 from textrl.models import split_lm
 from textrl.paths import expanded
-from textrl.token_pass import ReferenceStates
+from textrl.policy import ReferenceStates
 from textrl.types import Rollout, Targets, stack_sequences
 
 STATES_PER_PASS = 64

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from textrl.agents.base import AnyVectorEnv, Observation, State, check_timesteps
 from textrl.agents.collect import check_groups, collect, concatenate, without_masked
-from textrl.agents.critic import Critic, ValueHead
+from textrl.agents.critic import Critic
 from textrl.agents.diagnostics import rollout_report
 from textrl.agents.minibatches import Numbers, Steps
 from textrl.agents.predict import next_tokens
@@ -38,10 +38,9 @@ from textrl.masking import masked_mean
 from textrl.metrics import StageProgress, log
 from textrl.models import split_lm
 from textrl.paths import expanded
-from textrl.policy import PolicyModule
+from textrl.policy import Evaluation, PolicyModule, ReferenceStates, ValueHead
 from textrl.precision import autocast, pick_precision
 from textrl.stopping import terminable, uninterrupted
-from textrl.token_pass import Evaluation, ReferenceStates
 from textrl.types import Rollout
 from textrl.updater import Updater
 

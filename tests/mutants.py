@@ -195,13 +195,13 @@ AGENTS = [
         ("kl_coef steered the wrong way", "kl / config.kl_target - 1", "1 - kl / config.kl_target"),
     ),
     *of(
-        "textrl/token_pass.py",
+        "textrl/policy.py",
         f"{GRADIENT} -k 'value_head-exact-score'",
         ("the entropy at temperature 1", "token_entropy(logits, temperature=self.temperature)", "token_entropy(logits)"),
         ("the KL the other way round", "token_kl(logits, other_logits,", "token_kl(other_logits, logits,"),
     ),
     *of(
-        "textrl/token_pass.py",
+        "textrl/policy.py",
         "tests/agents/test_bans.py -k 'what_is_allowed or obey_and_both'",
         ("an update that is not renormalised", "logits = self._logits(self.head, states, counts)", "logits = self.head(states)"),
     ),

@@ -310,7 +310,7 @@ def test_ragged_texts_are_never_held_padded(monkeypatch: pytest.MonkeyPatch) -> 
         held.append(places.numel())
         return take(states, places)
 
-    monkeypatch.setattr("textrl.token_pass.take", counted)
+    monkeypatch.setattr("textrl.policy.take", counted)
     ragged = [Sequence(ids=[1, 5], counts=[False, True]) for _ in range(60)]
     ragged.append(Sequence(ids=[1] * 300, counts=[False] + [True] * 299))
     found = PolicyModule(lm).logprobs_of(stack_sequences(ragged, lm.device))

@@ -19,7 +19,8 @@ from textrl.agents.base import Observation
 from textrl.agents.text_env import TextEnv
 from textrl.errors import UserError
 from textrl.generation import Sampler, Samples
-from textrl.types import Rollout, completion_positions
+from textrl.logprobs import completion_positions
+from textrl.types import Rollout
 
 
 @dataclass(frozen=True, kw_only=True)

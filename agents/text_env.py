@@ -10,8 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.adapters import check_apart
 from textrl.agents.base import AnyVectorEnv
-from textrl.allowed import AllowedTokens
 from textrl.errors import UserError
+from textrl.logprobs import AllowedTokens
 from textrl.rewards import RewardModel
 from textrl.trainable import check_live, check_same_width, check_trainable
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from textrl.allowed import AllowedTokens
 from textrl.envs.core import TextCore
 from textrl.envs.core_config import Shaping
+from textrl.logprobs import AllowedTokens
 from textrl.rewards import RewardModel
 
 

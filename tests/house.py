@@ -14,7 +14,7 @@ FOLDERS = {"textrl": "textrl", "agents": "textrl.agents", "envs": "textrl.envs"}
 FLOORS = {
     "ground": "errors bounds paths rows types config resolve loss_names task_config durable "
     "stopping locks time_limit",
-    "maths": "masking logprobs advantages losses preference_losses allowed batching",
+    "maths": "masking logprobs advantages losses preference_losses batching",
     "models": "finite digests precision trunks heads packing row_cache models adapters decoding "
     "generation devices policy trainable",
     "texts": "data chat turns seams encoding shared_prompts",

@@ -146,7 +146,7 @@ MATHS = [
         ("sampling at temperature 1", "log_p = (logits / temperature)", "log_p = logits"),
     ),
     *of(
-        "textrl/allowed.py",
+        "textrl/logprobs.py",
         "tests/agents/test_bans.py -k 'what_is_allowed or obey_and_both'",
         ("the least length is one token long", "(positions < self.min_tokens)", "(positions <= self.min_tokens)"),
         ("a banned token keeps a probability", "BANNED = -1e30", "BANNED = -1.0"),
@@ -330,7 +330,7 @@ TRAINING = [
     *of(
         "envs/core.py",
         "tests/envs/test_vector.py -k counts_its_places",
-        ("the least length counts from the step", "positions=begun.unsqueeze(1) + counted", "positions=begun.unsqueeze(1) - counted"),
+        ("the least length counts from the step", "positions=positions - prompts.unsqueeze(1)", "positions=positions - before.unsqueeze(1)"),
     ),
     *of(
         "envs/core.py",

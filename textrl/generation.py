@@ -12,9 +12,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from textrl.allowed import AllowedTokens
 from textrl.decoding import Decoder
 from textrl.errors import UserError
+from textrl.logprobs import AllowedTokens
 from textrl.models import SplitLM
 
 

@@ -14,8 +14,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from textrl.allowed import AllowedTokens
-from textrl.logprobs import counted_from_0, map_positions, token_entropy, token_kl, token_logprobs
+from textrl.logprobs import (
+    AllowedTokens,
+    counted_from_0,
+    map_positions,
+    token_entropy,
+    token_kl,
+    token_logprobs,
+)
 from textrl.packing import Packing, action_states, read, read_before, take
 from textrl.types import Sequences
 

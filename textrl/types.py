@@ -107,16 +107,6 @@ class Sequence:
         return sum(self.counts)
 
 
-def completion_positions(prompt_lengths: Tensor, mask: Tensor) -> Tensor:
-    """Return the positions of completion tokens that directly follow a prompt, Int64 [B T].
-
-    >>> completion_positions(torch.tensor([3]), torch.tensor([[True, True, False]]))
-    tensor([[3, 4, 0]])
-    """
-    steps = torch.arange(mask.shape[1], device=mask.device)
-    return (prompt_lengths.unsqueeze(1) + steps).masked_fill(~mask, 0)
-
-
 def stack_sequences(sequences: list[Sequence], device: torch.device) -> Sequences:
     """Return the sequences right-padded with 0 to the longest of them."""
     width = max(len(s.ids) for s in sequences)

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.errors import UserError
+from textrl.limits import embedding_rows
 from textrl.models import SplitLM, split_lm
 from textrl.packing import Packing, action_states
 from textrl.policy import ValueHead
 from textrl.rewards import RewardModel
-from textrl.trunks import embedding_rows, first_output
+from textrl.trunks import first_output
 
 
 class Critic(nn.Module):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from textrl.batching import filled_batches
+from textrl.packing import filled_batches
 from textrl.updater import Updater
 
 Numbers = dict[str, float]

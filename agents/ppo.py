@@ -40,7 +40,6 @@ from textrl.agents.minibatches import MoreLosses, Numbers, Steps
 from textrl.agents.saving import read_policy, restore
 from textrl.agents.text_agent import TextAgent
 from textrl.agents.text_env import TextEnv
-from textrl.batching import filled_batches
 from textrl.bounds import checked_config
 from textrl.config import PPOConfig
 from textrl.data import Source, load_records
@@ -51,6 +50,7 @@ from textrl.finite import check_finite
 from textrl.losses import ppo_policy_loss, ppo_value_loss, sft_loss
 from textrl.masking import masked_mean, standardize, whitening_divisor
 from textrl.models import split_lm
+from textrl.packing import filled_batches
 from textrl.paths import expanded
 from textrl.policy import ReferenceStates
 from textrl.types import Rollout, Targets, stack_sequences

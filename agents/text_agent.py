@@ -28,7 +28,6 @@ from textrl.agents.predict import next_tokens
 from textrl.agents.saving import read_policy, restore, write_agent
 from textrl.agents.text_env import TextEnv
 from textrl.agents.undo import undone_on_failure
-from textrl.batching import filled_batches
 from textrl.bounds import checked_config
 from textrl.config import AgentConfig
 from textrl.durable import save_files
@@ -37,6 +36,7 @@ from textrl.generation import ModelSampler, Sampler
 from textrl.masking import masked_mean
 from textrl.metrics import StageProgress, log
 from textrl.models import split_lm
+from textrl.packing import filled_batches
 from textrl.paths import expanded
 from textrl.policy import Evaluation, PolicyModule, ReferenceStates, ValueHead
 from textrl.precision import autocast, pick_precision

@@ -12,7 +12,6 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from textrl.batching import filled_batches
 from textrl.chat import Messages, end_ids
 from textrl.decoding import Decoder
 from textrl.digests import weights_digest
@@ -23,6 +22,7 @@ from textrl.envs.prompts import Prompt, PromptSet, encode_one, load_prompts
 from textrl.envs.reference import check_positions, load_reference
 from textrl.envs.step_result import StepResult
 from textrl.errors import UserError
+from textrl.limits import check_vocabulary
 from textrl.logprobs import (
     AllowedTokens,
     chunked_token_logprobs,
@@ -30,10 +30,10 @@ from textrl.logprobs import (
     token_logprobs,
 )
 from textrl.models import eos_id, pick_device, pick_dtype, split_lm
+from textrl.packing import filled_batches
 from textrl.reward_calls import Patience
 from textrl.rewards import RewardModel, make_scorer
 from textrl.task_config import FAILURE_SETTINGS, TaskConfig
-from textrl.trunks import check_vocabulary
 
 TASK_SETTINGS = {field.name for field in fields(TaskConfig)} - {"kl_coef", *FAILURE_SETTINGS}
 """What else the rewards depend on; kl_coef is steered and part of an agent's state."""

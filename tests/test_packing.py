@@ -28,11 +28,11 @@ from textrl.classifiers import split_classifier
 from textrl.envs import tiny_tokenizer
 from textrl.logprobs import completion_positions
 from textrl.models import split_lm
-from textrl.packing import Packing, even_rows, packing_of, plan, read, share_beginnings, take
+from textrl.packing import Packing, even_rows, plan, read, share_beginnings, take
 from textrl.policy import PolicyModule
 from textrl.precision import autocast
 from textrl.trainers.dpo import Pair, pair_logprobs
-from textrl.trunks import examined
+from textrl.trunks import examined, packing_of
 from textrl.types import Sequence, stack_sequences
 
 FREE = Packing(pass_cost=0, attention_cost=0.0, max_length=99)

@@ -15,7 +15,7 @@ from torch import Tensor
 from textrl.decoding import Decoder
 from textrl.errors import UserError
 from textrl.logprobs import AllowedTokens
-from textrl.models import SplitLM
+from textrl.policy import SplitLM
 
 
 def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:

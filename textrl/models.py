@@ -25,10 +25,9 @@ from textrl.devices import pick_dtype as pick_dtype
 from textrl.durable import CHECKSUMS, check_files, finish_save
 from textrl.errors import UserError
 from textrl.heads import head_of
-from textrl.packing import packing_of
 from textrl.paths import local_or_hub
 from textrl.policy import SplitLM as SplitLM
-from textrl.trunks import Trunk, cache_argument, causal_logits, examined, first_output
+from textrl.trunks import Trunk, cache_argument, causal_logits, examined, first_output, packing_of
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:

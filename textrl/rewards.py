@@ -22,9 +22,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from textrl.chat import Chat, Messages, render_reply
 from textrl.classifiers import encode_for_scoring, max_text_length, split_classifier
 from textrl.errors import UserError
+from textrl.limits import check_vocabulary
 from textrl.models import freeze, load_classifier, load_tokenizer
 from textrl.reward_calls import Patience, PatientReward, called, checked
-from textrl.trunks import check_vocabulary
 
 
 class RewardFunction(Protocol):

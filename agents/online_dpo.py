@@ -15,12 +15,12 @@ from transformers import PreTrainedModel
 
 from textrl.agents.base import AnyVectorEnv
 from textrl.agents.diagnostics import update_report
-from textrl.agents.minibatches import Numbers, Steps
 from textrl.agents.text_agent import TextAgent
 from textrl.config import OnlineDPOConfig
 from textrl.errors import UserError
 from textrl.losses import dpo_loss
 from textrl.types import Rollout
+from textrl.updater import Numbers, Steps
 
 
 class OnlineDPO(TextAgent):

@@ -36,7 +36,6 @@ from textrl.agents.collect import collect
 from textrl.agents.critic import Critic, make_critic, values_at
 from textrl.agents.diagnostics import explained_variance, ratio_report, update_report
 from textrl.agents.kl_control import adapted_kl_coef
-from textrl.agents.minibatches import MoreLosses, Numbers, Steps
 from textrl.agents.saving import read_policy, restore
 from textrl.agents.text_agent import TextAgent
 from textrl.agents.text_env import TextEnv
@@ -54,6 +53,7 @@ from textrl.packing import filled_batches
 from textrl.paths import expanded
 from textrl.policy import ReferenceStates
 from textrl.types import Rollout, Targets, stack_sequences
+from textrl.updater import MoreLosses, Numbers, Steps
 
 STATES_PER_PASS = 64
 """Number of episodes in one forward pass of the reference."""

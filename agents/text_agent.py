@@ -23,7 +23,6 @@ from textrl.agents.base import AnyVectorEnv, Observation, State, check_timesteps
 from textrl.agents.collect import check_groups, collect, concatenate, without_masked
 from textrl.agents.critic import Critic
 from textrl.agents.diagnostics import rollout_report
-from textrl.agents.minibatches import Numbers, Steps
 from textrl.agents.predict import next_tokens
 from textrl.agents.saving import read_policy, restore, write_agent
 from textrl.agents.text_env import TextEnv
@@ -42,7 +41,7 @@ from textrl.policy import Evaluation, PolicyModule, ReferenceStates, ValueHead
 from textrl.precision import autocast, pick_precision
 from textrl.stopping import terminable, uninterrupted
 from textrl.types import Rollout
-from textrl.updater import Updater
+from textrl.updater import Numbers, Steps, Updater
 
 PROBE = 8
 """Episodes on which sampling and update are held against each other."""

@@ -217,7 +217,7 @@ AGENTS = [
         ("ended rows get a bootstrap value", "torch.where(paid.truncated, after, 0.0)", "after"),
     ),
     *of(
-        "agents/minibatches.py",
+        "textrl/updater.py",
         f"{GRADIENT} -k 'value_head-sampled-score'",
         ("micro-batches count alike", "self.weights[batch].sum().item() / self.weights.sum().item()", "len(batch) / len(self.weights)"),
         ("the demonstrations' loss is dropped", "yield from more", "del more"),
@@ -389,8 +389,8 @@ KEPT = [
         ("a stream goes on from its epoch's beginning", 'self._used, self.drawn = int(state["used"]), int(state["drawn"])', 'self.drawn = int(state["drawn"])'),
     ),
     *of(
-        "agents/minibatches.py",
-        "tests/test_memory.py",
+        "textrl/updater.py",
+        "tests/test_updater.py",
         ("micro-batches stay as large", "for batch in filled_batches(lengths, tokens):", "for batch in filled_batches(lengths, self.steps.micro_batch_tokens):"),
     ),
     *of(

@@ -2,7 +2,7 @@
 
 It holds the frozen reference, the prompts and the token arrays, and does not depend on Gymnasium.
 Its main methods are `start`, `step` and `step_sequence`; the environments add spaces, seeding and
-autoreset. Texts and scores of ended episodes are in `judge.py`. The docstring of
+autoreset. Prompts, texts and scores are in `texts.py`. The docstring of
 `text_rlhf.TextRLHFEnv` describes the MDP.
 """
 
@@ -17,10 +17,9 @@ from textrl.decoding import Decoder
 from textrl.digests import weights_digest
 from textrl.envs import tasks
 from textrl.envs.core_config import CoreConfig, Shaping
-from textrl.envs.judge import Judge
-from textrl.envs.prompts import Prompt, PromptSet, encode_one, load_prompts
 from textrl.envs.reference import check_positions, load_reference
 from textrl.envs.step_result import StepResult
+from textrl.envs.texts import Judge, Prompt, PromptSet, encode_one, load_prompts
 from textrl.errors import UserError
 from textrl.limits import check_vocabulary
 from textrl.logprobs import (

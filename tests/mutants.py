@@ -338,7 +338,7 @@ TRAINING = [
         ("the reference at temperature 1", "temperature=self.config.temperature,", "temperature=1.0,"),
     ),
     *of(
-        "envs/judge.py",
+        "envs/texts.py",
         "tests/envs/test_text_rlhf.py -k columns",
         ("every completion gets the first row's columns", "None if index is None else values[index]", "None if index is None else values[0]"),
     ),
@@ -384,7 +384,7 @@ KEPT = [
         ("weights may change places", "(part.long() * places)", "part.long()"),
     ),
     *of(
-        "envs/prompts.py",
+        "envs/texts.py",
         f"{SAVES} -k in_collecting",
         ("a stream goes on from its epoch's beginning", 'self._used, self.drawn = int(state["used"]), int(state["drawn"])', 'self.drawn = int(state["drawn"])'),
     ),

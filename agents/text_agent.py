@@ -25,8 +25,7 @@ from textrl.agents.critic import Critic
 from textrl.agents.diagnostics import rollout_report
 from textrl.agents.predict import next_tokens
 from textrl.agents.saving import read_policy, restore, write_agent
-from textrl.agents.text_env import TextEnv
-from textrl.agents.undo import undone_on_failure
+from textrl.agents.text_env import TextEnv, undone_on_failure
 from textrl.bounds import checked_config
 from textrl.config import AgentConfig
 from textrl.durable import save_files

@@ -214,7 +214,7 @@ AGENTS = [
     *of(
         "agents/collect.py",
         "tests/agents/test_ppo.py -k bootstrap_values",
-        ("ended rows get a bootstrap value", "torch.where(paid.truncated, after, 0.0)", "after"),
+        ("ended rows get a bootstrap value", "torch.where(truncated, after, 0.0)", "after"),
     ),
     *of(
         "textrl/updater.py",
@@ -368,7 +368,7 @@ KEPT = [
         ("rows behind the save stay", "whole = path.read_bytes()[:keep]", "whole = path.read_bytes()"),
     ),
     *of(
-        "agents/undo.py",
+        "agents/text_env.py",
         f"{SAVES} -k in_collecting",
         ("draws of an iteration that failed are lost", "generator.set_state(state)", "pass"),
         ("prompts of an iteration that failed are lost", "env.load_prompt_state(prompts)", "pass"),

@@ -1,24 +1,99 @@
-"""Collection of episodes: the policy samples completions, and the environment pays for them.
+"""The episodes of an iteration: what they hold, how they are collected, what is logged of them.
 
-Whole completions are sampled from the prompts that a reset shows, and then the environment takes the
-actions (`TextEnv.pay`). This is possible because the state of this MDP is the tokens themselves, so
-that no answer of the environment changes what the policy does.
+Whole completions are sampled from the prompts that a reset shows, and then the environment takes
+the actions (`TextEnv.pay`). This is possible because the state of this MDP is the tokens
+themselves, so that no answer of the environment changes what the policy does.
+
+Axes: B sequences, L prompt and completion, T completion. Masks are Bool, True = this token counts;
+masked slots hold 0. KL is in nats per sequence. Every mean that is logged is over real tokens or
+whole episodes, never over padding.
 """
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
+from textrl.advantages import kl_shaped_rewards
 from textrl.agents.base import Observation
 from textrl.agents.text_env import TextEnv
 from textrl.errors import UserError
 from textrl.generation import Sampler, Samples
 from textrl.logprobs import completion_positions
-from textrl.types import Rollout
+from textrl.losses import approx_kl
+from textrl.masking import masked_mean, masked_var
 
 ValuesAt = Callable[[Tensor, Tensor, Tensor], Tensor]
 """A critic: (input_ids [B L], positions [B T], mask [B T]) -> values before the actions [B T]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorData:
+    """Tensors with the same first axis B."""
+
+    def rows(self, indices: Tensor) -> Self:
+        """Return the same data of some rows only."""
+        return replace(self, **{f.name: self.__dict__[f.name][indices] for f in fields(self)})
+
+    def __repr__(self) -> str:
+        """Show shapes, not numbers."""
+        shapes = ", ".join(f"{f.name} {list(self.__dict__[f.name].shape)}" for f in fields(self))
+        return f"{type(self).__name__}({shapes})"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Rollout(TensorData):
+    """Finished episodes that an agent has collected."""
+
+    input_ids: Tensor
+    """Prompt and completion, right-padded. Int64 [B L]."""
+    prompt_lengths: Tensor
+    """The number of tokens of each prompt. Int64 [B]."""
+    positions: Tensor
+    """The position of each action in input_ids; its state is at the one before. Int64 [B T]."""
+    completion_ids: Tensor
+    """The actions: input_ids at the positions. Int64 [B T]."""
+    mask: Tensor
+    """Bool [B T], True on the actions."""
+    logprobs: Tensor
+    """Log-probs of the actions under the policy that sampled, in nats. Shape [B T]."""
+    entropies: Tensor
+    """Entropies of that policy, in nats. Shape [B T]."""
+    values: Tensor
+    """The critic's value of the state before each token; 0 without a critic. Shape [B T]."""
+    bootstrap_values: Tensor
+    """The critic's value after the last token of a truncated episode, else 0. Shape [B]."""
+    ref_logprobs: Tensor
+    """Log-probs of the actions under the reference, in nats. Shape [B T]."""
+    rewards: Tensor
+    """The rewards that the environment paid. Shape [B T]."""
+    scores: Tensor
+    """The score of each episode, NaN if it was truncated. Shape [B]."""
+    ended_by_eos: Tensor
+    """Whether an end token ended the episode; False if the budget did. Bool [B]."""
+
+    @property
+    def lengths(self) -> Tensor:
+        """The number of tokens of each text up to its last action, Int64 [B]."""
+        return self.positions.masked_fill(~self.mask, 0).amax(1) + 1
+
+    @property
+    def sequence_kl(self) -> Tensor:
+        """Sampled KL to the reference in nats per sequence, [B]: sum_t log pi - log pi_ref."""
+        return (self.logprobs - self.ref_logprobs).masked_fill(~self.mask, 0.0).sum(1)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Targets(TensorData):
+    """The advantages and returns of a PPO update."""
+
+    advantages: Tensor
+    """Advantages, whitened over all tokens that count. Shape [B T]."""
+    returns: Tensor
+    """Targets of the critic, in reward units. Shape [B T]."""
 
 
 def collect(
@@ -183,3 +258,54 @@ def join(
     rows, steps = mask.nonzero(as_tuple=True)
     result[rows, prompt_lengths[rows] + steps] = completion_ids[rows, steps]
     return result
+
+
+def rollout_report(rollout: Rollout, kl_coef: float) -> dict[str, float]:
+    """Return statistics of an iteration's episodes.
+
+    `rollout/kl` is the sampled KL(pi || pi_ref) (k1: unbiased, but a single batch may be below 0).
+    `rollout/kl_error` is its standard error over episodes. `rollout/objective` is what RLHF
+    maximises: the score minus kl_coef times that KL. A truncated episode has no score; 0 is used.
+    """
+    scored = rollout.scores[~rollout.scores.isnan()]
+    kl, mask = rollout.sequence_kl, rollout.mask
+    objective = kl_shaped_rewards(
+        rollout.scores.nan_to_num(nan=0.0),
+        rollout.logprobs,
+        rollout.ref_logprobs,
+        mask,
+        kl_coef=kl_coef,
+    ).sum(1)
+    return {
+        "rollout/score": float(scored.mean()) if len(scored) else math.nan,
+        "rollout/score_std": float(scored.std(unbiased=False)) if len(scored) else math.nan,
+        "rollout/objective": float(objective.mean()),
+        "rollout/kl": float(kl.mean()),
+        "rollout/kl_error": float(kl.std(unbiased=False) / len(kl) ** 0.5),
+        "rollout/length": float(mask.sum(1).float().mean()),
+        "rollout/entropy": float(masked_mean(rollout.entropies, mask)),
+        "rollout/eos_share": float(rollout.ended_by_eos.float().mean()),
+        "rollout/env_return": float(rollout.rewards.sum(1).mean()),
+    }
+
+
+def explained_variance(rollout: Rollout, targets: Targets) -> float:
+    """Return 1 - var(returns - values) / var(returns) over real tokens; 0 for useless values."""
+    spread = masked_var(targets.returns, rollout.mask)
+    if float(spread) == 0:
+        return 0.0
+    return float(1 - masked_var(targets.returns - rollout.values, rollout.mask) / spread)
+
+
+@torch.no_grad()
+def ratio_report(logprobs: Tensor, part: Rollout, clip_range: float) -> dict[str, Tensor]:
+    """Return token means that tell how far the policy has moved from the one that sampled.
+
+    Log-probs have shape [B T].
+    """
+    distance = ((logprobs - part.logprobs).exp() - 1).abs()
+    return {
+        "approx_kl": approx_kl(logprobs, part.logprobs, part.mask),
+        "clip_fraction": masked_mean((distance > clip_range).float(), part.mask),
+        "ratio_error": masked_mean(distance, part.mask),
+    }

@@ -20,9 +20,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from textrl.agents.base import AnyVectorEnv, Observation, State, check_timesteps
-from textrl.agents.collect import check_groups, collect, concatenate, without_masked
+from textrl.agents.collect import (
+    Rollout,
+    check_groups,
+    collect,
+    concatenate,
+    rollout_report,
+    without_masked,
+)
 from textrl.agents.critic import Critic
-from textrl.agents.diagnostics import rollout_report
 from textrl.agents.predict import next_tokens
 from textrl.agents.saving import read_policy, restore, write_agent
 from textrl.agents.text_env import TextEnv, undone_on_failure
@@ -39,7 +45,6 @@ from textrl.paths import expanded
 from textrl.policy import Evaluation, PolicyModule, ReferenceStates, ValueHead
 from textrl.precision import autocast, pick_precision
 from textrl.stopping import terminable, uninterrupted
-from textrl.types import Rollout
 from textrl.updater import Numbers, Steps, Updater
 
 PROBE = 8

@@ -305,6 +305,24 @@ class Step:
         return numbers
 
 
+def update_report(updates: list[Numbers]) -> Numbers:
+    """Return the means over an iteration's updates, and two checks on the first update.
+
+    At the first minibatch the policy is still the one that sampled, so `first_ratio_error` (the
+    mean |ratio - 1|) and `first_approx_kl` must be 0 up to rounding. Only agents that compute the
+    ratio log these two.
+    """
+    report = {"train/updates": float(len(updates))}
+    for name in updates[0] if updates else ():
+        if name != "ratio_error":
+            mean = torch.tensor([numbers[name] for numbers in updates]).mean()
+            report[f"train/{name}"] = float(mean)
+    if updates and "ratio_error" in updates[0]:
+        report["train/first_ratio_error"] = updates[0]["ratio_error"]
+        report["train/first_approx_kl"] = updates[0]["approx_kl"]
+    return report
+
+
 def warmup_cosine(total_updates: int, warmup_share: float) -> Callable[[int], float]:
     """Return the factor of the learning rate at each update: linear up, then a cosine to 0."""
     warmup = max(1, round(total_updates * warmup_share))

@@ -1,43 +1,99 @@
-"""Collection of episodes: the policy samples completions, and the environment pays for them.
+"""The episodes of an iteration: what they hold, how they are collected, what is logged of them.
 
-Whole completions are sampled from the prompts that a reset shows. The environment then takes the
-actions in one call of `step_sequence` if it has that method, and otherwise step by step; the
-rewards are the same. This is possible because the state of this MDP is the tokens themselves, so
-that no answer of the environment changes what the policy does.
+Whole completions are sampled from the prompts that a reset shows, and then the environment takes
+the actions (`TextEnv.pay`). This is possible because the state of this MDP is the tokens
+themselves, so that no answer of the environment changes what the policy does.
+
+Axes: B sequences, L prompt and completion, T completion. Masks are Bool, True = this token counts;
+masked slots hold 0. KL is in nats per sequence. Every mean that is logged is over real tokens or
+whole episodes, never over padding.
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Self
 
-import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
+from textrl.advantages import kl_shaped_rewards
 from textrl.agents.base import Observation
 from textrl.agents.text_env import TextEnv
 from textrl.errors import UserError
 from textrl.generation import Sampler, Samples
-from textrl.types import Rollout, completion_positions
-
-
-@dataclass(frozen=True, kw_only=True)
-class Paid:
-    """What the environment paid for one completion per row."""
-
-    rewards: Tensor
-    """The reward of each token. Shape [B T]."""
-    ref_logprobs: Tensor
-    """The reference's log-probs of the tokens, in nats. Shape [B T]."""
-    scores: Tensor
-    """The score of each completion, NaN where it was truncated. Shape [B]."""
-    truncated: Tensor
-    """Whether each episode was truncated. Bool [B]."""
-
+from textrl.logprobs import completion_positions
+from textrl.losses import approx_kl
+from textrl.masking import masked_mean, masked_var
 
 ValuesAt = Callable[[Tensor, Tensor, Tensor], Tensor]
 """A critic: (input_ids [B L], positions [B T], mask [B T]) -> values before the actions [B T]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorData:
+    """Tensors with the same first axis B."""
+
+    def rows(self, indices: Tensor) -> Self:
+        """Return the same data of some rows only."""
+        return replace(self, **{f.name: self.__dict__[f.name][indices] for f in fields(self)})
+
+    def __repr__(self) -> str:
+        """Show shapes, not numbers."""
+        shapes = ", ".join(f"{f.name} {list(self.__dict__[f.name].shape)}" for f in fields(self))
+        return f"{type(self).__name__}({shapes})"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Rollout(TensorData):
+    """Finished episodes that an agent has collected."""
+
+    input_ids: Tensor
+    """Prompt and completion, right-padded. Int64 [B L]."""
+    prompt_lengths: Tensor
+    """The number of tokens of each prompt. Int64 [B]."""
+    positions: Tensor
+    """The position of each action in input_ids; its state is at the one before. Int64 [B T]."""
+    completion_ids: Tensor
+    """The actions: input_ids at the positions. Int64 [B T]."""
+    mask: Tensor
+    """Bool [B T], True on the actions."""
+    logprobs: Tensor
+    """Log-probs of the actions under the policy that sampled, in nats. Shape [B T]."""
+    entropies: Tensor
+    """Entropies of that policy, in nats. Shape [B T]."""
+    values: Tensor
+    """The critic's value of the state before each token; 0 without a critic. Shape [B T]."""
+    bootstrap_values: Tensor
+    """The critic's value after the last token of a truncated episode, else 0. Shape [B]."""
+    ref_logprobs: Tensor
+    """Log-probs of the actions under the reference, in nats. Shape [B T]."""
+    rewards: Tensor
+    """The rewards that the environment paid. Shape [B T]."""
+    scores: Tensor
+    """The score of each episode, NaN if it was truncated. Shape [B]."""
+    ended_by_eos: Tensor
+    """Whether an end token ended the episode; False if the budget did. Bool [B]."""
+
+    @property
+    def lengths(self) -> Tensor:
+        """The number of tokens of each text up to its last action, Int64 [B]."""
+        return self.positions.masked_fill(~self.mask, 0).amax(1) + 1
+
+    @property
+    def sequence_kl(self) -> Tensor:
+        """Sampled KL to the reference in nats per sequence, [B]: sum_t log pi - log pi_ref."""
+        return (self.logprobs - self.ref_logprobs).masked_fill(~self.mask, 0.0).sum(1)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Targets(TensorData):
+    """The advantages and returns of a PPO update."""
+
+    advantages: Tensor
+    """Advantages, whitened over all tokens that count. Shape [B T]."""
+    returns: Tensor
+    """Targets of the critic, in reward units. Shape [B T]."""
 
 
 def collect(
@@ -67,7 +123,12 @@ def collect(
         temperature=env.temperature,
         allowed=env.allowed,
     )
-    paid = _pay(env, samples)
+    paid = env.pay(samples.completion_ids.cpu().numpy(), samples.mask.cpu().numpy())
+    ref_logprobs, rewards, scores = (
+        torch.as_tensor(array, dtype=torch.float32, device=samples.mask.device)
+        for array in (paid.ref_logprobs, paid.rewards, paid.scores)
+    )
+    truncated = torch.as_tensor(paid.truncated, device=samples.mask.device)
     input_ids = join(prompt_ids, prompt_lengths, samples.completion_ids, samples.mask)
     positions = completion_positions(prompt_lengths, samples.mask)
     last = samples.completion_ids.gather(1, samples.mask.sum(1, keepdim=True) - 1).squeeze(1)
@@ -80,10 +141,10 @@ def collect(
         logprobs=samples.logprobs,
         entropies=samples.entropies,
         values=_values(samples, input_ids, positions, values_at),
-        bootstrap_values=_bootstrap(input_ids, prompt_lengths, samples.mask, paid, values_at),
-        ref_logprobs=paid.ref_logprobs,
-        rewards=paid.rewards,
-        scores=paid.scores,
+        bootstrap_values=_bootstrap(input_ids, prompt_lengths, samples.mask, truncated, values_at),
+        ref_logprobs=ref_logprobs,
+        rewards=rewards,
+        scores=scores,
         ended_by_eos=torch.isin(last, last.new_tensor(env.end_token_ids)),
     )
 
@@ -104,15 +165,15 @@ def _bootstrap(
     input_ids: Tensor,
     prompt_lengths: Tensor,
     mask: Tensor,
-    paid: Paid,
+    truncated: Tensor,
     values_at: ValuesAt | None,
 ) -> Tensor:
     """Return the critic's value of the state after each truncated episode, 0 elsewhere, [B]."""
-    if values_at is None or not paid.truncated.any():
+    if values_at is None or not truncated.any():
         return torch.zeros(len(mask), device=mask.device)
     ends = prompt_lengths + mask.sum(1)
     after = values_at(input_ids, ends.unsqueeze(1), torch.ones_like(mask[:, :1]))[:, 0]
-    return torch.where(paid.truncated, after, 0.0)
+    return torch.where(truncated, after, 0.0)
 
 
 def concatenate(parts: list[Rollout]) -> Rollout:
@@ -199,104 +260,52 @@ def join(
     return result
 
 
-def _pay(env: TextEnv, samples: Samples) -> Paid:
-    """Let the environment take the actions, and return what it paid."""
-    actions, mask = samples.completion_ids.cpu().numpy(), samples.mask.cpu().numpy()
-    if hasattr(env.venv, "step_sequence"):  # a wrapped environment must see every step
-        paid = _pay_at_once(env, actions, mask)
-    else:
-        paid = _pay_step_by_step(env, actions, mask)
-    device = samples.mask.device
-    rewards, ref_logprobs, scores = (
-        torch.as_tensor(array, dtype=torch.float32, device=device) for array in paid[:3]
-    )
-    truncated = torch.as_tensor(paid[3], device=device)
-    return Paid(rewards=rewards, ref_logprobs=ref_logprobs, scores=scores, truncated=truncated)
+def rollout_report(rollout: Rollout, kl_coef: float) -> dict[str, float]:
+    """Return statistics of an iteration's episodes.
 
-
-Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-"""Rewards, reference log-probs, scores and truncated flags, as in `Paid`."""
-
-
-def _pay_at_once(env: TextEnv, actions: np.ndarray, mask: np.ndarray) -> Arrays:
-    # step_sequence is not in Gymnasium's interface; _pay() has checked that the environment has it.
-    rewards, infos = env.venv.step_sequence(actions, mask)  # type: ignore[attr-defined]
-    return rewards, infos["ref_logprobs"], infos["score"], infos["truncated"]
-
-
-def _pay_step_by_step(env: TextEnv, actions: np.ndarray, mask: np.ndarray) -> Arrays:
-    """Take the actions step by step; finished rows keep stepping in an episode that is ignored.
-
-    Unless the environment resets rows in the same step, the ignored episode gets a fixed prompt.
-    Thus all rows of a group draw equally many prompts from their prompt streams.
+    `rollout/kl` is the sampled KL(pi || pi_ref) (k1: unbiased, but a single batch may be below 0).
+    `rollout/kl_error` is its standard error over episodes. `rollout/objective` is what RLHF
+    maximises: the score minus kl_coef times that KL. A truncated episode has no score; 0 is used.
     """
-    rewards, ref_logprobs = np.zeros(mask.shape), np.zeros(mask.shape)
-    scores = np.full(len(mask), np.nan)
-    truncated_rows = np.zeros(len(mask), dtype=bool)
-    same_step = env.venv.metadata.get("autoreset_mode") is AutoresetMode.SAME_STEP
-    over = np.zeros(len(mask), dtype=bool)
-    for t in range(mask.shape[1]):
-        if over.any() and not same_step:
-            env.venv.reset(options={"reset_mask": over, "index": 0})
-        counts = mask[:, t]
-        tokens = np.where(counts, actions[:, t], env.allowed.filler)
-        observation, reward, terminated, truncated, infos = env.venv.step(tokens)
-        if not isinstance(infos, dict):
-            raise UserError(f"{env.venv} gives its infos in another form; leave that wrapper out")
-        over = terminated | truncated
-        rewards[counts, t] = reward[counts]
-        ref_logprobs[counts, t] = _info(infos, "ref_logprob", over)[counts]
-        ended = counts & terminated
-        if ended.any():
-            scores[ended] = _info(infos, "score", over)[ended]
-        truncated_rows |= counts & truncated
-        going_on = mask[:, t + 1] if t + 1 < mask.shape[1] else np.zeros_like(over)
-        if (early := counts & over & going_on).any():
-            raise UserError(
-                f"a wrapper ended the episode of row {int(early.argmax())} after {t + 1} tokens, "
-                f"but the agent samples whole completions: let the environment end them, by an end "
-                f"token or max_completion_tokens"
-            )
-        _check_tokens(observation, tokens, counts & ~over)
-        last = np.where(ended, scores, 0.0) - env.missing_eos_penalty * (
-            ended & ~np.isin(tokens, env.end_token_ids)
-        )
-        _check_rewards(reward, env.kl_coef * ref_logprobs[:, t] + last, counts)
-    return rewards, ref_logprobs, scores, truncated_rows
+    scored = rollout.scores[~rollout.scores.isnan()]
+    kl, mask = rollout.sequence_kl, rollout.mask
+    objective = kl_shaped_rewards(
+        rollout.scores.nan_to_num(nan=0.0),
+        rollout.logprobs,
+        rollout.ref_logprobs,
+        mask,
+        kl_coef=kl_coef,
+    ).sum(1)
+    return {
+        "rollout/score": float(scored.mean()) if len(scored) else math.nan,
+        "rollout/score_std": float(scored.std(unbiased=False)) if len(scored) else math.nan,
+        "rollout/objective": float(objective.mean()),
+        "rollout/kl": float(kl.mean()),
+        "rollout/kl_error": float(kl.std(unbiased=False) / len(kl) ** 0.5),
+        "rollout/length": float(mask.sum(1).float().mean()),
+        "rollout/entropy": float(masked_mean(rollout.entropies, mask)),
+        "rollout/eos_share": float(rollout.ended_by_eos.float().mean()),
+        "rollout/env_return": float(rollout.rewards.sum(1).mean()),
+    }
 
 
-def _check_tokens(observation: Observation, tokens: np.ndarray, rows: np.ndarray) -> None:
-    """Raise UserError if a row shows a different token from the one that the agent gave."""
-    ends = np.asarray(observation["attention_mask"]).sum(1).astype(np.int64) - 1
-    shown = np.asarray(observation["input_ids"])[np.arange(len(tokens)), ends]
-    if (other := rows & (shown != tokens)).any():
-        row = int(other.argmax())
-        raise UserError(
-            f"a wrapper took token {shown[row]} in row {row} where the agent gave {tokens[row]}, "
-            f"so that it would learn of tokens never taken; leave that wrapper out"
-        )
+def explained_variance(rollout: Rollout, targets: Targets) -> float:
+    """Return 1 - var(returns - values) / var(returns) over real tokens; 0 for useless values."""
+    spread = masked_var(targets.returns, rollout.mask)
+    if float(spread) == 0:
+        return 0.0
+    return float(1 - masked_var(targets.returns - rollout.values, rollout.mask) / spread)
 
 
-def _check_rewards(rewards: np.ndarray, expected: np.ndarray, rows: np.ndarray) -> None:
-    """Raise UserError if a row's reward is not what the unwrapped environment pays."""
-    far = np.abs(rewards - expected) > 1e-4 * (1 + np.abs(expected))
-    if (other := rows & far).any():
-        row = int(other.argmax())
-        raise UserError(
-            f"row {row} was paid {rewards[row]:.4g} where the environment pays "
-            f"{expected[row]:.4g}: a wrapper that changes rewards changes half of the KL alone (or "
-            f"the rows have settings of their own); change the reward function instead: "
-            f"reward=[score, (bonus, 1.0)]"
-        )
+@torch.no_grad()
+def ratio_report(logprobs: Tensor, part: Rollout, clip_range: float) -> dict[str, Tensor]:
+    """Return token means that tell how far the policy has moved from the one that sampled.
 
-
-def _info(infos: dict[str, Any], name: str, over: np.ndarray) -> np.ndarray:
-    """Return one entry of this step's infos, [B].
-
-    With same-step autoreset, the entries of the rows that ended are in `final_info`.
+    Log-probs have shape [B T].
     """
-    values = np.array(infos.get(name, np.zeros(len(over))), dtype=np.float64)
-    final = infos.get("final_info", {})
-    if name in final:
-        values[over] = np.asarray(final[name], dtype=np.float64)[over]
-    return values
+    distance = ((logprobs - part.logprobs).exp() - 1).abs()
+    return {
+        "approx_kl": approx_kl(logprobs, part.logprobs, part.mask),
+        "clip_fraction": masked_mean((distance > clip_range).float(), part.mask),
+        "ratio_error": masked_mean(distance, part.mask),
+    }

@@ -13,29 +13,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.errors import UserError
+from textrl.limits import embedding_rows
 from textrl.models import SplitLM, split_lm
 from textrl.packing import Packing, action_states
+from textrl.policy import ValueHead
 from textrl.rewards import RewardModel
-from textrl.trunks import embedding_rows, first_output
-
-
-class ValueHead(nn.Sequential):
-    """Maps states to values in reward units; its last layer starts at zero, so V starts at 0."""
-
-    def __init__(self, width: int, kind: str) -> None:
-        """Make a head on states of this width: "linear", or "mlp" with one hidden layer."""
-        last = nn.Linear(width, 1)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        super().__init__(*([nn.Linear(width, width), nn.Tanh()] if kind == "mlp" else []), last)
-
-    def forward(self, states: Tensor) -> Tensor:
-        """Return values [...] of states [... H], in float32."""
-        with torch.autocast(states.device.type, enabled=False):
-            values = states.float()
-            for layer in self:
-                values = layer(values)
-        return values.squeeze(-1)
+from textrl.trunks import first_output
 
 
 class Critic(nn.Module):

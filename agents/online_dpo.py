@@ -14,13 +14,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from textrl.agents.base import AnyVectorEnv
-from textrl.agents.diagnostics import update_report
-from textrl.agents.minibatches import Numbers, Steps
+from textrl.agents.collect import Rollout
 from textrl.agents.text_agent import TextAgent
 from textrl.config import OnlineDPOConfig
 from textrl.errors import UserError
 from textrl.losses import dpo_loss
-from textrl.types import Rollout
+from textrl.updater import Numbers, Steps, update_report
 
 
 class OnlineDPO(TextAgent):

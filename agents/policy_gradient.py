@@ -7,8 +7,8 @@ reward, and its advantage compares that return with the returns of other complet
 import torch
 from torch import Tensor
 
+from textrl.agents.collect import Rollout
 from textrl.errors import UserError
-from textrl.types import Rollout
 
 
 def episode_returns(rollout: Rollout, kl_coef: float) -> Tensor:

@@ -32,15 +32,12 @@ from transformers import PreTrainedModel
 
 from textrl.advantages import gae
 from textrl.agents.base import AnyVectorEnv
-from textrl.agents.collect import collect
+from textrl.agents.collect import Rollout, Targets, collect, explained_variance, ratio_report
 from textrl.agents.critic import Critic, make_critic, values_at
-from textrl.agents.diagnostics import explained_variance, ratio_report, update_report
 from textrl.agents.kl_control import adapted_kl_coef
-from textrl.agents.minibatches import MoreLosses, Numbers, Steps
 from textrl.agents.saving import read_policy, restore
 from textrl.agents.text_agent import TextAgent
 from textrl.agents.text_env import TextEnv
-from textrl.batching import filled_batches
 from textrl.bounds import checked_config
 from textrl.config import PPOConfig
 from textrl.data import Source, load_records
@@ -51,9 +48,11 @@ from textrl.finite import check_finite
 from textrl.losses import ppo_policy_loss, ppo_value_loss, sft_loss
 from textrl.masking import masked_mean, standardize, whitening_divisor
 from textrl.models import split_lm
+from textrl.packing import filled_batches
 from textrl.paths import expanded
-from textrl.token_pass import ReferenceStates
-from textrl.types import Rollout, Targets, stack_sequences
+from textrl.policy import ReferenceStates
+from textrl.types import stack_sequences
+from textrl.updater import MoreLosses, Numbers, Steps, update_report
 
 STATES_PER_PASS = 64
 """Number of episodes in one forward pass of the reference."""

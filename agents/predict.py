@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from textrl.agents.base import Observation
-from textrl.allowed import AllowedTokens
 from textrl.generation import draw
+from textrl.logprobs import AllowedTokens
 from textrl.models import SplitLM
 
 

@@ -5,13 +5,12 @@ from functools import partial
 from torch import Tensor
 
 from textrl.advantages import rloo_advantages
-from textrl.agents.diagnostics import ratio_report, update_report
-from textrl.agents.minibatches import Numbers, Steps
+from textrl.agents.collect import Rollout, ratio_report
 from textrl.agents.policy_gradient import episode_returns, spread_over_tokens
 from textrl.agents.text_agent import TextAgent
 from textrl.config import RLOOConfig
 from textrl.losses import ppo_policy_loss
-from textrl.types import Rollout
+from textrl.updater import Numbers, Steps, update_report
 
 
 class RLOO(TextAgent):

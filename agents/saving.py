@@ -18,7 +18,7 @@ from textrl.checkpoint import STATE_FILE, load_state, read_agent, save_model, sa
 from textrl.config import AgentConfig
 from textrl.durable import write_json
 from textrl.errors import UserError
-from textrl.policy import load_policy
+from textrl.models import load_policy
 
 STATE = Path("trainer_state") / STATE_FILE
 """Where a saved agent's state lies in its folder."""

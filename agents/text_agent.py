@@ -20,15 +20,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from textrl.agents.base import AnyVectorEnv, Observation, State, check_timesteps
-from textrl.agents.collect import check_groups, collect, concatenate, without_masked
-from textrl.agents.critic import Critic, ValueHead
-from textrl.agents.diagnostics import rollout_report
-from textrl.agents.minibatches import Numbers, Steps
+from textrl.agents.collect import (
+    Rollout,
+    check_groups,
+    collect,
+    concatenate,
+    rollout_report,
+    without_masked,
+)
+from textrl.agents.critic import Critic
 from textrl.agents.predict import next_tokens
 from textrl.agents.saving import read_policy, restore, write_agent
-from textrl.agents.text_env import TextEnv
-from textrl.agents.undo import undone_on_failure
-from textrl.batching import filled_batches
+from textrl.agents.text_env import TextEnv, undone_on_failure
 from textrl.bounds import checked_config
 from textrl.config import AgentConfig
 from textrl.durable import save_files
@@ -37,13 +40,12 @@ from textrl.generation import ModelSampler, Sampler
 from textrl.masking import masked_mean
 from textrl.metrics import StageProgress, log
 from textrl.models import split_lm
+from textrl.packing import filled_batches
 from textrl.paths import expanded
-from textrl.policy import PolicyModule
+from textrl.policy import Evaluation, PolicyModule, ReferenceStates, ValueHead
 from textrl.precision import autocast, pick_precision
 from textrl.stopping import terminable, uninterrupted
-from textrl.token_pass import Evaluation, ReferenceStates
-from textrl.types import Rollout
-from textrl.updater import Updater
+from textrl.updater import Numbers, Steps, Updater
 
 PROBE = 8
 """Episodes on which sampling and update are held against each other."""

@@ -1,19 +1,38 @@
 """`TextEnv`: everything that our agents need from a vector environment, in one class."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium import spaces
-from gymnasium.vector import SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.adapters import check_apart
-from textrl.agents.base import AnyVectorEnv
-from textrl.allowed import AllowedTokens
+from textrl.agents.base import AnyVectorEnv, Observation
 from textrl.errors import UserError
+from textrl.logprobs import AllowedTokens
 from textrl.rewards import RewardModel
+from textrl.stopping import uninterrupted
 from textrl.trainable import check_live, check_same_width, check_trainable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paid:
+    """What an environment paid for one completion per row."""
+
+    rewards: np.ndarray
+    """The reward of each token. Float64 [B T]."""
+    ref_logprobs: np.ndarray
+    """The reference's log-probs of the tokens, in nats. Float64 [B T]."""
+    scores: np.ndarray
+    """The score of each completion, NaN where it was truncated. Float64 [B]."""
+    truncated: np.ndarray
+    """Whether each episode was truncated. Bool [B]."""
 
 
 class TextEnv:
@@ -75,6 +94,26 @@ class TextEnv:
         else:
             assert isinstance(base, SyncVectorEnv)
             base.set_attr("kl_coef", [value] * self.num_envs)
+
+    def pay(self, actions: np.ndarray, mask: np.ndarray) -> Paid:
+        """Let the environment take one completion per row, and return what it pays.
+
+        It takes the actions in one call of `step_sequence` if it has that method, and otherwise
+        step by step; the rewards are the same.
+
+        Args:
+            actions: The token ids. Shape [B T].
+            mask: Bool, True up to each row's last action. Shape [B T].
+        """
+        if not hasattr(self.venv, "step_sequence"):  # a wrapped environment must see every step
+            return _pay_step_by_step(self, actions, mask)
+        rewards, infos = self.venv.step_sequence(actions, mask)
+        return Paid(
+            rewards=rewards,
+            ref_logprobs=infos["ref_logprobs"],
+            scores=infos["score"],
+            truncated=infos["truncated"],
+        )
 
     def score_tokens(self, prompts: list[list[int]], completions: list[list[int]]) -> np.ndarray:
         """Return the scores that episodes of these token ids would get, float64 [N].
@@ -150,3 +189,99 @@ class TextEnv:
         """Return whether the first sub-environment of a SyncVectorEnv has this attribute."""
         base = self.venv.unwrapped
         return isinstance(base, SyncVectorEnv) and base.envs[0].has_wrapper_attr(name)
+
+
+def _pay_step_by_step(env: TextEnv, actions: np.ndarray, mask: np.ndarray) -> Paid:
+    """Take the actions step by step; finished rows keep stepping in an episode that is ignored.
+
+    Unless the environment resets rows in the same step, the ignored episode gets a fixed prompt.
+    Thus all rows of a group draw equally many prompts from their prompt streams.
+    """
+    rewards, ref_logprobs = np.zeros(mask.shape), np.zeros(mask.shape)
+    scores = np.full(len(mask), np.nan)
+    truncated_rows = np.zeros(len(mask), dtype=bool)
+    same_step = env.venv.metadata.get("autoreset_mode") is AutoresetMode.SAME_STEP
+    over = np.zeros(len(mask), dtype=bool)
+    for t in range(mask.shape[1]):
+        if over.any() and not same_step:
+            env.venv.reset(options={"reset_mask": over, "index": 0})
+        counts = mask[:, t]
+        tokens = np.where(counts, actions[:, t], env.allowed.filler)
+        observation, reward, terminated, truncated, infos = env.venv.step(tokens)
+        if not isinstance(infos, dict):
+            raise UserError(f"{env.venv} gives its infos in another form; leave that wrapper out")
+        over = terminated | truncated
+        rewards[counts, t] = reward[counts]
+        ref_logprobs[counts, t] = _info(infos, "ref_logprob", over)[counts]
+        ended = counts & terminated
+        if ended.any():
+            scores[ended] = _info(infos, "score", over)[ended]
+        truncated_rows |= counts & truncated
+        going_on = mask[:, t + 1] if t + 1 < mask.shape[1] else np.zeros_like(over)
+        if (early := counts & over & going_on).any():
+            raise UserError(
+                f"a wrapper ended the episode of row {int(early.argmax())} after {t + 1} tokens, "
+                f"but the agent samples whole completions: let the environment end them, by an end "
+                f"token or max_completion_tokens"
+            )
+        _check_tokens(observation, tokens, counts & ~over)
+        last = np.where(ended, scores, 0.0) - env.missing_eos_penalty * (
+            ended & ~np.isin(tokens, env.end_token_ids)
+        )
+        _check_rewards(reward, env.kl_coef * ref_logprobs[:, t] + last, counts)
+    return Paid(rewards=rewards, ref_logprobs=ref_logprobs, scores=scores, truncated=truncated_rows)
+
+
+def _check_tokens(observation: Observation, tokens: np.ndarray, rows: np.ndarray) -> None:
+    """Raise UserError if a row shows a different token from the one that the agent gave."""
+    ends = np.asarray(observation["attention_mask"]).sum(1).astype(np.int64) - 1
+    shown = np.asarray(observation["input_ids"])[np.arange(len(tokens)), ends]
+    if (other := rows & (shown != tokens)).any():
+        row = int(other.argmax())
+        raise UserError(
+            f"a wrapper took token {shown[row]} in row {row} where the agent gave {tokens[row]}, "
+            f"so that it would learn of tokens never taken; leave that wrapper out"
+        )
+
+
+def _check_rewards(rewards: np.ndarray, expected: np.ndarray, rows: np.ndarray) -> None:
+    """Raise UserError if a row's reward is not what the unwrapped environment pays."""
+    far = np.abs(rewards - expected) > 1e-4 * (1 + np.abs(expected))
+    if (other := rows & far).any():
+        row = int(other.argmax())
+        raise UserError(
+            f"row {row} was paid {rewards[row]:.4g} where the environment pays "
+            f"{expected[row]:.4g}: a wrapper that changes rewards changes half of the KL alone (or "
+            f"the rows have settings of their own); change the reward function instead: "
+            f"reward=[score, (bonus, 1.0)]"
+        )
+
+
+def _info(infos: dict[str, Any], name: str, over: np.ndarray) -> np.ndarray:
+    """Return one entry of this step's infos, [B].
+
+    With same-step autoreset, the entries of the rows that ended are in `final_info`.
+    """
+    values = np.array(infos.get(name, np.zeros(len(over))), dtype=np.float64)
+    final = infos.get("final_info", {})
+    if name in final:
+        values[over] = np.asarray(final[name], dtype=np.float64)[over]
+    return values
+
+
+@contextmanager
+def undone_on_failure(generator: torch.Generator, env: TextEnv) -> Iterator[None]:
+    """Set the random generator and the prompts back to the block's beginning if the block fails.
+
+    Ctrl+C, SIGTERM and a reward function that fails are failures. An environment whose prompts
+    cannot be set back (a SyncVectorEnv) keeps them as they are.
+    """
+    state, prompts = generator.get_state(), env.prompt_state()
+    try:
+        yield
+    except BaseException:
+        with uninterrupted():  # a second Ctrl+C must not find half of it done
+            generator.set_state(state)
+            if prompts is not None:
+                env.load_prompt_state(prompts)
+        raise

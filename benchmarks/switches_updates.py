@@ -7,9 +7,9 @@ from switches_setup import Setup, Switch, Work, gradient_step, loss_sum, with_pa
 from torch import Tensor
 
 from textrl.agents import PPO, PPOConfig
-from textrl.batching import epoch_minibatches
 from textrl.envs import TextRLHFVectorEnv, tiny_tokenizer
 from textrl.logprobs import token_logprobs
+from textrl.loop import epoch_minibatches
 from textrl.losses import dpo_loss
 from textrl.models import SplitLM
 from textrl.policy import PolicyModule

@@ -127,7 +127,7 @@ def textrl_trainer(job: Job, turns: Turns) -> tuple[Callable[[], object], float]
 
 def write_in_order(job: Job, rows: list[dict[str, Any]], trainer: Any) -> None:
     """Write the rows in the order in which our trainer's first epoch takes them, for TRL's."""
-    from textrl.batching import epoch_minibatches
+    from textrl.loop import epoch_minibatches
 
     lengths = {
         "sft": lambda: [len(s.ids) for s in trainer.train_sequences],

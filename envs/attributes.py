@@ -1,14 +1,22 @@
-"""Task attributes of the single and the vector environment, for agents and wrappers to read."""
+"""What the single and the vector environment share: attributes, observations, reset options."""
 
 from dataclasses import replace
+from numbers import Integral
+from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from textrl.allowed import AllowedTokens
 from textrl.envs.core import TextCore
 from textrl.envs.core_config import Shaping
+from textrl.envs.token_space import TokenIds
+from textrl.errors import UserError
+from textrl.logprobs import AllowedTokens
 from textrl.rewards import RewardModel
+from textrl.rows import is_conversation
+
+Observation = dict[str, np.ndarray]
 
 
 class TaskAttributes:
@@ -108,3 +116,55 @@ class TaskAttributes:
         They are consecutive episodes of a single environment, or consecutive rows of a vector one.
         """
         return self.core.config.group_size
+
+
+def observation_space(core: TextCore) -> spaces.Dict:
+    """Return the space of one row's observation."""
+    size = (core.max_length,)
+    return spaces.Dict(
+        {
+            "input_ids": TokenIds(0, core.lm.vocab_size - 1, size, np.int32),
+            "attention_mask": spaces.Box(0, 1, size, np.int8),
+            "prompt_length": spaces.Box(0, core.config.max_prompt_tokens, (1,), np.int32),
+        }
+    )
+
+
+def observe(core: TextCore) -> Observation:
+    """Return the observations of all rows as new arrays: [B L], [B L], [B 1]."""
+    there = np.arange(core.max_length) < core.lengths[:, None]
+    return {
+        "input_ids": core.input_ids.copy(),
+        "attention_mask": there.astype(np.int8),
+        "prompt_length": core.prompt_lengths[:, None].astype(np.int32),
+    }
+
+
+def chosen_prompt(options: dict[str, Any], row: int) -> Any:
+    """Return the prompt or the index that reset options select for a row.
+
+    A vector environment takes a list with one entry per row, or one value for all rows.
+
+    Raises:
+        UserError: neither key is given, or both are.
+    """
+    if set(options) not in ({"prompt"}, {"index"}):
+        raise UserError(f"reset options are 'prompt' or 'index', got {sorted(map(str, options))}")
+    if "index" in options:
+        index = options["index"]
+        if isinstance(index, list | tuple | np.ndarray) and np.ndim(index) and row < len(index):
+            index = index[row]
+        if not isinstance(index, Integral) or isinstance(index, bool):
+            raise UserError(f"options['index'] is {index!r} for row {row}; expected a whole number")
+        return int(index)
+    prompt = options["prompt"]
+    if isinstance(prompt, str) or is_conversation(prompt):
+        return prompt
+    if not isinstance(prompt, list | tuple) or row >= len(prompt):
+        raise UserError(f"options['prompt'] is {prompt!r}; expected a text, messages, or a list")
+    return prompt[row]
+
+
+def render_row(core: TextCore, row: int) -> str:
+    """Return a row's prompt and completion with a bar between them."""
+    return f"{core.prompt_texts[row]}|{core.completion_text(row)}"

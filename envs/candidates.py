@@ -31,10 +31,10 @@ from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
-from textrl.envs.attributes import TaskAttributes
+from textrl.envs.attributes import Observation, TaskAttributes
 from textrl.envs.core import TextCore
 from textrl.envs.core_config import Shaping
-from textrl.envs.text_rlhf import Observation, TextRLHFEnv
+from textrl.envs.text_rlhf import TextRLHFEnv
 from textrl.envs.vector import Infos, TextRLHFVectorEnv
 from textrl.errors import UserError, did_you_mean
 

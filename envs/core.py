@@ -2,7 +2,7 @@
 
 It holds the frozen reference, the prompts and the token arrays, and does not depend on Gymnasium.
 Its main methods are `start`, `step` and `step_sequence`; the environments add spaces, seeding and
-autoreset. Texts and scores of ended episodes are in `judge.py`. The docstring of
+autoreset. Prompts, texts and scores are in `texts.py`. The docstring of
 `text_rlhf.TextRLHFEnv` describes the MDP.
 """
 
@@ -12,25 +12,27 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from textrl.allowed import AllowedTokens
-from textrl.batching import filled_batches
 from textrl.chat import Messages, end_ids
 from textrl.decoding import Decoder
 from textrl.digests import weights_digest
 from textrl.envs import tasks
 from textrl.envs.core_config import CoreConfig, Shaping
-from textrl.envs.judge import Judge
-from textrl.envs.prompts import Prompt, PromptSet, encode_one, load_prompts
 from textrl.envs.reference import check_positions, load_reference
 from textrl.envs.step_result import StepResult
+from textrl.envs.texts import Judge, Prompt, PromptSet, encode_one, load_prompts
 from textrl.errors import UserError
-from textrl.logprobs import chunked_token_logprobs, counted_from_0, token_logprobs
+from textrl.limits import check_vocabulary
+from textrl.logprobs import (
+    AllowedTokens,
+    chunked_token_logprobs,
+    completion_positions,
+    token_logprobs,
+)
 from textrl.models import eos_id, pick_device, pick_dtype, split_lm
+from textrl.packing import filled_batches
 from textrl.reward_calls import Patience
 from textrl.rewards import RewardModel, make_scorer
 from textrl.task_config import FAILURE_SETTINGS, TaskConfig
-from textrl.trunks import check_vocabulary
-from textrl.types import completion_positions
 
 TASK_SETTINGS = {field.name for field in fields(TaskConfig)} - {"kl_coef", *FAILURE_SETTINGS}
 """What else the rewards depend on; kl_coef is steered and part of an agent's state."""
@@ -216,32 +218,29 @@ class TextCore:
         self, actions: np.ndarray, mask: np.ndarray, starts: np.ndarray
     ) -> np.ndarray:
         """Return the reference's log-probs of the actions, float64 [B T], 0 outside the mask."""
-        result = np.zeros(mask.shape)
+        result, device = np.zeros(mask.shape), self.lm.device
         rows = np.flatnonzero(mask.any(1))
         lengths = self.lengths[rows].tolist()
         for batch in filled_batches(lengths, TOKENS_PER_PASS):
             part = rows[batch]
             ids = torch.as_tensor(self.input_ids[part, : self.lengths[part].max()]).long()
-            before = torch.as_tensor(starts[part], device=self.lm.device)
-            chosen = torch.as_tensor(actions[part], device=self.lm.device)
-            counted = torch.as_tensor(mask[part], device=self.lm.device)
-            begun = before - torch.as_tensor(self.prompt_lengths[part], device=self.lm.device)
+            before = torch.as_tensor(starts[part], device=device)
+            chosen = torch.as_tensor(actions[part], device=device)
+            counted = torch.as_tensor(mask[part], device=device)
+            prompts = torch.as_tensor(self.prompt_lengths[part], device=device)
             positions = completion_positions(before, counted)
-            hidden = self.lm.action_states(ids.to(self.lm.device), positions, counted)
-            result[part] = (
-                chunked_token_logprobs(
-                    hidden,
-                    self.lm.head,
-                    chosen,
-                    counted,
-                    temperature=self.config.temperature,
-                    chunk_size=self.lm.chunk_size,
-                    restrict=self.allowed.restrict,
-                    positions=begun.unsqueeze(1) + counted_from_0(chosen),
-                )
-                .cpu()
-                .numpy()
+            hidden = self.lm.action_states(ids.to(device), positions, counted)
+            found = chunked_token_logprobs(
+                hidden,
+                self.lm.head,
+                chosen,
+                counted,
+                temperature=self.config.temperature,
+                chunk_size=self.lm.chunk_size,
+                restrict=self.allowed.restrict,
+                positions=positions - prompts.unsqueeze(1),
             )
+            result[part] = found.cpu().numpy()
         return result
 
     def _pay_or_undo(
@@ -313,7 +312,7 @@ class TextCore:
                 f"an action is a token id in [0, {self.lm.vocab_size}), got "
                 f"{actions.min()} to {actions.max()}"
             )
-        self.allowed.check(actions, places)
+        self.allowed.check(torch.as_tensor(actions.astype(np.int64)), torch.as_tensor(places))
 
     def _require_running(self, active: np.ndarray) -> None:
         idle = (active & ~self.running).nonzero()[0]

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from textrl.envs.prompts import PromptSource
+from textrl.envs.texts import PromptSource
 from textrl.errors import UserError, did_you_mean
 from textrl.rewards import Reward
 from textrl.task_config import TaskConfig

@@ -8,8 +8,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from textrl.envs import tasks
 from textrl.envs.core_config import CoreConfig
 from textrl.errors import UserError
+from textrl.limits import max_positions
 from textrl.models import SplitLM, freeze, load_causal_lm, load_tokenizer, moved
-from textrl.trunks import max_positions
 
 
 def check_positions(lm: SplitLM, max_length: int) -> None:

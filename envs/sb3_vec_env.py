@@ -14,8 +14,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import VecEnv
 
+from textrl.envs.attributes import Observation
 from textrl.envs.candidates import VectorCandidateActions
-from textrl.envs.text_rlhf import Observation
 from textrl.envs.vector import TextRLHFVectorEnv
 from textrl.errors import UserError, did_you_mean
 

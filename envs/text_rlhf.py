@@ -3,22 +3,24 @@
 The computation is in `core.py`; the vector environment is in `vector.py`.
 """
 
-from numbers import Integral
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from textrl.envs.attributes import TaskAttributes
+from textrl.envs.attributes import (
+    Observation,
+    TaskAttributes,
+    chosen_prompt,
+    observation_space,
+    observe,
+    render_row,
+)
 from textrl.envs.core import TextCore
 from textrl.envs.core_config import core_config, takes_core_config
-from textrl.envs.prompts import PromptStream
-from textrl.envs.token_space import TokenIds
+from textrl.envs.texts import PromptStream
 from textrl.errors import UserError
-from textrl.rows import is_conversation
-
-Observation = dict[str, np.ndarray]
 
 
 class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
@@ -135,55 +137,3 @@ class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
 
     def _observation(self) -> Observation:
         return {name: array[0] for name, array in observe(self.core).items()}
-
-
-def observation_space(core: TextCore) -> spaces.Dict:
-    """Return the space of one row's observation."""
-    size = (core.max_length,)
-    return spaces.Dict(
-        {
-            "input_ids": TokenIds(0, core.lm.vocab_size - 1, size, np.int32),
-            "attention_mask": spaces.Box(0, 1, size, np.int8),
-            "prompt_length": spaces.Box(0, core.config.max_prompt_tokens, (1,), np.int32),
-        }
-    )
-
-
-def observe(core: TextCore) -> Observation:
-    """Return the observations of all rows as new arrays: [B L], [B L], [B 1]."""
-    there = np.arange(core.max_length) < core.lengths[:, None]
-    return {
-        "input_ids": core.input_ids.copy(),
-        "attention_mask": there.astype(np.int8),
-        "prompt_length": core.prompt_lengths[:, None].astype(np.int32),
-    }
-
-
-def chosen_prompt(options: dict[str, Any], row: int) -> Any:
-    """Return the prompt or the index that reset options select for a row.
-
-    A vector environment takes a list with one entry per row, or one value for all rows.
-
-    Raises:
-        UserError: neither key is given, or both are.
-    """
-    if set(options) not in ({"prompt"}, {"index"}):
-        raise UserError(f"reset options are 'prompt' or 'index', got {sorted(map(str, options))}")
-    if "index" in options:
-        index = options["index"]
-        if isinstance(index, list | tuple | np.ndarray) and np.ndim(index) and row < len(index):
-            index = index[row]
-        if not isinstance(index, Integral) or isinstance(index, bool):
-            raise UserError(f"options['index'] is {index!r} for row {row}; expected a whole number")
-        return int(index)
-    prompt = options["prompt"]
-    if isinstance(prompt, str) or is_conversation(prompt):
-        return prompt
-    if not isinstance(prompt, list | tuple) or row >= len(prompt):
-        raise UserError(f"options['prompt'] is {prompt!r}; expected a text, messages, or a list")
-    return prompt[row]
-
-
-def render_row(core: TextCore, row: int) -> str:
-    """Return a row's prompt and completion with a bar between them."""
-    return f"{core.prompt_texts[row]}|{core.completion_text(row)}"

@@ -10,18 +10,18 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from textrl.envs.attributes import TaskAttributes
-from textrl.envs.core import TextCore
-from textrl.envs.core_config import core_config, takes_core_config
-from textrl.envs.prompts import PromptStream
-from textrl.envs.step_result import StepResult
-from textrl.envs.text_rlhf import (
+from textrl.envs.attributes import (
     Observation,
+    TaskAttributes,
     chosen_prompt,
     observation_space,
     observe,
     render_row,
 )
+from textrl.envs.core import TextCore
+from textrl.envs.core_config import core_config, takes_core_config
+from textrl.envs.step_result import StepResult
+from textrl.envs.texts import PromptStream
 from textrl.errors import UserError, did_you_mean
 from textrl.rows import is_conversation
 

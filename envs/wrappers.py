@@ -8,8 +8,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.utils import RecordConstructorArgs
 
+from textrl.envs.attributes import Observation
 from textrl.envs.core_config import require_exact_shaping
-from textrl.envs.text_rlhf import Observation
 from textrl.errors import UserError
 
 

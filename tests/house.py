@@ -14,12 +14,12 @@ FOLDERS = {"textrl": "textrl", "agents": "textrl.agents", "envs": "textrl.envs"}
 FLOORS = {
     "ground": "errors bounds paths rows types config resolve loss_names task_config durable "
     "stopping locks time_limit",
-    "maths": "masking logprobs advantages losses preference_losses allowed batching",
-    "models": "finite digests precision trunks heads packing row_cache models adapters decoding "
-    "generation devices token_pass policy trainable",
+    "maths": "masking logprobs advantages losses preference_losses",
+    "models": "finite digests precision packing policy decoding trunks limits heads adapters "
+    "models generation devices trainable",
     "texts": "data chat turns seams encoding shared_prompts",
     "training": "memory engine metrics checkpoint run_folder updater resuming loop",
-    "judging": "classifiers reward_calls rewards evaluation",
+    "judging": "classifiers reward_models reward_calls rewards evaluation",
 }
 """The rooms that are no folders: which modules of `textrl/` belong together."""
 

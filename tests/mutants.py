@@ -146,7 +146,7 @@ MATHS = [
         ("sampling at temperature 1", "log_p = (logits / temperature)", "log_p = logits"),
     ),
     *of(
-        "textrl/allowed.py",
+        "textrl/logprobs.py",
         "tests/agents/test_bans.py -k 'what_is_allowed or obey_and_both'",
         ("the least length is one token long", "(positions < self.min_tokens)", "(positions <= self.min_tokens)"),
         ("a banned token keeps a probability", "BANNED = -1e30", "BANNED = -1.0"),
@@ -195,13 +195,13 @@ AGENTS = [
         ("kl_coef steered the wrong way", "kl / config.kl_target - 1", "1 - kl / config.kl_target"),
     ),
     *of(
-        "textrl/token_pass.py",
+        "textrl/policy.py",
         f"{GRADIENT} -k 'value_head-exact-score'",
         ("the entropy at temperature 1", "token_entropy(logits, temperature=self.temperature)", "token_entropy(logits)"),
         ("the KL the other way round", "token_kl(logits, other_logits,", "token_kl(other_logits, logits,"),
     ),
     *of(
-        "textrl/token_pass.py",
+        "textrl/policy.py",
         "tests/agents/test_bans.py -k 'what_is_allowed or obey_and_both'",
         ("an update that is not renormalised", "logits = self._logits(self.head, states, counts)", "logits = self.head(states)"),
     ),
@@ -214,10 +214,10 @@ AGENTS = [
     *of(
         "agents/collect.py",
         "tests/agents/test_ppo.py -k bootstrap_values",
-        ("ended rows get a bootstrap value", "torch.where(paid.truncated, after, 0.0)", "after"),
+        ("ended rows get a bootstrap value", "torch.where(truncated, after, 0.0)", "after"),
     ),
     *of(
-        "agents/minibatches.py",
+        "textrl/updater.py",
         f"{GRADIENT} -k 'value_head-sampled-score'",
         ("micro-batches count alike", "self.weights[batch].sum().item() / self.weights.sum().item()", "len(batch) / len(self.weights)"),
         ("the demonstrations' loss is dropped", "yield from more", "del more"),
@@ -330,7 +330,7 @@ TRAINING = [
     *of(
         "envs/core.py",
         "tests/envs/test_vector.py -k counts_its_places",
-        ("the least length counts from the step", "positions=begun.unsqueeze(1) + counted", "positions=begun.unsqueeze(1) - counted"),
+        ("the least length counts from the step", "positions=positions - prompts.unsqueeze(1)", "positions=positions - before.unsqueeze(1)"),
     ),
     *of(
         "envs/core.py",
@@ -338,7 +338,7 @@ TRAINING = [
         ("the reference at temperature 1", "temperature=self.config.temperature,", "temperature=1.0,"),
     ),
     *of(
-        "envs/judge.py",
+        "envs/texts.py",
         "tests/envs/test_text_rlhf.py -k columns",
         ("every completion gets the first row's columns", "None if index is None else values[index]", "None if index is None else values[0]"),
     ),
@@ -368,7 +368,7 @@ KEPT = [
         ("rows behind the save stay", "whole = path.read_bytes()[:keep]", "whole = path.read_bytes()"),
     ),
     *of(
-        "agents/undo.py",
+        "agents/text_env.py",
         f"{SAVES} -k in_collecting",
         ("draws of an iteration that failed are lost", "generator.set_state(state)", "pass"),
         ("prompts of an iteration that failed are lost", "env.load_prompt_state(prompts)", "pass"),
@@ -384,13 +384,13 @@ KEPT = [
         ("weights may change places", "(part.long() * places)", "part.long()"),
     ),
     *of(
-        "envs/prompts.py",
+        "envs/texts.py",
         f"{SAVES} -k in_collecting",
         ("a stream goes on from its epoch's beginning", 'self._used, self.drawn = int(state["used"]), int(state["drawn"])', 'self.drawn = int(state["drawn"])'),
     ),
     *of(
-        "agents/minibatches.py",
-        "tests/test_memory.py",
+        "textrl/updater.py",
+        "tests/test_updater.py",
         ("micro-batches stay as large", "for batch in filled_batches(lengths, tokens):", "for batch in filled_batches(lengths, self.steps.micro_batch_tokens):"),
     ),
     *of(

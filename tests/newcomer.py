@@ -34,12 +34,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from textrl.agents.diagnostics import update_report
-from textrl.agents.minibatches import Numbers, Steps
+from textrl.updater import update_report
+from textrl.updater import Numbers, Steps
 from textrl.agents.text_agent import TextAgent
 from textrl.config import RaftConfig
 from textrl.masking import masked_mean
-from textrl.types import Rollout
+from textrl.agents.collect import Rollout
 
 
 class Raft(TextAgent):

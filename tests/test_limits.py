@@ -18,10 +18,10 @@ from textrl.decoding import Decoder
 from textrl.envs import tiny_model, tiny_score, tiny_tokenizer
 from textrl.errors import UserError
 from textrl.evaluation import sample_and_score, sample_completions
+from textrl.limits import max_positions
 from textrl.models import split_lm
 from textrl.rewards import RewardModel
 from textrl.trainers import DPOTrainer, SFTTrainer
-from textrl.trunks import max_positions
 
 PAIR = {"prompt": "a", "chosen": "bc", "rejected": "d"}
 

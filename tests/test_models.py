@@ -17,7 +17,7 @@ from textrl.decoding import Decoder
 from textrl.envs import tiny_model, tiny_tokenizer
 from textrl.errors import UserError
 from textrl.generation import ModelSampler, draw
-from textrl.logprobs import chunked_token_logprobs, token_logprobs
+from textrl.logprobs import chunked_token_logprobs, completion_positions, token_logprobs
 from textrl.models import (
     ensure_pad,
     eos_id,
@@ -29,7 +29,6 @@ from textrl.models import (
 from textrl.precision import autocast
 from textrl.rewards import RewardModel
 from textrl.trainers import reward_model_from
-from textrl.types import completion_positions
 
 SMALL = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -334,7 +333,9 @@ def test_reward_models_with_other_numbers_of_labels(
     text = encode_for_scoring(tiny_tokenizer(), "abc", 100)
     logits = two(input_ids=torch.tensor([text])).logits[0]
     assert scorer([""], ["abc"]) == pytest.approx([float(logits[1] - logits[0])], abs=1e-6)
-    monkeypatch.setattr("textrl.rewards.encode_for_scoring", lambda _, text, most: [1] * len(text))
+    monkeypatch.setattr(
+        "textrl.reward_models.encode_for_scoring", lambda _, text, most: [1] * len(text)
+    )
     with pytest.raises(UserError, match="text 1 of the batch is empty"):
         scorer(["", ""], ["abc", ""])
     monkeypatch.undo()

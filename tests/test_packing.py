@@ -26,13 +26,14 @@ from transformers import (
 from textrl.agents.critic import make_critic
 from textrl.classifiers import split_classifier
 from textrl.envs import tiny_tokenizer
+from textrl.logprobs import completion_positions
 from textrl.models import split_lm
-from textrl.packing import Packing, even_rows, packing_of, plan, read, share_beginnings, take
+from textrl.packing import Packing, even_rows, plan, read, share_beginnings, take
 from textrl.policy import PolicyModule
 from textrl.precision import autocast
 from textrl.trainers.dpo import Pair, pair_logprobs
-from textrl.trunks import examined
-from textrl.types import Sequence, completion_positions, stack_sequences
+from textrl.trunks import examined, packing_of
+from textrl.types import Sequence, stack_sequences
 
 FREE = Packing(pass_cost=0, attention_cost=0.0, max_length=99)
 TEXTS = [[1, 5, 6, 7, 8, 9], [1, 5, 6, 7, 3], [2, 3], [1, 5, 6, 7, 8, 9, 10, 11], [4], [1, 5, 6]]
@@ -310,7 +311,7 @@ def test_ragged_texts_are_never_held_padded(monkeypatch: pytest.MonkeyPatch) -> 
         held.append(places.numel())
         return take(states, places)
 
-    monkeypatch.setattr("textrl.token_pass.take", counted)
+    monkeypatch.setattr("textrl.policy.take", counted)
     ragged = [Sequence(ids=[1, 5], counts=[False, True]) for _ in range(60)]
     ragged.append(Sequence(ids=[1] * 300, counts=[False] + [True] * 299))
     found = PolicyModule(lm).logprobs_of(stack_sequences(ragged, lm.device))

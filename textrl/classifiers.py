@@ -1,7 +1,8 @@
 """Scoring of texts with sequence classifiers: encoding, and one score per text.
 
 A decoder's score is read at the text's last token only, so its last MLP runs only there. An encoder
-does its own pooling. Next to read: `rewards.py`, which makes a reward function from this.
+does its own pooling. Next to read: `reward_models.py`, which makes a reward function from
+this.
 """
 
 import sys
@@ -15,21 +16,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from textrl.batching import filled_batches, like_lengths
 from textrl.chat import RenderedText, end_ids, split_end
 from textrl.errors import UserError
 from textrl.finite import check_finite
-from textrl.packing import Packing, packing_of, plan, take
+from textrl.limits import max_positions
+from textrl.packing import Packing, filled_batches, like_lengths, plan, take
 from textrl.seams import one_bos, without_eos
-from textrl.trunks import (
-    Trunk,
-    alike,
-    examined,
-    first_output,
-    max_positions,
-    probe_ids,
-    unadapted,
-)
+from textrl.trunks import Trunk, alike, examined, first_output, packing_of, probe_ids, unadapted
 
 SCORING_TOKENS = 8192
 """Number of tokens that a classifier reads in one pass without gradient."""

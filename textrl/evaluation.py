@@ -14,12 +14,12 @@ from textrl.chat import Chat, Messages, end_ids
 from textrl.encoding import encode_prompt
 from textrl.errors import UserError
 from textrl.generation import ModelSampler, Sampler, Samples
+from textrl.limits import check_lengths, check_vocabulary
 from textrl.models import SplitLM, eos_id, split_lm
 from textrl.policy import PolicyModule
 from textrl.rewards import Reward, RewardModel, make_scorer
 from textrl.seams import decode, decode_completion
 from textrl.trainable import check_same_width
-from textrl.trunks import check_lengths, check_vocabulary
 from textrl.types import Sequence as TokenSequence
 from textrl.types import stack_sequences
 

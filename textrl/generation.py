@@ -12,10 +12,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from textrl.allowed import AllowedTokens
 from textrl.decoding import Decoder
 from textrl.errors import UserError
-from textrl.models import SplitLM
+from textrl.logprobs import AllowedTokens
+from textrl.policy import SplitLM
 
 
 def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:

@@ -15,15 +15,18 @@ from accelerate.utils import gather_object
 from stable_baselines3.common.logger import Logger
 from torch import Tensor, nn
 
-from textrl.batching import epoch_minibatches, filled_batches
 from textrl.checkpoint import Checkpoints
 from textrl.config import TrainingConfig
 from textrl.finite import check_finite
 from textrl.metrics import StageProgress, log
+from textrl.packing import filled_batches
 from textrl.precision import autocast, pick_precision
 from textrl.resuming import States, run_identity
 from textrl.stopping import Terminated, uninterrupted
 from textrl.updater import LossSum, Updater, warmup_cosine
+
+POOL = 32
+"""Number of minibatches in a pool, within which examples are sorted by length."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,3 +175,25 @@ def _fit_update(
             means[name] = means.get(name, 0.0) + value / divisor
     rates = {"grad_norm": norm, "learning_rate": float(learning_rate)}
     return means | rates | {"skipped_updates": float(updater.skipped)}
+
+
+def epoch_minibatches(
+    lengths: Sequence[int], minibatch_size: int, generator: torch.Generator
+) -> list[list[int]]:
+    """Return the minibatches of an epoch in random order, each with examples of similar length.
+
+    The shuffled examples are sorted by length within pools of 32 minibatches, with up to 20% random
+    jitter on each length, so that minibatches differ between epochs. Then the minibatches are
+    shuffled.
+    """
+    size = len(lengths)
+    order: list[int] = torch.randperm(size, generator=generator).tolist()
+    blur = (1 + 0.2 * torch.rand(size, generator=generator)).tolist()
+    minibatches = []
+    for start in range(0, size, POOL * minibatch_size):
+        pool = order[start : start + POOL * minibatch_size]
+        pool.sort(key=lambda i: lengths[i] * blur[i])
+        parts = range(0, len(pool), minibatch_size)
+        minibatches += [pool[begin : begin + minibatch_size] for begin in parts]
+    shuffled = torch.randperm(len(minibatches), generator=generator).tolist()
+    return [minibatches[i] for i in shuffled]

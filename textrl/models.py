@@ -1,19 +1,16 @@
-"""Loading of Transformers models, and `SplitLM`, a language model split into trunk and head.
+"""Loading of Transformers models, and `split_lm`, which splits a language model for `policy.py`.
 
 Language models, classifiers and tokenizers are loaded strictly, with errors that a user can act on.
-`SplitLM` runs the trunk on every token, but the LM head only where a log-prob is needed. In other
-modules: what an architecture supports (`trunks.py`), sampling (`generation.py`), scoring
-(`rewards.py`), critics (`agents/critic.py`).
+In other modules: the forward pass (`policy.py`), what an architecture supports (`trunks.py`),
+sampling (`generation.py`), scoring (`rewards.py`), critics (`agents/critic.py`).
 """
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -21,27 +18,16 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.cache_utils import Cache
 
-from textrl.adapters import base_of, holds_head, with_adapter
+from textrl.adapters import ADAPTER_FOLDER, SETTINGS, base_of, holds_head, with_adapter
 from textrl.devices import pick_device as pick_device
 from textrl.devices import pick_dtype as pick_dtype
 from textrl.durable import CHECKSUMS, check_files, finish_save
 from textrl.errors import UserError
 from textrl.heads import head_of
-from textrl.logprobs import counted_from_0
-from textrl.packing import Packing, action_states, packing_of, read, take
 from textrl.paths import local_or_hub
-from textrl.token_pass import token_pass
-from textrl.trunks import Trunk, cache_argument, causal_logits, examined, first_output
-from textrl.types import Sequences
-
-CHUNK_BYTES = 1 << 27
-"""Bytes of float32 logits in memory at once: 8,192 positions for a vocabulary of 4,096, 680 for
-SmolLM2's.
-
-If there are several chunks, each is computed again in the backward pass, so large chunks save time.
-"""
+from textrl.policy import SplitLM as SplitLM
+from textrl.trunks import Trunk, cache_argument, causal_logits, examined, first_output, packing_of
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
@@ -90,6 +76,29 @@ def load_causal_lm(
         raise UserError(f"{name}: the checkpoint lacks weights: {sorted(report['missing_keys'])}")
     assert isinstance(model, PreTrainedModel)
     return in_eval(moved(model, device))
+
+
+def load_policy(folder: Path, device: torch.device, frozen: list[str]) -> PreTrainedModel:
+    """Return the float32 policy that an agent saved to a folder, with its adapter if it had one.
+
+    Args:
+        folder: The folder of the merged model, with the adapter beside it (see `save_adapter`).
+        device: The device of the policy.
+        frozen: The names of its parameters that were not trained.
+
+    Raises:
+        UserError: the folder has no policy, or `peft` is not installed.
+    """
+    adapter = folder / ADAPTER_FOLDER
+    if adapter.exists():
+        base = load_causal_lm(adapter / "base", dtype="float32", device=device)
+        own = next(adapter.rglob(SETTINGS)).parent  # a named adapter is in a subfolder of its name
+        policy = in_eval(moved(with_adapter(base, own), device))
+    else:
+        policy = load_causal_lm(folder, dtype="float32", device=device)
+    for name, parameter in policy.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    return policy
 
 
 def load_classifier(
@@ -207,92 +216,6 @@ def ensure_pad(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> in
             model.resize_token_embeddings(len(tokenizer))
     model.config.pad_token_id = tokenizer.pad_token_id
     return int(tokenizer.pad_token_id)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SplitLM:
-    """A causal language model as trunk and head, so that logits are computed only where needed.
-
-    Right padding needs no attention mask, since a causal model does not see later tokens.
-    """
-
-    model: PreTrainedModel
-    trunk: nn.Module
-    head: Callable[[Tensor], Tensor]
-    vocab_size: int
-    """The width of the logits."""
-    state_size: int
-    """The width of the states, which may differ from the model's hidden size."""
-    packing: Packing
-    """How texts of different lengths may share rows."""
-    max_cached: int
-    """The longest sequence that may be stepped with a KV cache; 0: always re-encode the prefix."""
-    cache_argument: str
-    """The name of the trunk's argument for a KV cache."""
-
-    def cached_hidden(
-        self,
-        input_ids: Tensor,
-        cache: Cache,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-    ) -> Tensor:
-        """Return the last hidden states [B L H] of tokens that follow those in a KV cache.
-
-        Args:
-            input_ids: The token ids. Shape [B L].
-            cache: The KV cache, which is read and extended.
-            attention_mask: A mask that is added to the attention logits; None: plain causal
-                attention. Shape [B 1 L S].
-            position_ids: Positions of the tokens; None: they follow the cache. Shape [B L].
-        """
-        named: dict[str, Any] = {self.cache_argument: cache, "use_cache": True}
-        return first_output(
-            self.trunk(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                **named,
-            )
-        )
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the model."""
-        return self.model.device
-
-    @property
-    def chunk_size(self) -> int:
-        """The number of positions whose logits fit in CHUNK_BYTES."""
-        return max(1, CHUNK_BYTES // (4 * self.vocab_size))
-
-    def hidden(self, input_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Return the last hidden states of right-padded ids, [B L H]; arbitrary after a row's end.
-
-        Args:
-            input_ids: The token ids, right-padded. Shape [B L].
-            lengths: The number of tokens to read in each row; None: all slots. Shape [B].
-        """
-        if lengths is None:
-            return first_output(self.trunk(input_ids=input_ids, use_cache=False))
-        return take(*read(self.trunk, self.packing, input_ids, lengths))
-
-    def token_logprobs(self, sequences: Sequences, temperature: float = 1.0) -> Tensor:
-        """Return the log-probs of the tokens that count, in nats, [B L]; 0 elsewhere."""
-        ids, mask = sequences.input_ids, sequences.mask
-        positions = counted_from_0(ids)
-        return token_pass(self, ids, positions, mask, temperature=temperature).logprobs
-
-    def action_states(self, input_ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        """Return the states that chose the actions, [B T H]; arbitrary where the mask is False.
-
-        Args:
-            input_ids: Prompts with completions, right-padded. Shape [B L].
-            positions: The position of each action in its text, >= 1; the state that chose it is at
-                the position before. Shape [B T].
-            mask: Bool, True on the actions. Shape [B T].
-        """
-        return action_states(self.trunk, self.packing, input_ids, positions, mask)
 
 
 def split_lm(model: PreTrainedModel) -> SplitLM:

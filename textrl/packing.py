@@ -1,31 +1,82 @@
-"""Sequence packing: several texts per row, with shared beginnings computed once.
+"""Texts of different lengths in batches, passes and rows, to spend little computation on padding.
 
-Padding to the longest of 32 random reviews nearly doubles the tokens. `read` rearranges
+Padding to the longest of 32 random reviews nearly doubles the tokens. `filled_batches` decides
+which texts are in memory at the same time, which never changes the result. `read` rearranges
 right-padded texts. Texts of the same prompt form a family, whose common beginning is read once.
 Families are concatenated in rows of about equal length; positions start again with each text, and a
 mask prevents attention between texts. Every state is equal to that of the text in a row of its own
-(a trial in `packing_of` checks this), and the caller gets it at the original place. docs/speed.md
-has numbers.
+(a trial in `trunks.packing_of` checks this), and the caller gets it at the original place.
+docs/speed.md has numbers.
 """
 
 import heapq
+import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from textrl.batching import like_lengths
 from textrl.precision import attention_of_texts
-from textrl.trunks import Trunk
 
-LEAST_PASS_COST = 64
-PASS_PARAMETERS = 1 << 28
-ATTENTION_SLOWNESS = 1.5
-"""Seconds per FLOP of attention divided by seconds per FLOP of a large matrix product, measured
-with models of 4M and 135M parameters."""
+
+def filled_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Return the indices, sorted by length, in batches of similar size of at most max_tokens.
+
+    A longer example gets its own batch. Padding is not counted, since `read` leaves little of
+    it.
+
+    >>> filled_batches([5, 2, 2, 9], max_tokens=10)
+    [[1, 2, 0], [3]]
+    """
+    if not lengths:
+        return []
+    total = sum(lengths)
+    even = total / max(1, math.ceil(total / max_tokens))  # equal sizes, not a small last batch
+    batches: list[list[int]] = []
+    held = 0
+    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        size = lengths[index]
+        if batches and held + size <= max_tokens and held + size / 2 <= even:
+            batches[-1].append(index)
+            held += size
+        else:
+            batches.append([index])
+            held = size
+    return batches
+
+
+def like_lengths(lengths: Sequence[int], pass_cost: int) -> list[list[int]]:
+    """Return the indices in batches of similar lengths, each to be padded to its longest.
+
+    Of all splits of the sorted lengths, this one has the lowest cost: the padded tokens plus
+    pass_cost per batch.
+
+    >>> like_lengths([500, 30, 30, 500], pass_cost=64)  # not 940 tokens of padding
+    [[1, 2], [0, 3]]
+    """
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    ends = [0]  # positions where a batch may end: those where a longer length begins
+    for position in range(1, len(order) + 1):
+        if position == len(order) or lengths[order[position]] > lengths[order[position - 1]]:
+            ends.append(position)
+    least, begins = [0.0], [0]  # for the first ends[j] rows: least cost, start of the last batch
+    for end in ends[1:]:
+        longest = lengths[order[end - 1]]
+        costs = [
+            cost + (end - begin) * longest + pass_cost
+            for cost, begin in zip(least, ends, strict=False)
+        ]
+        best = min(range(len(costs)), key=costs.__getitem__)
+        least.append(costs[best])
+        begins.append(best)
+    batches: list[list[int]] = []
+    last = len(ends) - 1
+    while last > 0:
+        batches.insert(0, order[ends[begins[last]] : ends[last]])
+        last = begins[last]
+    return batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,56 +324,6 @@ def packed_pass(texts: list[list[int]], rows: list[list[Family]]) -> tuple[Pass,
     own_branch = branches.unsqueeze(2) == branches.unsqueeze(1)
     seen = (slots.unsqueeze(1) >= slots) & own_family & (of_beginning | own_branch)
     return Pass(input_ids=ids, position_ids=positions, visible=seen.unsqueeze(1)), places
-
-
-@torch.no_grad()
-def packing_of(model: PreTrainedModel, trunk: Trunk) -> Packing:
-    """Return the packing of a model's trunk, from its architecture, its size and a trial.
-
-    Args:
-        model: The whole model, which gives the sizes.
-        trunk: The causal model without its head.
-    """
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    cost = max(LEAST_PASS_COST, PASS_PARAMETERS // parameters)
-    beyond = trunk.alone_beyond
-    never = Packing(pass_cost=cost, attention_cost=0.0, max_length=0, alone_beyond=beyond)
-    text = model.config.get_text_config()
-    # Some architectures mask by slot instead of position, or take no such mask.
-    by_slot = "window_size" in text.to_dict()
-    takes_mask = text._attn_implementation in ("eager", "sdpa")
-    if trunk.plain < 1 or by_slot or not takes_mask:
-        return never
-    was_training = model.training
-    model.eval()
-    bears = _bears_packing(trunk.module, text.vocab_size, model.device)
-    model.train(was_training)
-    if not bears:
-        return never
-    # attention takes 4 FLOPs per pair of slots, layer and channel; a token takes 2 per parameter
-    attention = ATTENTION_SLOWNESS * 2 * text.num_hidden_layers * text.hidden_size / parameters
-    longest = min(trunk.plain, beyond)
-    return replace(never, attention_cost=attention, max_length=longest)
-
-
-def _bears_packing(trunk: nn.Module, vocab_size: int, device: torch.device) -> bool:
-    """Return whether three texts in one row have the same states as in three separate rows."""
-    texts = [[i % vocab_size for i in text] for text in ([1, 2, 3, 4], [1, 2, 5, 6, 7], [8, 9])]
-    families = [
-        Family(begin=2, members=[0, 1], num_tokens=7),
-        Family(begin=2, members=[2], num_tokens=2),
-    ]
-    packed, places = packed_pass(texts, [families])
-    try:
-        together = packed.to(device).states(trunk)
-    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
-        return False  # the attention does not take such a mask
-    for text, own in zip(texts, places, strict=True):
-        alone = Pass(input_ids=torch.tensor([text], device=device)).states(trunk)
-        close = torch.finfo(alone.dtype).eps ** 0.5 * alone.abs().max()
-        if not bool(((together[own] - alone).abs() <= close).all()):
-            return False
-    return True
 
 
 def _common(first: list[int], second: list[int]) -> int:

@@ -1,20 +1,187 @@
-"""`PolicyModule`: a policy as one torch module, whose forward every update calls.
+"""The forward pass: `SplitLM`, a language model as trunk and head, and `PolicyModule` on it.
 
-Next to read: `token_pass.py` (what the forward computes), `models.py` (trunk and head).
+`PolicyModule.forward` is what every update calls: it runs the trunk on every token, but the LM head
+only on the tokens that count. Next to read: `packing.py` (how texts share a pass), `logprobs.py`
+(the chunks of the head), `models.py` (where models come from).
 """
 
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 
-from textrl.adapters import ADAPTER_FOLDER, SETTINGS, with_adapter
-from textrl.allowed import AllowedTokens
-from textrl.logprobs import counted_from_0
-from textrl.models import SplitLM, in_eval, load_causal_lm, moved
-from textrl.token_pass import Evaluation, ReferenceStates, token_pass
+from textrl.logprobs import (
+    AllowedTokens,
+    counted_from_0,
+    map_positions,
+    token_entropy,
+    token_kl,
+    token_logprobs,
+)
+from textrl.packing import Packing, action_states, read, read_before, take
 from textrl.types import Sequences
+
+CHUNK_BYTES = 1 << 27
+"""Bytes of float32 logits in memory at once: 8,192 positions for a vocabulary of 4,096, 680 for
+SmolLM2's.
+
+If there are several chunks, each is computed again in the backward pass, so large chunks save time.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitLM:
+    """A causal language model as trunk and head, so that logits are computed only where needed.
+
+    Right padding needs no attention mask, since a causal model does not see later tokens.
+    """
+
+    model: PreTrainedModel
+    trunk: nn.Module
+    head: Callable[[Tensor], Tensor]
+    vocab_size: int
+    """The width of the logits."""
+    state_size: int
+    """The width of the states, which may differ from the model's hidden size."""
+    packing: Packing
+    """How texts of different lengths may share rows."""
+    max_cached: int
+    """The longest sequence that may be stepped with a KV cache; 0: always re-encode the prefix."""
+    cache_argument: str
+    """The name of the trunk's argument for a KV cache."""
+
+    def cached_hidden(
+        self,
+        input_ids: Tensor,
+        cache: Cache,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Return the last hidden states [B L H] of tokens that follow those in a KV cache.
+
+        Args:
+            input_ids: The token ids. Shape [B L].
+            cache: The KV cache, which is read and extended.
+            attention_mask: A mask that is added to the attention logits; None: plain causal
+                attention. Shape [B 1 L S].
+            position_ids: Positions of the tokens; None: they follow the cache. Shape [B L].
+        """
+        named: dict[str, Any] = {self.cache_argument: cache, "use_cache": True}
+        states: Tensor = self.trunk(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **named
+        )[0]
+        return states
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model."""
+        return self.model.device
+
+    @property
+    def chunk_size(self) -> int:
+        """The number of positions whose logits fit in CHUNK_BYTES."""
+        return max(1, CHUNK_BYTES // (4 * self.vocab_size))
+
+    def hidden(self, input_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Return the last hidden states of right-padded ids, [B L H]; arbitrary after a row's end.
+
+        Args:
+            input_ids: The token ids, right-padded. Shape [B L].
+            lengths: The number of tokens to read in each row; None: all slots. Shape [B].
+        """
+        if lengths is None:
+            states: Tensor = self.trunk(input_ids=input_ids, use_cache=False)[0]
+            return states
+        return take(*read(self.trunk, self.packing, input_ids, lengths))
+
+    def token_logprobs(self, sequences: Sequences, temperature: float = 1.0) -> Tensor:
+        """Return the log-probs of the tokens that count, in nats, [B L]; 0 elsewhere."""
+        return PolicyModule(self).logprobs_of(sequences, temperature)
+
+    def action_states(self, input_ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        """Return the states that chose the actions, [B T H]; arbitrary where the mask is False.
+
+        Args:
+            input_ids: Prompts with completions, right-padded. Shape [B L].
+            positions: The position of each action in its text, >= 1; the state that chose it is at
+                the position before. Shape [B T].
+            mask: Bool, True on the actions. Shape [B T].
+        """
+        return action_states(self.trunk, self.packing, input_ids, positions, mask)
+
+
+class ValueHead(nn.Sequential):
+    """Maps states to values in reward units; its last layer starts at zero, so V starts at 0."""
+
+    def __init__(self, width: int, kind: str) -> None:
+        """Make a head on states of this width: "linear", or "mlp" with one hidden layer."""
+        last = nn.Linear(width, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        super().__init__(*([nn.Linear(width, width), nn.Tanh()] if kind == "mlp" else []), last)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return values [...] of states [... H], in float32."""
+        with torch.autocast(states.device.type, enabled=False):
+            values = states.float()
+            for layer in self:
+                values = layer(values)
+        return values.squeeze(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What an update needs about some tokens; each is [B T], 0 where the mask is False."""
+
+    logprobs: Tensor
+    """The tokens' log-probs in nats, differentiable."""
+    values: Tensor | None
+    """The values in reward units, differentiable; None if the policy has no value head."""
+    entropies: Tensor | None
+    """The entropies in nats, differentiable; None if they were not requested."""
+    exact_kl: Tensor | None
+    """KL(pi || pi_ref) over the vocabulary, in nats, differentiable; None without a reference."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceStates:
+    """The reference's hidden states before the same tokens, and the head that reads them."""
+
+    states: Tensor
+    """The hidden states. Shape [B T H]."""
+    head: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """Computes log-prob, entropy and exact KL from the logits of some positions, one per column."""
+
+    head: Callable[[Tensor], Tensor]
+    temperature: float
+    allowed: AllowedTokens | None
+    entropies: bool
+    reference: ReferenceStates | None
+
+    def __call__(
+        self, states: Tensor, chosen: Tensor, counts: Tensor, others: Tensor | None = None
+    ) -> Tensor:
+        """Map a chunk of [n H], [n], [n] and [n H] to [n columns]."""
+        logits = self._logits(self.head, states, counts)
+        columns = [token_logprobs(logits, chosen, temperature=self.temperature)]
+        if self.entropies:
+            columns.append(token_entropy(logits, temperature=self.temperature))
+        if self.reference is not None and others is not None:
+            other_logits = self._logits(self.reference.head, others, counts)
+            columns.append(token_kl(logits, other_logits, temperature=self.temperature))
+        return torch.stack(columns, dim=-1)
+
+    def _logits(self, head: Callable[[Tensor], Tensor], states: Tensor, counts: Tensor) -> Tensor:
+        logits = head(states)
+        return logits if self.allowed is None else self.allowed.restrict(logits, counts)
 
 
 class PolicyModule(nn.Module):
@@ -57,16 +224,28 @@ class PolicyModule(nn.Module):
             entropies: Whether to compute entropies too (another pass over all logits).
             reference: The reference's states before the same tokens, for the exact KL.
         """
-        return token_pass(
-            self.lm,
-            input_ids,
-            positions,
-            mask,
-            temperature=temperature,
-            allowed=allowed,
-            entropies=entropies,
-            reference=reference,
-            value_head=self.value_head,
+        lm, value_head = self.lm, self.value_head
+        positions = positions.masked_fill(~mask, 0)
+        input_ids = input_ids[:, : int(positions.max()) + 1]  # later tokens are not needed
+        states, places = read_before(lm.trunk, lm.packing, input_ids, positions, mask)
+        chosen, counts = input_ids.gather(1, positions), counted_from_0(positions)
+        numbers = _Numbers(lm.head, temperature, allowed, entropies, reference)
+        inputs, counted = [places, chosen, counts], mask
+        if reference is not None:
+            inputs.append(reference.states)
+        if value_head is None:  # keep only the states that count: the texts may differ in length
+            inputs = [tensor[mask].unsqueeze(0) for tensor in inputs]
+            counted = mask[mask].unsqueeze(0)
+        hidden = take(states, inputs[0])
+        table = map_positions(numbers, hidden, *inputs[1:], mask=counted, chunk_size=lm.chunk_size)
+        if value_head is None:
+            zeros = table.new_zeros(*mask.shape, table.shape[-1])
+            table = zeros.masked_scatter(mask.unsqueeze(-1), table)
+        return Evaluation(
+            logprobs=table[..., 0],
+            values=None if value_head is None else value_head(hidden).masked_fill(~mask, 0.0),
+            entropies=table[..., 1] if entropies else None,
+            exact_kl=None if reference is None else table[..., -1],
         )
 
     def logprobs_of(self, sequences: Sequences, temperature: float = 1.0) -> Tensor:
@@ -74,26 +253,3 @@ class PolicyModule(nn.Module):
         ids, mask = sequences.input_ids, sequences.mask
         found: Evaluation = self(ids, counted_from_0(ids), mask, temperature=temperature)
         return found.logprobs
-
-
-def load_policy(folder: Path, device: torch.device, frozen: list[str]) -> PreTrainedModel:
-    """Return the float32 policy that an agent saved to a folder, with its adapter if it had one.
-
-    Args:
-        folder: The folder of the merged model, with the adapter beside it (see `save_adapter`).
-        device: The device of the policy.
-        frozen: The names of its parameters that were not trained.
-
-    Raises:
-        UserError: the folder has no policy, or `peft` is not installed.
-    """
-    adapter = folder / ADAPTER_FOLDER
-    if adapter.exists():
-        base = load_causal_lm(adapter / "base", dtype="float32", device=device)
-        own = next(adapter.rglob(SETTINGS)).parent  # a named adapter is in a subfolder of its name
-        policy = in_eval(moved(with_adapter(base, own), device))
-    else:
-        policy = load_causal_lm(folder, dtype="float32", device=device)
-    for name, parameter in policy.named_parameters():
-        parameter.requires_grad_(name not in frozen)
-    return policy

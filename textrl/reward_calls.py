@@ -1,9 +1,10 @@
-"""Calls of reward functions: how they get their arguments, what they may return, and failures.
+"""Scores of texts: calls of reward functions, what they may return, failures, the weighted sum.
 
-A call fails if the function raises, takes too long, or returns a number that is not finite. It is
-tried again as often as `Patience` says, and then it stops the run, or its samples are masked: their
-episodes are left out. A value of a wrong type or a wrong number of values is a mistake in the
-function, and stops the run at once.
+The results are checked: None, NaN, a wrong length or an exception is an error that names the
+sample, never a silent 0. A call fails if the function raises, takes too long, or returns a number
+that is not finite. It is tried again as often as `Patience` says, and then it stops the run, or its
+samples are masked: their episodes are left out. A value of a wrong type or a wrong number of values
+is a mistake in the function, and stops the run at once.
 """
 
 import contextlib
@@ -14,13 +15,15 @@ import reprlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from textrl.chat import Chat
 from textrl.errors import UserError
+from textrl.reward_models import RewardModel
 from textrl.stopping import Terminated
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -236,3 +239,69 @@ def called(
 
 def _shorten(prompt: str, completion: str) -> str:
     return f"prompt {prompt[:60]!r}, completion {completion[:60]!r}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scorer:
+    """Named reward functions with weights; the score of a text is their weighted sum."""
+
+    functions: tuple[Callable[..., Any], ...]
+    names: tuple[str, ...]
+    weights: tuple[float, ...]
+    patience: Patience = field(default_factory=Patience)
+    """What is done where one of the functions fails."""
+
+    @property
+    def reward_model(self) -> RewardModel | None:
+        """The first frozen reward model among the functions, for critics that start from it."""
+        return next((f for f in self.functions if isinstance(f, RewardModel)), None)
+
+    def __call__(
+        self,
+        prompts: list[str],
+        completions: list[str],
+        columns: dict[str, list[Any]],
+        chats: list[Chat | None] | None = None,
+    ) -> np.ndarray:
+        """Return the weighted sum of all functions, float64 [B].
+
+        Args:
+            prompts: The prompts as texts.
+            completions: The completions as texts.
+            columns: The data set's other columns, by name.
+            chats: The prompts that are messages, and None for those that are plain text.
+
+        Returns: The sum for each sample; NaN where a function failed and failures are masked.
+
+        Raises:
+            UserError: a function failed, or did not return one number per sample.
+        """
+        total = np.zeros(len(prompts))
+        chats = chats or [None] * len(prompts)
+        if any(chats):
+            messages = [None if chat is None else chat.messages for chat in chats]
+            columns = columns | {"messages": messages}
+        for function, name, weight in zip(self.functions, self.names, self.weights, strict=True):
+            known = columns | {"chats": chats} if isinstance(function, RewardModel) else columns
+            if isinstance(function, RewardModel):
+                scores = _of_model(function, name, prompts, completions, known)
+            else:
+                reward = PatientReward(function, name, self.patience)
+                scores = reward.scores(prompts, completions, known)
+            total += weight * scores
+        return total
+
+
+def _of_model(
+    model: RewardModel,
+    name: str,
+    prompts: list[str],
+    completions: list[str],
+    columns: dict[str, list[Any]],
+) -> np.ndarray:
+    """Return a reward model's scores, whose failure is none of a function's and never masked."""
+    try:
+        scores = called(model, prompts, completions, columns)
+    except UserError as error:
+        raise UserError(f"reward model {name!r}: {error}") from error
+    return checked(scores, name, prompts, completions)

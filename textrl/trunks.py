@@ -2,23 +2,28 @@
 
 This module has the few questions that depend on the internals of transformers. Trials on a few
 tokens answer them where possible. `models.py` (language models), `classifiers.py` (reward models)
-and the environment use it. Next to read: `heads.py`, `row_cache.py`.
+and the environment use it. Next to read: `heads.py`, `decoding.py`.
 """
 
 import inspect
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
+from textrl.decoding import RowCache, step_mask
 from textrl.errors import UserError
 from textrl.finite import check_finite
-from textrl.row_cache import RowCache, step_mask
+from textrl.packing import Family, Packing, Pass, packed_pass
 
+LEAST_PASS_COST = 64
+PASS_PARAMETERS = 1 << 28
+ATTENTION_SLOWNESS = 1.5
+"""Seconds per FLOP of attention divided by seconds per FLOP of a large matrix product, measured
+with models of 4M and 135M parameters."""
 FAILURES = (
     AssertionError,
     AttributeError,
@@ -216,6 +221,56 @@ def bears_stepping(trunk: nn.Module, body: PreTrainedModel, cache_word: str) -> 
 
 
 @torch.no_grad()
+def packing_of(model: PreTrainedModel, trunk: Trunk) -> Packing:
+    """Return the packing of a model's trunk, from its architecture, its size and a trial.
+
+    Args:
+        model: The whole model, which gives the sizes.
+        trunk: The causal model without its head.
+    """
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    cost = max(LEAST_PASS_COST, PASS_PARAMETERS // parameters)
+    beyond = trunk.alone_beyond
+    never = Packing(pass_cost=cost, attention_cost=0.0, max_length=0, alone_beyond=beyond)
+    text = model.config.get_text_config()
+    # Some architectures mask by slot instead of position, or take no such mask.
+    by_slot = "window_size" in text.to_dict()
+    takes_mask = text._attn_implementation in ("eager", "sdpa")
+    if trunk.plain < 1 or by_slot or not takes_mask:
+        return never
+    was_training = model.training
+    model.eval()
+    bears = _bears_packing(trunk.module, text.vocab_size, model.device)
+    model.train(was_training)
+    if not bears:
+        return never
+    # attention takes 4 FLOPs per pair of slots, layer and channel; a token takes 2 per parameter
+    attention = ATTENTION_SLOWNESS * 2 * text.num_hidden_layers * text.hidden_size / parameters
+    longest = min(trunk.plain, beyond)
+    return replace(never, attention_cost=attention, max_length=longest)
+
+
+def _bears_packing(trunk: nn.Module, vocab_size: int, device: torch.device) -> bool:
+    """Return whether three texts in one row have the same states as in three separate rows."""
+    texts = [[i % vocab_size for i in text] for text in ([1, 2, 3, 4], [1, 2, 5, 6, 7], [8, 9])]
+    families = [
+        Family(begin=2, members=[0, 1], num_tokens=7),
+        Family(begin=2, members=[2], num_tokens=2),
+    ]
+    packed, places = packed_pass(texts, [families])
+    try:
+        together = packed.to(device).states(trunk)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        return False  # the attention does not take such a mask
+    for text, own in zip(texts, places, strict=True):
+        alone = Pass(input_ids=torch.tensor([text], device=device)).states(trunk)
+        close = torch.finfo(alone.dtype).eps ** 0.5 * alone.abs().max()
+        if not bool(((together[own] - alone).abs() <= close).all()):
+            return False
+    return True
+
+
+@torch.no_grad()
 def causal_logits(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
     """Return the ids of a trial and the model's logits, after a check that the model is causal.
 
@@ -259,62 +314,3 @@ def unadapted(model: PreTrainedModel) -> PreTrainedModel:
 def name_of(model: PreTrainedModel) -> str:
     """Return the class name of a model without the PEFT wrapper."""
     return type(unadapted(model)).__name__
-
-
-def max_positions(model: PreTrainedModel) -> int | None:
-    """Return the maximum number of tokens that a model reads, or None if it is not stated."""
-    try:
-        limit = model.config.get_text_config().max_position_embeddings
-    except AttributeError:
-        return None
-    if limit is None or limit < 1:
-        return None
-    body = unadapted(model)
-    return int(limit) - first_position(body.base_model, body)
-
-
-def has_position_table(model: PreTrainedModel) -> bool:
-    """Return whether positions beyond the last one fail, rather than only being untrained."""
-    limit = max_positions(model)
-    if limit is None:
-        return False
-    words = model.get_input_embeddings()
-    tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding) and m is not words]
-    tables += [buffer for buffer in model.buffers() if buffer.dim() == 2]
-    return any(limit <= len(table) <= limit + 8 for table in tables)
-
-
-def check_lengths(model: PreTrainedModel, lengths: Iterable[int], what: str) -> None:
-    """Raise UserError if a text is longer than the model has positions.
-
-    Args:
-        model: The model. Without a table of positions it reads texts of any length.
-        lengths: The number of tokens of each text.
-        what: What a text is called in the message, in the singular.
-    """
-    limit = max_positions(model)
-    if limit is None:
-        return
-    for row, length in enumerate(lengths):
-        if length > limit and has_position_table(model):
-            raise UserError(
-                f"{what} {row} has {length} tokens, but {name_of(model)} has {limit} positions; "
-                f"shorten it or lower the limit of tokens"
-            )
-
-
-def embedding_rows(model: PreTrainedModel) -> int:
-    """Return the number of token ids that a model has embeddings for."""
-    weight = model.get_input_embeddings().weight
-    assert isinstance(weight, Tensor)
-    return len(weight)
-
-
-def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise UserError if the tokenizer has ids without an embedding in the model."""
-    rows = embedding_rows(model)
-    if len(tokenizer) > rows:
-        raise UserError(
-            f"the tokenizer has {len(tokenizer)} tokens, {name_of(model)} {rows}; call "
-            f"model.resize_token_embeddings({len(tokenizer)}), or use the model's own tokenizer"
-        )

@@ -1,85 +1,13 @@
-"""The data types that modules pass to each other: frozen dataclasses of tensors.
+"""Tokenised texts, one by one and in batches, with flags for the tokens that count."""
 
-Axes: B sequences, L prompt and completion, T completion. Masks are Bool, True = this token counts;
-masked slots hold 0. Each object is complete when it is made; a later stage makes an object of the
-next type instead of adding fields.
-"""
-
-from dataclasses import dataclass, fields, replace
-from typing import Self
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class TensorData:
-    """Tensors with the same first axis B."""
-
-    def rows(self, indices: Tensor) -> Self:
-        """Return the same data of some rows only."""
-        return replace(self, **{f.name: self.__dict__[f.name][indices] for f in fields(self)})
-
-    def __repr__(self) -> str:
-        """Show shapes, not numbers."""
-        shapes = ", ".join(f"{f.name} {list(self.__dict__[f.name].shape)}" for f in fields(self))
-        return f"{type(self).__name__}({shapes})"
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class Rollout(TensorData):
-    """Finished episodes that an agent has collected."""
-
-    input_ids: Tensor
-    """Prompt and completion, right-padded. Int64 [B L]."""
-    prompt_lengths: Tensor
-    """The number of tokens of each prompt. Int64 [B]."""
-    positions: Tensor
-    """The position of each action in input_ids; its state is at the one before. Int64 [B T]."""
-    completion_ids: Tensor
-    """The actions: input_ids at the positions. Int64 [B T]."""
-    mask: Tensor
-    """Bool [B T], True on the actions."""
-    logprobs: Tensor
-    """Log-probs of the actions under the policy that sampled, in nats. Shape [B T]."""
-    entropies: Tensor
-    """Entropies of that policy, in nats. Shape [B T]."""
-    values: Tensor
-    """The critic's value of the state before each token; 0 without a critic. Shape [B T]."""
-    bootstrap_values: Tensor
-    """The critic's value after the last token of a truncated episode, else 0. Shape [B]."""
-    ref_logprobs: Tensor
-    """Log-probs of the actions under the reference, in nats. Shape [B T]."""
-    rewards: Tensor
-    """The rewards that the environment paid. Shape [B T]."""
-    scores: Tensor
-    """The score of each episode, NaN if it was truncated. Shape [B]."""
-    ended_by_eos: Tensor
-    """Whether an end token ended the episode; False if the budget did. Bool [B]."""
-
-    @property
-    def lengths(self) -> Tensor:
-        """The number of tokens of each text up to its last action, Int64 [B]."""
-        return self.positions.masked_fill(~self.mask, 0).amax(1) + 1
-
-    @property
-    def sequence_kl(self) -> Tensor:
-        """Sampled KL to the reference in nats per sequence, [B]: sum_t log pi - log pi_ref."""
-        return (self.logprobs - self.ref_logprobs).masked_fill(~self.mask, 0.0).sum(1)
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class Targets(TensorData):
-    """The advantages and returns of a PPO update."""
-
-    advantages: Tensor
-    """Advantages, whitened over all tokens that count. Shape [B T]."""
-    returns: Tensor
-    """Targets of the critic, in reward units. Shape [B T]."""
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class Sequences(TensorData):
+class Sequences:
     """Prompts with one completion each, as input of a teacher-forced pass."""
 
     input_ids: Tensor
@@ -105,16 +33,6 @@ class Sequence:
     def num_counted(self) -> int:
         """The number of tokens whose log-prob counts."""
         return sum(self.counts)
-
-
-def completion_positions(prompt_lengths: Tensor, mask: Tensor) -> Tensor:
-    """Return the positions of completion tokens that directly follow a prompt, Int64 [B T].
-
-    >>> completion_positions(torch.tensor([3]), torch.tensor([[True, True, False]]))
-    tensor([[3, 4, 0]])
-    """
-    steps = torch.arange(mask.shape[1], device=mask.device)
-    return (prompt_lengths.unsqueeze(1) + steps).masked_fill(~mask, 0)
 
 
 def stack_sequences(sequences: list[Sequence], device: torch.device) -> Sequences:

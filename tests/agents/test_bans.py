@@ -9,9 +9,9 @@ from test_critic_free import AGENTS, make
 
 import textrl  # noqa: F401  # registers TextRLHF-v0
 from textrl.agents import PPO, BestOfN, BestOfNConfig, PPOConfig
-from textrl.allowed import AllowedTokens
 from textrl.envs import CandidateActions, tiny_model
 from textrl.errors import UserError
+from textrl.logprobs import AllowedTokens
 
 EOS = 2
 BANNED = [0, 1, *range(5, 29)]

@@ -9,10 +9,11 @@ from reference_agents import Episode, Nets, ppo_objective, ppo_targets
 
 import textrl  # noqa: F401  # registers TextRLHF-v0
 from textrl.agents import PPO, PPOConfig
-from textrl.agents.critic import Critic, ValueHead
-from textrl.agents.minibatches import Numbers, Step
+from textrl.agents.critic import Critic
 from textrl.envs import tiny_model, tiny_tokenizer
+from textrl.policy import ValueHead
 from textrl.trainers import reward_model_from
+from textrl.updater import Numbers, Step
 
 SETTINGS = dict(
     ent_coef=0.3,

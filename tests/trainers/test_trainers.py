@@ -8,11 +8,12 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from textrl.batching import epoch_minibatches, filled_batches, like_lengths
 from textrl.config import DPOConfig, RewardConfig, SFTConfig
 from textrl.envs import tiny_model, tiny_tokenizer
 from textrl.errors import UserError
+from textrl.loop import epoch_minibatches
 from textrl.losses import dpo_loss, ranking_loss
+from textrl.packing import filled_batches, like_lengths
 from textrl.rewards import RewardModel
 from textrl.trainers import DPOTrainer, RewardTrainer, SFTTrainer, reward_model_from
 from textrl.trainers.dpo import label_smoothing, sequence_logprobs

@@ -15,22 +15,22 @@ from stable_baselines3.common.logger import Logger
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from textrl.batching import filled_batches
 from textrl.bounds import checked_config
 from textrl.chat import end_ids, prompt_of
 from textrl.config import DPOConfig
 from textrl.data import Records, Source, load_records, split_by_prompt
 from textrl.encoding import continuation
 from textrl.errors import UserError
+from textrl.limits import check_lengths, check_vocabulary
 from textrl.loop import FitTask
 from textrl.loss_names import loss_weights, needs_reference
 from textrl.losses import dpo_loss
 from textrl.models import eos_id, split_lm
+from textrl.packing import filled_batches
 from textrl.policy import PolicyModule
 from textrl.precision import autocast, pick_precision
 from textrl.shared_prompts import with_shared_prompts
 from textrl.trainers.base import Trainer
-from textrl.trunks import check_lengths, check_vocabulary
 from textrl.types import Sequence, stack_sequences
 from textrl.updater import LossSum
 

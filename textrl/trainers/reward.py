@@ -22,6 +22,7 @@ from textrl.config import RewardConfig
 from textrl.data import Records, Source, load_records, split_by_prompt
 from textrl.encoding import ranked_texts, reward_text
 from textrl.errors import UserError
+from textrl.limits import check_vocabulary
 from textrl.loop import FitTask
 from textrl.losses import bradley_terry_loss, plackett_luce_loss, ranking_loss
 from textrl.models import ensure_pad, untrained_classifier
@@ -29,7 +30,6 @@ from textrl.rewards import RewardModel
 from textrl.rows import Row
 from textrl.shared_prompts import with_shared_prompts
 from textrl.trainers.base import Trainer
-from textrl.trunks import check_vocabulary
 from textrl.updater import LossSum
 
 

@@ -6,17 +6,17 @@ import torch
 from stable_baselines3.common.logger import Logger
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from textrl.batching import filled_batches
 from textrl.bounds import checked_config
 from textrl.chat import end_ids
 from textrl.config import SFTConfig
 from textrl.data import Source, load_records, split_by_prompt
 from textrl.encoding import sft_sequences
+from textrl.limits import check_lengths, check_vocabulary
 from textrl.loop import FitTask
 from textrl.models import eos_id, split_lm
+from textrl.packing import filled_batches
 from textrl.policy import PolicyModule
 from textrl.trainers.base import Trainer
-from textrl.trunks import check_lengths, check_vocabulary
 from textrl.types import Sequence, stack_sequences
 from textrl.updater import LossSum
 

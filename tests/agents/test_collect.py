@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from textrl.agents import PPO, RLOO, PPOConfig, RLOOConfig
-from textrl.agents.diagnostics import rollout_report
+from textrl.agents.collect import Rollout, rollout_report
 from textrl.envs import tiny_model
-from textrl.types import Rollout
 
 
 def rollout(**changes) -> Rollout:

@@ -1,4 +1,8 @@
-"""The prompts of an environment: loaded and encoded once, then drawn in shuffled epochs."""
+"""The texts of an environment: prompts, drawn in shuffled epochs, and completions with scores.
+
+`PromptSet` is loaded and encoded once, `PromptStream` draws from it, and `Judge` turns the token
+ids of episodes into texts and scores them.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +18,9 @@ from textrl.data import load_records
 from textrl.digests import data_digest
 from textrl.encoding import encode_prompt
 from textrl.errors import UserError
+from textrl.rewards import Scorer
 from textrl.rows import Row, is_conversation
-from textrl.seams import decode
+from textrl.seams import decode, decode_completion
 
 PromptSource = str | Path | Sequence[Any]
 """A source of prompts: a .jsonl, .csv or .parquet file or a hub name with a `prompt` column, a list
@@ -126,3 +131,74 @@ class PromptStream:
         self._epoch = self._rng.bit_generator.state
         self._order = self._rng.permutation(self._size)
         self._used = 0
+
+
+class Judge:
+    """Turns token ids of episodes into text and scores the text."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        end_ids: Sequence[int],
+        scorer: Scorer,
+        prompts: PromptSet,
+    ) -> None:
+        """Keep the arguments; nothing is loaded here."""
+        self.tokenizer = tokenizer
+        self.end_ids = end_ids
+        self.scorer = scorer
+        self.prompts = prompts
+
+    def completion(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> str:
+        """Return the text of a completion, without special tokens."""
+        return decode_completion(self.tokenizer, prompt_ids, completion_ids, self.end_ids)
+
+    def scores(
+        self, prompts: list[Prompt], completions: list[str], indices: list[int | None]
+    ) -> np.ndarray:
+        """Return the scores of completions, float64 [N].
+
+        Args:
+            prompts: The prompt of each completion.
+            completions: The texts of the completions.
+            indices: The index of each prompt in the prompt set, None for any other prompt.
+        """
+        if not prompts:
+            return np.zeros(0)
+        chats: list[Chat | None] = [prompt.chat for prompt in prompts]
+        texts = [prompt.text for prompt in prompts]
+        return self.scorer(texts, completions, self._columns(indices), chats)
+
+    def scores_of_ids(self, prompts: list[list[int]], completions: list[list[int]]) -> np.ndarray:
+        """Return the scores of token ids, float64 [N].
+
+        A prompt of the set is scored with its text, messages and columns; any other is decoded.
+
+        Raises:
+            UserError: a prompt is in the set several times, with different columns.
+        """
+        known: dict[tuple[int, ...], int] = {}
+        for index, prompt in enumerate(self.prompts.prompts):
+            first = known.setdefault(tuple(prompt.ids), index)
+            for name, values in self.prompts.columns.items():
+                if values[first] != values[index] and list(prompt.ids) in prompts:
+                    raise UserError(
+                        f"prompts {first} and {index} are the same tokens with another {name!r}, "
+                        f"so that a text does not tell which one is meant; make them different"
+                    )
+        indices = [known.get(tuple(ids)) for ids in prompts]
+        found = [
+            Prompt(text=decode(self.tokenizer, ids), ids=ids)
+            if index is None
+            else self.prompts.prompts[index]
+            for ids, index in zip(prompts, indices, strict=True)
+        ]
+        texts = [self.completion(*pair) for pair in zip(prompts, completions, strict=True)]
+        return self.scores(found, texts, indices)
+
+    def _columns(self, indices: list[int | None]) -> dict[str, list[Any]]:
+        """Return the data set's other columns for these prompts, None for a missing value."""
+        return {
+            name: [None if index is None else values[index] for index in indices]
+            for name, values in self.prompts.columns.items()
+        }

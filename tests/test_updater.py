@@ -11,9 +11,8 @@ from textrl.agents import PPO, PPOConfig
 from textrl.config import SFTConfig
 from textrl.envs import TextRLHFVectorEnv, tiny_model, tiny_tokenizer
 from textrl.errors import UserError
-from textrl.memory import SmallerMicroBatches, halved_until_it_fits
 from textrl.trainers import SFTTrainer
-from textrl.updater import Updater
+from textrl.updater import SmallerMicroBatches, Updater, halved_until_it_fits
 
 TEXTS = [{"text": "abcdefghijklmnop"[: 4 + i % 8]} for i in range(32)]
 ERRORS = [

@@ -104,8 +104,6 @@ class TextAgent(ABC):
         self.sampler: Sampler = ModelSampler(self.lm, observe=head)
         self.logger = logger or Logger(folder=None, output_formats=[])
         self.iteration = self.env_steps = 0
-        self.whole = True
-        """Whether the weights are those between two iterations, not inside an update."""
         rate = self.config.learning_rate
         self._updater = Updater(
             [(policy, rate), *([(critic.eval(), critic_learning_rate or rate)] if critic else [])],
@@ -114,7 +112,7 @@ class TextAgent(ABC):
             max_grad_norm=self.config.max_grad_norm,
         )
         self._generator = torch.Generator().manual_seed(self.config.seed)
-        self._collect_share = 0.5
+        self._collect_share, self._whole_at = 0.5, 0
         venv.reset(seed=self.config.seed)
 
     @abstractmethod
@@ -166,28 +164,34 @@ class TextAgent(ABC):
         """
         return self._iteration(show, lambda numbers: None)
 
+    @property
+    def whole(self) -> bool:
+        """Whether the weights are those between two iterations, not inside an update."""
+        return self._updater.updates == self._whole_at
+
     def _iteration(self, show: Show, record: Callable[[Numbers], None]) -> Numbers:
         """Run one iteration; a stop before its update undoes it, a later one waits for its end."""
         began = time.monotonic()
         with ExitStack() as stack:
-            with undone_on_failure(self._generator, self.env):
-                rollout, kl_coef = self._collected(show), self.env.kl_coef
-                between, tokens = time.monotonic(), int(rollout.mask.sum())
-                report = rollout_report(rollout, kl_coef)
-                episodes = {name: report[name] for name in ("rollout/score", "rollout/kl")}
-                stack.enter_context(uninterrupted())
+            stack.enter_context(undone_on_failure(self._generator, self.env, self._updater))
+            with self.autocast():
+                collected = self.collect(lambda tokens: show(self._collect_share, tokens, {}))
+                rollout = self._with_agreeing_logprobs(collected)
+            between, tokens = time.monotonic(), int(rollout.mask.sum())
+            report = rollout_report(rollout, kl_coef := self.env.kl_coef)
+            episodes = {name: report[name] for name in ("rollout/score", "rollout/kl")}
+            stack.enter_context(uninterrupted())
 
             def show_step(share: float, step: Numbers) -> None:
                 fit = {name: step[name] for name in ("loss", "accuracy") if name in step}
                 done = self._collect_share + (1 - self._collect_share) * share
                 show(done, tokens, episodes | fit)
 
-            self.whole = False
             learning_rate = self._updater.scale_learning_rates(self._learning_rate_factor())
             update = self.train_on(rollout, self.steps(show_step))
             self.iteration += 1
             self.env_steps += tokens
-            self.whole = True
+            self._whole_at = self._updater.updates
             show(1.0, tokens, episodes)
             ended = time.monotonic()
             self._collect_share = (between - began) / (ended - began)  # about the next one's too
@@ -205,11 +209,6 @@ class TextAgent(ABC):
             }
             record(numbers)
         return numbers
-
-    def _collected(self, show: Show) -> Rollout:
-        with self.autocast():
-            collected = self.collect(lambda tokens: show(self._collect_share, tokens, {}))
-            return self._with_agreeing_logprobs(collected)
 
     def autocast(self) -> torch.autocast:
         """Return the context of a forward pass, see `textrl.precision.autocast`."""
@@ -327,6 +326,7 @@ class TextAgent(ABC):
         self.iteration, self.env_steps = state["counters"]
         self._generator.set_state(state["generator"])
         self._updater.load(state)
+        self._whole_at = self._updater.updates
 
     @torch.no_grad()
     def _with_agreeing_logprobs(self, rollout: Rollout) -> Rollout:

@@ -19,6 +19,7 @@ from textrl.logprobs import AllowedTokens
 from textrl.rewards import RewardModel
 from textrl.stopping import uninterrupted
 from textrl.trainable import check_live, check_same_width, check_trainable
+from textrl.updater import Updater
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,18 +271,25 @@ def _info(infos: dict[str, Any], name: str, over: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def undone_on_failure(generator: torch.Generator, env: TextEnv) -> Iterator[None]:
+def undone_on_failure(generator: torch.Generator, env: TextEnv, updater: Updater) -> Iterator[None]:
     """Set the random generator and the prompts back to the block's beginning if the block fails.
 
-    Ctrl+C, SIGTERM and a reward function that fails are failures. An environment whose prompts
-    cannot be set back (a SyncVectorEnv) keeps them as they are.
+    Ctrl+C, SIGTERM, a reward function that fails and memory that runs out are failures. An
+    environment whose prompts cannot be set back (a SyncVectorEnv) keeps them as they are.
+
+    Args:
+        generator: The agent's random generator.
+        env: The environment.
+        updater: The optimiser; after a step of it nothing is undone.
     """
     state, prompts = generator.get_state(), env.prompt_state()
+    updates = updater.updates
     try:
         yield
     except BaseException:
-        with uninterrupted():  # a second Ctrl+C must not find half of it done
-            generator.set_state(state)
-            if prompts is not None:
-                env.load_prompt_state(prompts)
+        if updater.updates == updates:
+            with uninterrupted():  # a second Ctrl+C must not find half of it done
+                generator.set_state(state)
+                if prompts is not None:
+                    env.load_prompt_state(prompts)
         raise

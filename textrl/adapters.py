@@ -79,8 +79,13 @@ def save_adapter(model: PreTrainedModel, folder: Path) -> None:
     adapted: Any = copy.deepcopy(model)
     # the base model has the embedding; peft would query the hub to find out if it was resized
     adapted.save_pretrained(str(folder / ADAPTER_FOLDER), save_embedding_layers=False)
-    # peft's model card is a form without entries, but for the folder that the base came from
-    (folder / ADAPTER_FOLDER / "README.md").unlink(missing_ok=True)
+    for place in (folder / ADAPTER_FOLDER).rglob(SETTINGS):  # a named adapter is in a subfolder
+        settings = json.loads(place.read_text(encoding="utf-8"))
+        if isinstance(settings.get("target_modules"), list):  # a set, in the order of its hashes
+            settings["target_modules"].sort()
+        place.write_text(json.dumps(settings, indent=2), encoding="utf-8")
+        # peft's model card is a form without entries, but for the folder that the base came from
+        place.with_name("README.md").unlink(missing_ok=True)
     adapted.unload().save_pretrained(str(folder / ADAPTER_FOLDER / "base"))
 
 

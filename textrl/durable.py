@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,12 +125,12 @@ def _seal(folder: Path) -> list[str]:
     return files
 
 
-def check_files(folder: Path, *, ending: str = "") -> None:
+def check_files(folder: Path, *, skipped: Sequence[str] = ()) -> None:
     """Check that the files of a folder's last save are those that were written.
 
     Args:
         folder: Folder of a save.
-        ending: How the names of the files end that are checked; "" checks all of them.
+        skipped: Files and folders in it that are not checked.
 
     Raises:
         UserError: A file is missing or altered, or there are no checksums; it is named.
@@ -140,7 +140,7 @@ def check_files(folder: Path, *, ending: str = "") -> None:
     if not file.exists():
         raise UserError(f"{file} is missing, so that nothing says whether this save is whole")
     for name, expected in _read_json(file).items():
-        if not name.endswith(ending):
+        if Path(name).parts[0] in skipped:
             continue
         path = folder / name
         if not path.is_file():

@@ -23,7 +23,7 @@ from textrl.packing import filled_batches
 from textrl.precision import autocast, pick_precision
 from textrl.resuming import States, run_identity
 from textrl.stopping import Terminated, uninterrupted
-from textrl.updater import LossSum, Updater, warmup_cosine
+from textrl.updater import LossSum, OutOfMemory, Updater, warmup_cosine
 
 POOL = 32
 """Number of minibatches in a pool, within which examples are sorted by length."""
@@ -89,7 +89,7 @@ def fit(
     config = replace(config, precision=pick_precision(config.precision, model, accelerator.device))
     try:
         _fit_updates(task, config, updater, total, logger, states, shown)
-    except (KeyboardInterrupt, Terminated) as stop:  # between updates, see `uninterrupted`
+    except (KeyboardInterrupt, Terminated, OutOfMemory) as stop:  # all of them between updates
         if states is not None:
             states.save()
             stop.add_note(f"the run is saved after update {updater.updates} of {total}")

@@ -29,6 +29,9 @@ from textrl.paths import local_or_hub
 from textrl.policy import SplitLM as SplitLM
 from textrl.trunks import Trunk, cache_argument, causal_logits, examined, first_output, packing_of
 
+NOT_THE_MODELS = ("trainer_state", "adapter", "agent.json", "run.json")
+"""What an agent saves beside its model; a model is used without it."""
+
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a folder or hub id.
@@ -36,7 +39,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     Raises:
         UserError: there is none.
     """
-    name = local_or_hub(name)
+    name = _whole(local_or_hub(name), weights=False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
@@ -149,16 +152,22 @@ def _classifier(name: str | Path, **options: Any) -> tuple[PreTrainedModel, set[
     return model, set(report["missing_keys"])
 
 
-def _whole(name: str) -> str:
-    """Return a model's name; of a folder that textrl saved, the weights are those of that save.
+def _whole(name: str, *, weights: bool = True) -> str:
+    """Return a model's name; of a folder that textrl saved, the files are those of that save.
 
     Raises:
-        UserError: A weights file there is missing or altered.
+        UserError: A file of the model or the tokenizer is missing or altered.
     """
     folder = Path(name)
     finish_save(folder)
     if (folder / CHECKSUMS).exists():
-        check_files(folder, ending=".safetensors")
+        large = () if weights else [path.name for path in folder.glob("*.safetensors")]
+        try:
+            check_files(folder, skipped=(*NOT_THE_MODELS, *large))
+        except UserError as error:
+            raise UserError(
+                f"{error}; if you changed the model on purpose, delete {folder / CHECKSUMS}"
+            ) from error
     return name
 
 

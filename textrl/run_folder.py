@@ -116,8 +116,7 @@ def prepare_run_dir(
         for name, value in settings.items():
             if name not in MAY_CHANGE and before.get(name) != value:
                 raise UserError(
-                    f"--resume with another {name}: {kept} has {before.get(name)!r}, "
-                    f"not {value!r}"
+                    f"--resume with another {name}: {kept} has {before.get(name)!r}, not {value!r}"
                 )
     path.mkdir(parents=True, exist_ok=True)
     write_text(kept, yaml.safe_dump(dict(settings), sort_keys=False))

@@ -38,6 +38,10 @@ class SmallerMicroBatches(UserWarning):
     """Memory ran out; the run goes on with smaller micro-batches, which give equal gradients."""
 
 
+class OutOfMemory(UserError):
+    """One text alone does not fit into memory; the weights are those before the step."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LossSum:
     """A micro-batch's loss, summed and not averaged, and sums of what is worth logging."""
@@ -100,7 +104,8 @@ class Updater:
                 it is called again after a failure.
 
         Raises:
-            UserError: too many steps in a row were skipped, or one text alone does not fit.
+            UserError: too many steps in a row were skipped.
+            OutOfMemory: one text alone does not fit.
         """
         if self._most_tokens is not None:
             tokens = min(tokens, max(longest, self._most_tokens))
@@ -185,7 +190,7 @@ def halved_until_it_fits(work: Callable[[int], None], tokens: int, longest: int)
     Returns: The number of tokens that fitted.
 
     Raises:
-        UserError: One text alone does not fit.
+        OutOfMemory: One text alone does not fit.
     """
     asked = tokens
     while True:
@@ -196,7 +201,7 @@ def halved_until_it_fits(work: Callable[[int], None], tokens: int, longest: int)
             if not _is_out_of_memory(error):
                 raise
             if tokens <= longest:
-                raise UserError(
+                raise OutOfMemory(
                     f"memory runs out with one text of {longest} tokens; use a smaller model, "
                     f"shorter texts or precision='bfloat16'"
                 ) from error

@@ -17,6 +17,7 @@ from test_critic_free import AGENTS, make, make_venv, weights
 
 from textrl import cli
 from textrl.agents import PPO, RLOO, PPOConfig, RLOOConfig
+from textrl.agents.runs import saved_agent, train_in
 from textrl.agents.saving import OtherEnvironment
 from textrl.checkpoint import Checkpoints, logged_by
 from textrl.config import SFTConfig
@@ -26,6 +27,7 @@ from textrl.errors import UserError
 from textrl.models import load_causal_lm
 from textrl.run_folder import held
 from textrl.trainers import SFTTrainer
+from textrl.updater import OutOfMemory, Updater
 
 REWARD = """
 calls = 0
@@ -133,12 +135,41 @@ def test_a_stop_inside_an_update_waits_for_its_end() -> None:
     assert torch.equal(all_weights(agent), all_weights(straight))
 
 
+def test_memory_that_ends_a_run_loses_no_iteration(tmp_path: Path, monkeypatch) -> None:
+    """Before the first step of an iteration nothing has changed, and the run is saved."""
+    agent, straight = make("rloo"), make("rloo")
+    straight.iterate()
+    straight.iterate()
+    real, calls = Updater._add_gradients, itertools.count()
+
+    def without_room(self, losses) -> None:
+        if next(calls) >= 8:  # eight steps an iteration
+            raise MemoryError
+        real(self, losses)
+
+    monkeypatch.setattr(Updater, "_add_gradients", without_room)
+    with pytest.raises(OutOfMemory) as caught:
+        train_in(tmp_path / "run", agent, 1000, Checkpoints(tmp_path / "run"))
+    assert caught.value.__notes__ == ["the run is saved after iteration 1"]
+    monkeypatch.undo()
+    saved = saved_agent(tmp_path / "run")
+    assert saved is not None
+    resumed = RLOO.load(saved, make_venv())
+    resumed.iterate()
+    assert torch.equal(all_weights(resumed), all_weights(straight))
+
+
 def test_an_agent_whose_update_fails_half_way_is_not_whole(monkeypatch) -> None:
     agent = make("rloo")
-    monkeypatch.setattr(
-        RLOO, "train_on", lambda *arguments: (_ for _ in ()).throw(MemoryError("no room"))
-    )
-    with pytest.raises(MemoryError):
+    real, calls = Updater._add_gradients, itertools.count()
+
+    def without_room(self, losses) -> None:
+        if next(calls) >= 1:
+            raise MemoryError
+        real(self, losses)
+
+    monkeypatch.setattr(Updater, "_add_gradients", without_room)
+    with pytest.raises(OutOfMemory):
         agent.iterate()
     assert not agent.whole
 

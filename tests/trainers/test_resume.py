@@ -17,7 +17,7 @@ from textrl.envs import tiny_model, tiny_tokenizer
 from textrl.errors import UserError
 from textrl.stopping import Terminated, terminable, uninterrupted
 from textrl.trainers import DPOTrainer, SFTTrainer
-from textrl.updater import LossSum, Updater
+from textrl.updater import LossSum, OutOfMemory, Updater
 
 TEXTS = [{"text": "abcdefghij"[: 2 + i % 8]} for i in range(16)]
 
@@ -80,6 +80,26 @@ def test_ctrl_c_in_the_first_epoch_loses_no_update(when, done, tmp_path, monkeyp
     assert torch.equal(weights(resumed.model), weights(straight.model))
     for name in ("progress.json", "progress.csv"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+
+
+def test_memory_that_ends_a_run_loses_no_update(tmp_path, monkeypatch) -> None:
+    straight = sft(tmp_path / "straight")
+    straight.train()
+    real, calls = Updater._add_gradients, iter(range(1000))
+
+    def without_room(self, losses) -> None:
+        if next(calls) >= 5:
+            raise MemoryError
+        real(self, losses)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Updater, "_add_gradients", without_room)
+        with pytest.raises(OutOfMemory, match="one text of") as caught:
+            sft(tmp_path / "run").train()
+    assert caught.value.__notes__ == ["the run is saved after update 5 of 8"]
+    resumed = sft(tmp_path / "run")
+    resumed.train(resume=True)
+    assert torch.equal(weights(resumed.model), weights(straight.model))
 
 
 @pytest.mark.parametrize("damage", [b"", b"\xf2{", b'{"sft/loss": 1}\n', None])

@@ -97,11 +97,7 @@ class Targets(TensorData):
 
 
 def collect(
-    sampler: Sampler,
-    env: TextEnv,
-    generator: torch.Generator,
-    *,
-    values_at: ValuesAt | None = None,
+    sampler: Sampler, env: TextEnv, generator: torch.Generator, *, values_at: ValuesAt | None = None
 ) -> Rollout:
     """Return one finished episode of every row.
 

@@ -18,8 +18,8 @@ from textrl.rows import Row, is_conversation
 from textrl.seams import decode
 
 PromptSource = str | Path | Sequence[Any]
-"""A source of prompts: a .jsonl, .csv or .parquet file or a hub name with a `prompt` column, a list
-of strings, chats or dicts, or a `datasets.Dataset`."""
+"""A source of prompts: a .jsonl, .csv or .parquet file or `hub:OWNER/NAME` with a `prompt` column,
+a list of strings, chats or dicts, or a `datasets.Dataset`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 The computation is in `core.py`; the vector environment is in `vector.py`.
 """
 
+from collections.abc import Mapping
 from numbers import Integral
 from typing import Any
 
@@ -12,10 +13,10 @@ from gymnasium import spaces
 
 from textrl.envs.attributes import TaskAttributes
 from textrl.envs.core import TextCore
-from textrl.envs.core_config import core_config, takes_core_config
+from textrl.envs.core_config import as_array, core_config, takes_core_config
 from textrl.envs.prompts import PromptStream
 from textrl.envs.token_space import TokenIds
-from textrl.errors import UserError
+from textrl.errors import UserError, shown
 from textrl.rows import is_conversation
 
 Observation = dict[str, np.ndarray]
@@ -91,12 +92,15 @@ class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Begin an episode; see the class docstring for options."""
+        chosen = None
+        if options := checked_options(options):
+            chosen = self.core.looked_up(chosen_prompt(options, 0))
         super().reset(seed=seed)
         self.core.shaping = "exact"  # a wrapper with another shaping sets it again after a reset
         if seed is not None or self._stream is None:
             repeats = self.core.config.group_size
             self._stream = PromptStream(self.np_random, len(self.core.prompts), repeats)
-        self.core.start(0, chosen_prompt(options, 0) if options else self._stream.next())
+        self.core.start(0, self._stream.next() if chosen is None else chosen)
         info = {"prompt": self.core.prompt_texts[0], "prompt_index": self.core.prompt_indices[0]}
         if self.render_mode == "human":
             print(f"\n{info['prompt']}|", end="", flush=True)
@@ -105,7 +109,8 @@ class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
     def step(self, action: np.int64) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Append one token; return observation, reward, terminated, truncated and info."""
         before = self.core.completion_text(0) if self.render_mode == "human" else ""
-        result = self.core.step(np.atleast_1d(np.squeeze(action)), np.array([True]))
+        token = np.atleast_1d(np.squeeze(as_array(action, "the action")))
+        result = self.core.step(token, np.array([True]))
         if self.render_mode == "human":
             print(self.core.completion_text(0)[len(before) :], end="", flush=True)
         info: dict[str, Any] = {"ref_logprob": float(result.ref_logprobs[0, 0])}
@@ -159,6 +164,13 @@ def observe(core: TextCore) -> Observation:
     }
 
 
+def checked_options(options: Any) -> dict[str, Any]:
+    """Return a copy of the options of a reset, which are a mapping or None."""
+    if options is not None and not isinstance(options, Mapping):
+        raise UserError(f"reset options are {shown(options)}; expected a mapping or None")
+    return dict(options or {})
+
+
 def chosen_prompt(options: dict[str, Any], row: int) -> Any:
     """Return the prompt or the index that reset options select for a row.
 
@@ -171,16 +183,20 @@ def chosen_prompt(options: dict[str, Any], row: int) -> Any:
         raise UserError(f"reset options are 'prompt' or 'index', got {sorted(map(str, options))}")
     if "index" in options:
         index = options["index"]
-        if isinstance(index, list | tuple | np.ndarray) and np.ndim(index) and row < len(index):
-            index = index[row]
+        if isinstance(index, list | tuple) or (isinstance(index, np.ndarray) and index.ndim):
+            index = index[row] if row < len(index) else index
         if not isinstance(index, Integral) or isinstance(index, bool):
-            raise UserError(f"options['index'] is {index!r} for row {row}; expected a whole number")
+            raise UserError(
+                f"options['index'] is {shown(index)} for row {row}; expected a whole number"
+            )
         return int(index)
     prompt = options["prompt"]
     if isinstance(prompt, str) or is_conversation(prompt):
         return prompt
     if not isinstance(prompt, list | tuple) or row >= len(prompt):
-        raise UserError(f"options['prompt'] is {prompt!r}; expected a text, messages, or a list")
+        raise UserError(
+            f"options['prompt'] is {shown(prompt)}; expected a text, messages, or a list"
+        )
     return prompt[row]
 
 

@@ -17,7 +17,7 @@ FLOORS = {
     "maths": "masking logprobs advantages losses preference_losses allowed batching",
     "models": "finite digests precision trunks heads packing row_cache models adapters decoding "
     "generation devices token_pass policy trainable",
-    "texts": "data chat turns seams encoding shared_prompts",
+    "texts": "data data_files chat turns seams encoding shared_prompts",
     "training": "memory engine metrics checkpoint run_folder updater resuming loop",
     "judging": "classifiers reward_calls rewards evaluation",
 }

@@ -20,7 +20,7 @@ from textrl.digests import weights_digest
 from textrl.envs import tasks
 from textrl.envs.core_config import CoreConfig, Shaping
 from textrl.envs.judge import Judge
-from textrl.envs.prompts import Prompt, PromptSet, encode_one, load_prompts
+from textrl.envs.prompts import Prompt, PromptSet, load_prompts
 from textrl.envs.reference import check_positions, load_reference
 from textrl.envs.step_result import StepResult
 from textrl.errors import UserError, shown
@@ -110,17 +110,8 @@ class TextCore:
         return self.judge.scorer.reward_model
 
     def looked_up(self, prompt: int | str | Messages) -> int | Prompt:
-        """Return the index of a prompt of the set, or any other prompt encoded.
-
-        Raises:
-            UserError: there is no prompt of this index, or the prompt is empty or too long.
-        """
-        if isinstance(prompt, int):
-            if not 0 <= prompt < len(self.prompts):
-                raise UserError(f"prompt index {prompt} is not in [0, {len(self.prompts)})")
-            return prompt
-        limit = self.config.max_prompt_tokens
-        return encode_one(prompt, self.tokenizer, limit, "options['prompt']")
+        """Return the index of a prompt of the set, or any other prompt encoded."""
+        return self.prompts.looked_up(prompt, self.tokenizer, self.config.max_prompt_tokens)
 
     def start(self, row: int, prompt: int | Prompt) -> None:
         """Begin an episode in a row with a prompt that was looked up."""

@@ -32,7 +32,9 @@ def _check_preference(config: object) -> None:
     require(config, "loss_type", bool(names), "one loss or a mix of losses")
     weights = [] if isinstance(kind, str) else list(kind.values())
     numbers = all(isinstance(w, int | float) and not isinstance(w, bool) for w in weights)
-    require(config, "loss_type", numbers and all(0 < w < math.inf for w in weights), "positive weights")
+    require(
+        config, "loss_type", numbers and all(0 < w < math.inf for w in weights), "positive weights"
+    )
     known = get_args(PreferenceLossName)
     for name in names:
         require(config, "loss_type", name in known, f"known losses{did_you_mean(str(name), known)}")

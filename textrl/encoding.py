@@ -139,7 +139,8 @@ def sft_sequence(
         return continuation(tokenizer, prompt, row["completion"], place, max_length, ends)
     if "text" not in row:
         raise UserError(
-            f"{place}: no 'text', no 'prompt' and 'completion', no 'messages'; found {sorted(map(str, row))}"
+            f"{place}: no 'text', no 'prompt' and 'completion', no 'messages'; found "
+            f"{sorted(map(str, row))}"
         )
     if not isinstance(row["text"], str) or not row["text"].strip():
         raise UserError(f"{place}: the text is empty")

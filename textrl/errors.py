@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-
 LONGEST = 2000
 """Maximum length of a message in characters."""
 

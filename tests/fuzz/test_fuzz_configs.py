@@ -1,4 +1,4 @@
-"""Every configuration with any value in any field: made as it is asked for, or refused in a line."""
+"""Every configuration with any value in any field: made as asked for, or refused in a line."""
 
 import functools
 import math
@@ -22,17 +22,15 @@ from textrl.envs.core_config import CoreConfig
 from textrl.errors import UserError
 from textrl.feedback.config import BackupConfig, CollectConfig, ExportConfig
 
+ALONE = (
+    *(configs.SFTConfig, configs.RewardConfig, configs.DPOConfig, configs.PPOConfig),
+    *(configs.RLOOConfig, configs.GRPOConfig, configs.ReinforceConfig, configs.OnlineDPOConfig),
+    *(configs.BestOfNConfig, CoreConfig, DemoConfig, CollectConfig, ExportConfig),
+    *(agent_options.StatesConfig, agent_options.DemonstrationsConfig, options.NormalizeConfig),
+)
+"""The configurations in which every field has a default."""
 CLASSES: dict[type, dict[str, Any]] = {
-    **dict.fromkeys(
-        (
-            *(configs.SFTConfig, configs.RewardConfig, configs.DPOConfig, configs.PPOConfig),
-            *(configs.RLOOConfig, configs.GRPOConfig, configs.ReinforceConfig),
-            *(configs.OnlineDPOConfig, configs.BestOfNConfig, CoreConfig, DemoConfig),
-            *(CollectConfig, ExportConfig, agent_options.StatesConfig),
-            *(agent_options.DemonstrationsConfig, options.NormalizeConfig),
-        ),
-        {},
-    ),
+    **{kind: {} for kind in ALONE},
     BackupConfig: {"output": "o"},
     BenchmarkConfig: {"agents": "ppo"},
     agent_options.OutsideAgentConfig: {"agent": "a:B"},
@@ -69,7 +67,7 @@ def numbers_in(value: Any) -> Iterator[float]:
         yield from value.values()
 
 
-@fuzz(fast=250, long=10_000, chosen=settings_of(st.one_of(plain, python_values)))
+@fuzz(fast=250, long=6_000, chosen=settings_of(st.one_of(plain, python_values)))
 def test_from_python(chosen: tuple[type, dict[str, Any]]) -> None:
     kind, values = chosen
     taken, config = attempt(lambda: kind(**(CLASSES[kind] | values)))
@@ -126,7 +124,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("configs") / "c.yaml"
 
 
-@fuzz(fast=12, long=2500, given=command_and_values(plain))
+@fuzz(fast=12, long=2_000, given=command_and_values(plain))
 def test_from_yaml(file: Path, given: tuple[str, dict[str, Any]]) -> None:
     command, values = given
     try:
@@ -143,7 +141,7 @@ def test_from_yaml(file: Path, given: tuple[str, dict[str, Any]]) -> None:
             assert kept[name] == value or (not number and type(value) is not type(kept[name]))
 
 
-@fuzz(fast=12, long=1500, content=st.one_of(st.text(max_size=60), st.binary(max_size=40), texts))
+@fuzz(fast=12, long=1_000, content=st.one_of(st.text(max_size=60), st.binary(max_size=40), texts))
 def test_any_bytes_as_the_file_of_a_configuration(file: Path, content: Any) -> None:
     is_text = isinstance(content, str)
     file.write_bytes(content.encode(errors="surrogatepass") if is_text else content)
@@ -177,8 +175,9 @@ YAML_TRAPS = (
     "\tseed: 1",
     "!!set {a, b}",
     "resume: 'false'",
-    "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\n"
-    "d: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\nmodel: [*d,*d,*d,*d,*d,*d,*d,*d,*d]",
+    "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\n"
+    "c: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\n"
+    "model: [*d,*d,*d,*d,*d,*d,*d,*d,*d]",
 )
 
 

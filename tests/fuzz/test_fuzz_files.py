@@ -49,7 +49,9 @@ def read(folder: Path, name: str, content: bytes) -> tuple[bool, Any]:
         path.unlink()
 
 
-@fuzz(fast=60, long=6000, rows=st.lists(objects, min_size=1, max_size=4), end=st.sampled_from(ENDS))
+@fuzz(
+    fast=60, long=3_000, rows=st.lists(objects, min_size=1, max_size=4), end=st.sampled_from(ENDS)
+)
 def test_json_lines_are_what_json_says(folder: Path, rows: list[Any], end: str) -> None:
     try:
         lines = [json.dumps(row) for row in rows]
@@ -61,7 +63,7 @@ def test_json_lines_are_what_json_says(folder: Path, rows: list[Any], end: str) 
         assert all(map(same, found.rows, rows))
 
 
-@fuzz(fast=60, long=4000, rows=st.lists(objects, min_size=1, max_size=4), packed=st.booleans())
+@fuzz(fast=60, long=2_000, rows=st.lists(objects, min_size=1, max_size=4), packed=st.booleans())
 def test_a_json_array_is_what_json_says(folder: Path, rows: list[Any], packed: bool) -> None:
     try:
         content = json.dumps(rows, ensure_ascii=False).encode(errors="surrogatepass")
@@ -76,7 +78,7 @@ def test_a_json_array_is_what_json_says(folder: Path, rows: list[Any], packed: b
 
 @fuzz(
     fast=60,
-    long=5000,
+    long=2_500,
     header=st.lists(names, min_size=1, max_size=3),
     rows=st.lists(st.lists(cells, min_size=1, max_size=3), max_size=4),
     end=st.sampled_from(["\n", "\r\n"]),
@@ -97,7 +99,7 @@ def test_csv_is_what_was_written(
 
 @fuzz(
     fast=80,
-    long=6000,
+    long=3_000,
     name=st.sampled_from(NAMES + OTHER_NAMES),
     magic=st.sampled_from((b"", *MAGIC)),
     content=st.one_of(st.binary(max_size=60), st.builds(str.encode, st.text(max_size=60))),
@@ -112,7 +114,7 @@ def test_any_bytes_are_rows_or_one_line(
         assert str(folder) in found, found
 
 
-@fuzz(fast=40, long=2000, text=st.one_of(texts, st.text(st.characters(), max_size=30)))
+@fuzz(fast=40, long=1_000, text=st.one_of(texts, st.text(st.characters(), max_size=30)))
 def test_any_text_as_the_name_of_a_file(text: str) -> None:
     attempt(lambda: load_records(text))
     attempt(lambda: load_records(text + ".jsonl"))
@@ -120,7 +122,7 @@ def test_any_text_as_the_name_of_a_file(text: str) -> None:
 
 @fuzz(
     fast=40,
-    long=2000,
+    long=1_000,
     rows=st.lists(st.fixed_dictionaries({"prompt": scalars}), min_size=1, max_size=4),
 )
 def test_prompts_of_a_file(folder: Path, rows: list[Any]) -> None:

@@ -60,7 +60,21 @@ def half(values: list[Any]) -> Any:
         return values
 
 
-FORMS = (list, tuple, array, tensor, half, deque, Lazy, Labelled, iter, set, str, repr, lambda v: [v])
+FORMS = (
+    list,
+    tuple,
+    array,
+    tensor,
+    half,
+    deque,
+    Lazy,
+    Labelled,
+    iter,
+    set,
+    str,
+    repr,
+    lambda v: [v],
+)
 mixed = st.lists(st.one_of(numbers, scalars, python_values), max_size=4)
 returned = st.one_of(
     python_values,
@@ -80,7 +94,7 @@ def made(value: Any) -> Any:
     return value
 
 
-@fuzz(fast=200, long=12_000, drawn=returned, count=st.integers(1, 4), mask=st.booleans())
+@fuzz(fast=200, long=8_000, drawn=returned, count=st.integers(1, 4), mask=st.booleans())
 def test_a_scorer_takes_numbers_only(drawn: Any, count: int, mask: bool) -> None:
     value = made(drawn)
     scorer = make_scorer(lambda prompts, completions: value)
@@ -96,7 +110,7 @@ def test_a_scorer_takes_numbers_only(drawn: Any, count: int, mask: bool) -> None
         assert not all(real), "refused, though it is right"
 
 
-@fuzz(fast=10, long=1200, drawn=returned, word=letters, on_error=st.sampled_from(["stop", "mask"]))
+@fuzz(fast=10, long=600, drawn=returned, word=letters, on_error=st.sampled_from(["stop", "mask"]))
 def test_an_environment_pays_what_was_returned(drawn: Any, word: str, on_error: str) -> None:
     value = made(drawn)
     venv = TextRLHFVectorEnv(

@@ -64,8 +64,8 @@ LOAD_YAML = get_loader("yaml")
 def read_plain_integers() -> None:
     """Make the parser read 1e6 in a YAML file as 1000000, which also works for fractional options.
 
-    A duplicate key is an error, because the parser would silently take the last one. Deep nesting is
-    one as well, because the reader's time grows with its square.
+    A duplicate key is an error, because the parser would silently take the last one. Deep nesting
+    is one as well, because the reader's time grows with its square.
     """
 
     def read(text: str) -> Any:

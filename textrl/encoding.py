@@ -239,6 +239,7 @@ def _chat_sequence(
         ids, counts = [*ids, *_end(tokenizer, None)], [*counts, True]
         counts = counts[: len(ids)]
     ids, counts = ids[:max_length], counts[:max_length]
+    counts[:1] = [False] * len(counts[:1])  # nothing stands before it that could predict it
     if not any(counts):
         raise UserError(f"{place}: no token of the assistant lies within max_length {max_length}")
     last = max(i for i, counted in enumerate(counts) if counted) + 1
@@ -337,6 +338,6 @@ def _as_list(value: Any) -> list[Any] | None:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             return None
     return value if isinstance(value, list) else None

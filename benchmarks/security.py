@@ -19,8 +19,10 @@ OUT_OF_REACH = "pip-audit: could not reach the advisory service"
 def code() -> tuple[bool, str]:
     """Return whether bandit finds nothing in our code, and what to print."""
     done = subprocess.run(
-        [sys.executable, "-m", "bandit", "-q", "-r", "textrl", "agents", "envs"]
-        + ["-c", "pyproject.toml", "-f", "json"],
+        [
+            *(sys.executable, "-m", "bandit", "-q", "-r", "textrl", "agents", "envs"),
+            *("-c", "pyproject.toml", "-f", "json"),
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -4,7 +4,6 @@ The text under each field states its unit and is its help on the command line. T
 the standard library only, so that the command line can show its help without loading torch.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -33,7 +32,7 @@ def _check_preference(config: object) -> None:
     weights = [] if isinstance(kind, str) else list(kind.values())
     numbers = all(isinstance(w, int | float) and not isinstance(w, bool) for w in weights)
     require(
-        config, "loss_type", numbers and all(0 < w < math.inf for w in weights), "positive weights"
+        config, "loss_type", numbers and all(0 < w < 1e300 for w in weights), "positive weights"
     )
     known = get_args(PreferenceLossName)
     for name in names:

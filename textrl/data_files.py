@@ -34,7 +34,8 @@ def read_file(source: str | Path) -> Records:
     if re.match(r"(https?|ftp|s3|gs|file)://", str(source)):
         raise UserError(f"{source} is an address; download it and give the file")
     path = expanded(source)
-    ending = path.name.lower().removesuffix(".gz").rpartition(".")[2]
+    stem, _, ending = path.name.lower().removesuffix(".gz").rpartition(".")
+    ending = ending if stem else ""  # a file called json has none
     if ending in ("jsonl", "ndjson", "json"):
         return _read_json(path)
     if ending in ("csv", "tsv"):
@@ -60,7 +61,7 @@ def read_file(source: str | Path) -> Records:
 def read_hub(source: str) -> Records:
     """Return the rows of a data set of the hub, which is looked up in the network."""
     name = source.removeprefix(HUB)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) is None or expanded(name).exists():
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is None or expanded(name).exists():
         raise UserError(
             f"{source}: expected {HUB}OWNER/NAME, which is no folder here; give a file otherwise"
         )

@@ -100,7 +100,7 @@ def _check_type(config: object, field: str, kind: Any) -> None:
         fits = any(isinstance(value, _KINDS[kind][0]) for kind in kinds)
     expected = " or ".join(_KINDS[kind][1] for kind in kinds)
     if fits and isinstance(value, Integral):
-        fits, expected = abs(value) < 2**63, f"{expected} below 2**63"
+        fits, expected = abs(int(value)) < 2**63, f"{expected} below 2**63"
     elif fits and isinstance(value, Real):
         fits = math.isfinite(value)
     require(config, field, fits, expected)

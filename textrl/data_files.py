@@ -85,7 +85,7 @@ def _parts(value: Any) -> Iterable[Any]:
     if isinstance(value, Mapping):
         return (*value.keys(), *value.values())
     if isinstance(value, list | tuple) or type(value).__name__ == "ndarray":
-        return value
+        return list(value)
     return ()
 
 

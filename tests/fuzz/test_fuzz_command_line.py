@@ -125,7 +125,7 @@ def ends_well(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         assert "Traceback" not in written
 
 
-@fuzz(fast=80, long=3000, line=lines)
+@fuzz(fast=40, long=3000, line=lines)
 def test_a_line_is_parsed_or_refused(
     line: list[str], place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,7 +136,7 @@ def test_a_line_is_parsed_or_refused(
     assert contents(place) == before
 
 
-@fuzz(fast=15, long=1000, line=early)
+@fuzz(fast=6, long=1000, line=early)
 def test_a_command_that_lacks_its_model_deletes_nothing(
     line: list[str], place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -67,7 +67,7 @@ def numbers_in(value: Any) -> Iterator[float]:
         yield from value.values()
 
 
-@fuzz(fast=250, long=6_000, chosen=settings_of(st.one_of(plain, python_values)))
+@fuzz(fast=100, long=6_000, chosen=settings_of(st.one_of(plain, python_values)))
 def test_from_python(chosen: tuple[type, dict[str, Any]]) -> None:
     kind, values = chosen
     taken, config = attempt(lambda: kind(**(CLASSES[kind] | values)))

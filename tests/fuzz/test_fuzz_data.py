@@ -43,7 +43,7 @@ pairs_of = st.fixed_dictionaries(
 )
 
 
-@fuzz(fast=150, long=4_000, source=st.one_of(rows, json_values, python_values))
+@fuzz(fast=60, long=4_000, source=st.one_of(rows, json_values, python_values))
 def test_whatever_is_given_as_data_is_rows_or_one_line(source: Any) -> None:
     taken, found = attempt(lambda: load_records(source))
     if taken:
@@ -52,7 +52,7 @@ def test_whatever_is_given_as_data_is_rows_or_one_line(source: Any) -> None:
         attempt(lambda: split_by_prompt(found, 0.5))
 
 
-@fuzz(fast=150, long=3_000, row=st.one_of(texts_of, st.fixed_dictionaries({}, optional=columns)))
+@fuzz(fast=60, long=3_000, row=st.one_of(texts_of, st.fixed_dictionaries({}, optional=columns)))
 def test_a_demonstration_is_encoded_or_refused(row: dict[str, Any]) -> None:
     taken, sequence = attempt(lambda: _encoded(row))
     if taken:
@@ -68,7 +68,7 @@ def _encoded(row: dict[str, Any]) -> Any:
     return sft_sequence(TOKENIZER, records.rows[0], records.places[0], 64)
 
 
-@fuzz(fast=150, long=3_000, row=st.fixed_dictionaries({}, optional=columns))
+@fuzz(fast=60, long=3_000, row=st.fixed_dictionaries({}, optional=columns))
 def test_ranks_order_the_completions(row: dict[str, Any]) -> None:
     taken, found = attempt(lambda: ranked_texts(load_records([row]).rows[0], "row"))
     if not taken:
@@ -88,7 +88,7 @@ def test_ranks_order_the_completions(row: dict[str, Any]) -> None:
 
 
 @fuzz(
-    fast=60, long=1_500, source=st.one_of(rows, st.lists(st.one_of(letters, messages), max_size=3))
+    fast=30, long=1_500, source=st.one_of(rows, st.lists(st.one_of(letters, messages), max_size=3))
 )
 def test_prompts_are_what_was_given_or_refused(source: Any) -> None:
     taken, prompts = attempt(lambda: load_prompts(source, TOKENIZER, 64))
@@ -100,7 +100,7 @@ def test_prompts_are_what_was_given_or_refused(source: Any) -> None:
 
 
 @fuzz(
-    fast=12,
+    fast=6,
     long=500,
     source=st.lists(st.one_of(texts_of, st.fixed_dictionaries({}, optional=columns)), max_size=3),
 )
@@ -108,13 +108,13 @@ def test_sft_trains_on_it_or_refuses_it(source: Any) -> None:
     _trains(lambda: SFTTrainer(tiny_model().requires_grad_(True), TOKENIZER, source, shown=False))
 
 
-@fuzz(fast=12, long=500, source=st.lists(pairs_of, max_size=3))
+@fuzz(fast=6, long=500, source=st.lists(pairs_of, max_size=3))
 def test_dpo_trains_on_it_or_refuses_it(source: Any) -> None:
     _trains(lambda: DPOTrainer(tiny_model().requires_grad_(True), TOKENIZER, source, shown=False))
 
 
 @fuzz(
-    fast=12,
+    fast=6,
     long=500,
     source=st.lists(st.one_of(pairs_of, st.fixed_dictionaries({}, optional=columns)), max_size=3),
 )
@@ -133,7 +133,7 @@ def _trains(make: Any) -> None:
         assert all(bool(weight.isfinite().all()) for weight in weights)
 
 
-@fuzz(fast=100, long=1_500, prompts=st.lists(st.one_of(letters, json_values), min_size=2))
+@fuzz(fast=40, long=1_500, prompts=st.lists(st.one_of(letters, json_values), min_size=2))
 def test_a_prompt_is_on_one_side_of_a_split(prompts: list[Any]) -> None:
     try:
         records = load_records([{"prompt": prompt} for prompt in prompts * 2])

@@ -137,7 +137,7 @@ def replayed(kind: Any, make: Callable[[], Any], calls: list[tuple[Any, ...]]) -
 options = {"on_error": st.sampled_from(["stop", "mask"]), "least": st.sampled_from([0, 0, 2])}
 
 
-@fuzz(fast=25, long=2_000, calls=st.lists(single_calls, max_size=12), **options)
+@fuzz(fast=12, long=2_000, calls=st.lists(single_calls, max_size=12), **options)
 def test_one_episode_after_another(calls: list[Any], on_error: str, least: int) -> None:
     def make() -> TextRLHFEnv:
         return TextRLHFEnv(render_mode="ansi", **arguments(on_error, least))
@@ -146,7 +146,7 @@ def test_one_episode_after_another(calls: list[Any], on_error: str, least: int) 
 
 
 @fuzz(
-    fast=40,
+    fast=20,
     long=3_000,
     calls=st.lists(vector_calls, max_size=12),
     mode=st.sampled_from(MODES),
@@ -168,7 +168,7 @@ def test_rows_of_episodes(
     replayed((mode, group, on_error, least), make, calls)
 
 
-@fuzz(fast=5, long=300, calls=st.lists(single_calls, max_size=8))
+@fuzz(fast=4, long=300, calls=st.lists(single_calls, max_size=8))
 def test_within_gymnasiums_wrappers(calls: list[Any]) -> None:
     def make() -> Any:
         return gym.make(

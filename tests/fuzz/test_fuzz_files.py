@@ -50,7 +50,7 @@ def read(folder: Path, name: str, content: bytes) -> tuple[bool, Any]:
 
 
 @fuzz(
-    fast=60, long=3_000, rows=st.lists(objects, min_size=1, max_size=4), end=st.sampled_from(ENDS)
+    fast=40, long=3_000, rows=st.lists(objects, min_size=1, max_size=4), end=st.sampled_from(ENDS)
 )
 def test_json_lines_are_what_json_says(folder: Path, rows: list[Any], end: str) -> None:
     try:
@@ -63,7 +63,7 @@ def test_json_lines_are_what_json_says(folder: Path, rows: list[Any], end: str) 
         assert all(map(same, found.rows, rows))
 
 
-@fuzz(fast=60, long=2_000, rows=st.lists(objects, min_size=1, max_size=4), packed=st.booleans())
+@fuzz(fast=30, long=2_000, rows=st.lists(objects, min_size=1, max_size=4), packed=st.booleans())
 def test_a_json_array_is_what_json_says(folder: Path, rows: list[Any], packed: bool) -> None:
     try:
         content = json.dumps(rows, ensure_ascii=False).encode(errors="surrogatepass")
@@ -77,7 +77,7 @@ def test_a_json_array_is_what_json_says(folder: Path, rows: list[Any], packed: b
 
 
 @fuzz(
-    fast=60,
+    fast=40,
     long=2_500,
     header=st.lists(names, min_size=1, max_size=3),
     rows=st.lists(st.lists(cells, min_size=1, max_size=3), max_size=4),
@@ -98,7 +98,7 @@ def test_csv_is_what_was_written(
 
 
 @fuzz(
-    fast=80,
+    fast=60,
     long=3_000,
     name=st.sampled_from(NAMES + OTHER_NAMES),
     magic=st.sampled_from((b"", *MAGIC)),
@@ -121,7 +121,7 @@ def test_any_text_as_the_name_of_a_file(text: str) -> None:
 
 
 @fuzz(
-    fast=40,
+    fast=20,
     long=1_000,
     rows=st.lists(st.fixed_dictionaries({"prompt": scalars}), min_size=1, max_size=4),
 )

@@ -94,7 +94,7 @@ def made(value: Any) -> Any:
     return value
 
 
-@fuzz(fast=200, long=8_000, drawn=returned, count=st.integers(1, 4), mask=st.booleans())
+@fuzz(fast=100, long=8_000, drawn=returned, count=st.integers(1, 4), mask=st.booleans())
 def test_a_scorer_takes_numbers_only(drawn: Any, count: int, mask: bool) -> None:
     value = made(drawn)
     scorer = make_scorer(lambda prompts, completions: value)
@@ -110,7 +110,7 @@ def test_a_scorer_takes_numbers_only(drawn: Any, count: int, mask: bool) -> None
         assert not all(real), "refused, though it is right"
 
 
-@fuzz(fast=10, long=600, drawn=returned, word=letters, on_error=st.sampled_from(["stop", "mask"]))
+@fuzz(fast=8, long=600, drawn=returned, word=letters, on_error=st.sampled_from(["stop", "mask"]))
 def test_an_environment_pays_what_was_returned(drawn: Any, word: str, on_error: str) -> None:
     value = made(drawn)
     venv = TextRLHFVectorEnv(

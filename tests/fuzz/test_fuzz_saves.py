@@ -151,7 +151,7 @@ def equal(first: Weights, second: Weights) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
-@fuzz(fast=20, long=900, number=st.integers(0, 40), how=mutations)
+@fuzz(fast=8, long=900, number=st.integers(0, 40), how=mutations)
 def test_a_saved_agent(agent_folder: Path, number: int, how: tuple[Any, ...]) -> None:
     folder = agent_folder.with_name("damaged")
     shutil.rmtree(folder, ignore_errors=True)
@@ -176,7 +176,7 @@ def test_a_saved_agent(agent_folder: Path, number: int, how: tuple[Any, ...]) ->
         assert not sprung.exists(), file
 
 
-@fuzz(fast=5, long=300, number=st.integers(0, 60), how=mutations)
+@fuzz(fast=2, long=300, number=st.integers(0, 60), how=mutations)
 def test_a_stopped_run(run_folder: Path, capsys: Any, number: int, how: tuple[Any, ...]) -> None:
     run, sprung = run_folder / "damaged", run_folder / "sprung"
     shutil.rmtree(run, ignore_errors=True)

@@ -48,7 +48,7 @@ def written(folder: Path, given: list[Any]) -> str | None:
     return str(path)
 
 
-@fuzz(fast=60, long=3000, given=tasks)
+@fuzz(fast=25, long=3000, given=tasks)
 def test_tasks_are_read_or_refused(folder: Path, given: list[Any]) -> None:
     name = written(folder, given)
     if name is None:
@@ -61,7 +61,7 @@ def test_tasks_are_read_or_refused(folder: Path, given: list[Any]) -> None:
         assert str(folder) in found
 
 
-@fuzz(fast=6, long=300, given=tasks)
+@fuzz(fast=4, long=300, given=tasks)
 def test_what_is_stored_is_exported(folder: Path, given: list[Any]) -> None:
     name = written(folder, given)
     taken, found = attempt(lambda: read_tasks(str(name)))

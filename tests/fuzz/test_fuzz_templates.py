@@ -80,7 +80,7 @@ def with_template(template: str) -> Any:
 
 
 @fuzz(
-    fast=80,
+    fast=50,
     long=5000,
     template=templates,
     said=some_messages,
@@ -112,7 +112,7 @@ def test_a_chat_is_rendered_as_jinja_does(
     attempt(lambda: render_reply(tokenizer, chat, "yes", "row"))
 
 
-@fuzz(fast=60, long=3000, template=templates, said=some_messages, column=st.booleans())
+@fuzz(fast=30, long=3000, template=templates, said=some_messages, column=st.booleans())
 def test_a_chat_is_encoded_as_it_is_rendered(template: str, said: Any, column: bool) -> None:
     tokenizer = with_template(template)
     row = {"messages": said}
@@ -131,7 +131,7 @@ def test_a_chat_is_encoded_as_it_is_rendered(template: str, said: Any, column: b
             assert last.strip() in known or "upper" in template or "content[0]" in template
 
 
-@fuzz(fast=60, long=2000, text=texts)
+@fuzz(fast=30, long=2000, text=texts)
 def test_a_text_has_one_beginning_and_one_end(text: str) -> None:
     tokenizer = tiny_tokenizer()
     try:

@@ -14,6 +14,7 @@ from textrl.chat import Chat, chat_of, render
 from textrl.cli import main, parse
 from textrl.config import DPOConfig, PPOConfig, SFTConfig
 from textrl.data import load_records, prompt_key
+from textrl.durable import check_files
 from textrl.encoding import encode_prompt, ranked_texts, sft_sequence
 from textrl.envs import TextRLHFEnv, TextRLHFVectorEnv, tiny_tokenizer
 from textrl.errors import UserError, shown
@@ -263,3 +264,12 @@ def test_progress_starts_no_formulas(tmp_path: Path) -> None:
     assert rows[0]["'@x"] == "'-1+1"
     assert [row["loss"] for row in rows] == ["-0.5", "-0.25"]
     assert json.loads((tmp_path / "progress.json").read_text().split("\n")[0])["@x"] == "-1+1"
+
+
+@pytest.mark.parametrize("content", [None, "[" * 100_000, '{"a": ' * 5000])
+def test_a_folder_or_a_trap_in_place_of_checksums(content: str | None, tmp_path: Path) -> None:
+    (tmp_path / "agent.json").write_text("{}")
+    file = tmp_path / "checksums.json"
+    file.mkdir() if content is None else file.write_text(content)
+    with pytest.raises(UserError, match=r"checksums.json is damaged"):
+        check_files(tmp_path)

@@ -78,7 +78,7 @@ def test_ranks_order_the_completions(row: dict[str, Any]) -> None:
     given = row.get("ranks")
     if isinstance(given, str):
         given = json.loads(given)
-    if row.get("chosen") is None and row.get("rejected") is None:
+    if given is not None and row.get("chosen") is row.get("rejected") is None:
         for i in range(len(ranks)):
             for j in range(len(ranks)):
                 assert (ranks[i] < ranks[j]) == (float(given[i]) < float(given[j]))

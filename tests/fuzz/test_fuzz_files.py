@@ -153,7 +153,8 @@ def test_a_line_of_a_hundred_megabytes(folder: Path, name: str) -> None:
     taken, found = read(folder, name, content.encode())
     assert taken
     assert found.rows == [{"text": text}]
-    assert not read(folder, name, content[:-2].encode()[:50_000_000] + b'"')[0]
+    cut = content.encode()[:50_000_000]
+    assert read(folder, name, cut)[0] == (name == "d.csv")  # where any text is a cell
 
 
 def test_parquet(folder: Path) -> None:

@@ -21,7 +21,7 @@ from textrl.time_limit import time_limit
 LONG = "long"
 COUNT: Counter[str] = Counter()
 """Number of inputs that were tried, by the name of the test."""
-HANGS_AFTER = 30.0
+HANGS_AFTER = 120.0
 """Seconds after which an input counts as a hang."""
 
 

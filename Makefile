@@ -93,7 +93,7 @@ $(FLOOR)/.stamp-floor: constraints-floor.txt $(VENV)/.stamp-test | $(VENV)/.stam
 	touch $@
 
 $(VENV)/.stamp-slow: setup.cfg $(VENV)/.stamp-torch
-	$(BIN)/python -m pip install --quiet -e ".[browser,dev]"
+	$(BIN)/python -m pip install --quiet -e ".[audit,browser,dev]"
 	touch $@ $(VENV)/.stamp-test $(VENV)/.stamp-demo $(VENV)/.stamp-dev
 
 $(EXAMPLES)/.stamp-examples: $(VENV)/.stamp-test | $(VENV)/.stamp-dev

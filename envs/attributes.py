@@ -1,5 +1,6 @@
 """What the single and the vector environment share: attributes, observations, reset options."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from numbers import Integral
 from typing import Any
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from textrl.envs.core import TextCore
 from textrl.envs.core_config import Shaping
 from textrl.envs.token_space import TokenIds
-from textrl.errors import UserError
+from textrl.errors import UserError, shown
 from textrl.logprobs import AllowedTokens
 from textrl.rewards import RewardModel
 from textrl.rows import is_conversation
@@ -140,6 +141,13 @@ def observe(core: TextCore) -> Observation:
     }
 
 
+def checked_options(options: Any) -> dict[str, Any]:
+    """Return a copy of the options of a reset, which are a mapping or None."""
+    if options is not None and not isinstance(options, Mapping):
+        raise UserError(f"reset options are {shown(options)}; expected a mapping or None")
+    return dict(options or {})
+
+
 def chosen_prompt(options: dict[str, Any], row: int) -> Any:
     """Return the prompt or the index that reset options select for a row.
 
@@ -152,16 +160,20 @@ def chosen_prompt(options: dict[str, Any], row: int) -> Any:
         raise UserError(f"reset options are 'prompt' or 'index', got {sorted(map(str, options))}")
     if "index" in options:
         index = options["index"]
-        if isinstance(index, list | tuple | np.ndarray) and np.ndim(index) and row < len(index):
-            index = index[row]
+        if isinstance(index, list | tuple) or (isinstance(index, np.ndarray) and index.ndim):
+            index = index[row] if row < len(index) else index
         if not isinstance(index, Integral) or isinstance(index, bool):
-            raise UserError(f"options['index'] is {index!r} for row {row}; expected a whole number")
+            raise UserError(
+                f"options['index'] is {shown(index)} for row {row}; expected a whole number"
+            )
         return int(index)
     prompt = options["prompt"]
     if isinstance(prompt, str) or is_conversation(prompt):
         return prompt
     if not isinstance(prompt, list | tuple) or row >= len(prompt):
-        raise UserError(f"options['prompt'] is {prompt!r}; expected a text, messages, or a list")
+        raise UserError(
+            f"options['prompt'] is {shown(prompt)}; expected a text, messages, or a list"
+        )
     return prompt[row]
 
 

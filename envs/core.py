@@ -19,8 +19,8 @@ from textrl.envs import tasks
 from textrl.envs.core_config import CoreConfig, Shaping
 from textrl.envs.reference import check_positions, load_reference
 from textrl.envs.step_result import StepResult
-from textrl.envs.texts import Judge, Prompt, PromptSet, encode_one, load_prompts
-from textrl.errors import UserError
+from textrl.envs.texts import Judge, Prompt, PromptSet, load_prompts
+from textrl.errors import UserError, shown
 from textrl.limits import check_vocabulary
 from textrl.logprobs import (
     AllowedTokens,
@@ -111,15 +111,13 @@ class TextCore:
         """The first frozen reward model of the scorer."""
         return self.judge.scorer.reward_model
 
-    def start(self, row: int, prompt: int | str | Messages) -> None:
-        """Begin an episode in a row, with a prompt of the set (by index) or any other prompt."""
-        limit = self.config.max_prompt_tokens
-        if isinstance(prompt, int):
-            if not 0 <= prompt < len(self.prompts):
-                raise UserError(f"prompt index {prompt} is not in [0, {len(self.prompts)})")
-            found = self.prompts.prompts[prompt]
-        else:
-            found = encode_one(prompt, self.tokenizer, limit, "options['prompt']")
+    def looked_up(self, prompt: int | str | Messages) -> int | Prompt:
+        """Return the index of a prompt of the set, or any other prompt encoded."""
+        return self.prompts.looked_up(prompt, self.tokenizer, self.config.max_prompt_tokens)
+
+    def start(self, row: int, prompt: int | Prompt) -> None:
+        """Begin an episode in a row with a prompt that was looked up."""
+        found = self.prompts.prompts[prompt] if isinstance(prompt, int) else prompt
         self.input_ids[row] = 0
         self.input_ids[row, : len(found.ids)] = found.ids
         self.prompt_lengths[row] = self.lengths[row] = len(found.ids)
@@ -131,7 +129,9 @@ class TextCore:
     def step(self, actions: np.ndarray, active: np.ndarray) -> StepResult:
         """Append one token to each active row; return rewards (reference's half of KL, score)."""
         if actions.shape != (self.num_rows,):
-            raise UserError(f"actions are {actions}; expected {self.num_rows} tokens, one a row")
+            raise UserError(
+                f"actions are {shown(actions)}; expected {self.num_rows} tokens, one a row"
+            )
         places = self.lengths - self.prompt_lengths
         self._check_actions(actions[active], places[active])
         self._require_running(active)
@@ -210,7 +210,8 @@ class TextCore:
                 self._states = fresh.new_zeros(self.num_rows, fresh.shape[-1])
             self._states = self._states.index_copy(0, index, fresh)
             self._stale[rows] = False
-        assert self._states is not None
+        if self._states is None:  # no row is active, and none has been
+            self._states = torch.zeros(self.num_rows, self.lm.state_size, device=device)
         return self._states
 
     @torch.no_grad()
@@ -249,7 +250,7 @@ class TextCore:
         """Pay the rewards; if the reward function fails, remove the tokens of this call again."""
         try:
             return self._pay(ref_logprobs, active, last)
-        except UserError:
+        except BaseException:  # Ctrl+C within the reward function too
             self.lengths = starts
             self.input_ids[np.arange(self.max_length) >= starts[:, None]] = 0
             self._stale[:] = True

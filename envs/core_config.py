@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -29,9 +30,9 @@ class CoreConfig(TaskConfig):
     """Folder or hub id of a sequence classifier, a function `f(prompts, completions, **columns) ->
     list[float]`, or a list of these. A list has rewards or pairs of a reward and its weight."""
     prompts: PromptSource | None = None
-    """File or hub name with a `prompt` column, or a list of strings, chats or dicts. The columns
-    `tools` and `chat_template_kwargs` are passed to the chat template, all others to the reward
-    functions."""
+    """File, or `hub:OWNER/NAME`, with a `prompt` column, or a list of strings, chats or dicts. The
+    columns `tools` and `chat_template_kwargs` are passed to the chat template, all others to the
+    reward functions."""
     tokenizer: str | Path | PreTrainedTokenizerBase | None = None
     """Tokenizer of the policy and the reference; the default is the tokenizer of the reference."""
     device: str | torch.device | None = None
@@ -85,6 +86,31 @@ def takes_core_config(constructor: Constructor) -> Constructor:
     shown = signature.replace(parameters=[*own, *added])
     constructor.__signature__ = shown  # type: ignore[attr-defined]  # inspect's own protocol
     return constructor
+
+
+def as_array(values: Any, name: str) -> np.ndarray:
+    """Return what a caller gave as an array.
+
+    Raises:
+        UserError: it is none, such as a list of lists of different lengths.
+    """
+    try:
+        return np.asarray(values)
+    except Exception as error:  # of an object that has a rule of its own
+        raise UserError(f"{name} are no array: {error}") from error
+
+
+def as_flags(values: Any, name: str) -> np.ndarray:
+    """Return what a caller gave as an array of True and False, or of 1 and 0.
+
+    Raises:
+        UserError: it holds something else, of which NumPy would take everything for True.
+    """
+    flags = as_array(values, name)
+    whole = flags.dtype == bool or np.issubdtype(flags.dtype, np.integer)
+    if not whole or not np.isin(flags, (0, 1)).all():
+        raise UserError(f"{name} holds {flags.dtype}, or other numbers than 0 and 1; give flags")
+    return flags.astype(bool)
 
 
 def require_exact_shaping(name: str, shaping: Shaping) -> None:

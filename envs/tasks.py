@@ -19,13 +19,13 @@ FULL_RUN = 8
 def tiny_tokenizer(letters: str = string.ascii_lowercase) -> PreTrainedTokenizerFast:
     """Return a tokenizer of single letters, with ids <pad> 0, <bos> 1, <eos> 2, then letters."""
     vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *letters])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))  # nosec B106
     backend.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
     backend.decoder = decoders.Fuse()
     backend.post_processor = processors.TemplateProcessing(
         single="<bos> $A", special_tokens=[("<bos>", 1)]
     )
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # nosec B106
         tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
     )
 

@@ -12,13 +12,14 @@ from gymnasium import spaces
 from textrl.envs.attributes import (
     Observation,
     TaskAttributes,
+    checked_options,
     chosen_prompt,
     observation_space,
     observe,
     render_row,
 )
 from textrl.envs.core import TextCore
-from textrl.envs.core_config import core_config, takes_core_config
+from textrl.envs.core_config import as_array, core_config, takes_core_config
 from textrl.envs.texts import PromptStream
 from textrl.errors import UserError
 
@@ -93,12 +94,15 @@ class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Begin an episode; see the class docstring for options."""
+        chosen = None
+        if options := checked_options(options):
+            chosen = self.core.looked_up(chosen_prompt(options, 0))
         super().reset(seed=seed)
         self.core.shaping = "exact"  # a wrapper with another shaping sets it again after a reset
         if seed is not None or self._stream is None:
             repeats = self.core.config.group_size
             self._stream = PromptStream(self.np_random, len(self.core.prompts), repeats)
-        self.core.start(0, chosen_prompt(options, 0) if options else self._stream.next())
+        self.core.start(0, self._stream.next() if chosen is None else chosen)
         info = {"prompt": self.core.prompt_texts[0], "prompt_index": self.core.prompt_indices[0]}
         if self.render_mode == "human":
             print(f"\n{info['prompt']}|", end="", flush=True)
@@ -107,7 +111,8 @@ class TextRLHFEnv(TaskAttributes, gym.Env[Observation, np.int64]):
     def step(self, action: np.int64) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Append one token; return observation, reward, terminated, truncated and info."""
         before = self.core.completion_text(0) if self.render_mode == "human" else ""
-        result = self.core.step(np.atleast_1d(np.squeeze(action)), np.array([True]))
+        token = np.atleast_1d(np.squeeze(as_array(action, "the action")))
+        result = self.core.step(token, np.array([True]))
         if self.render_mode == "human":
             print(self.core.completion_text(0)[len(before) :], end="", flush=True)
         info: dict[str, Any] = {"ref_logprob": float(result.ref_logprobs[0, 0])}

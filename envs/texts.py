@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from textrl.chat import Chat, prompt_of
+from textrl.chat import Chat, Messages, prompt_of
 from textrl.data import load_records
 from textrl.digests import data_digest
 from textrl.encoding import encode_prompt
@@ -23,8 +23,8 @@ from textrl.rows import Row, is_conversation
 from textrl.seams import decode, decode_completion
 
 PromptSource = str | Path | Sequence[Any]
-"""A source of prompts: a .jsonl, .csv or .parquet file or a hub name with a `prompt` column, a list
-of strings, chats or dicts, or a `datasets.Dataset`."""
+"""A source of prompts: a .jsonl, .csv or .parquet file or `hub:OWNER/NAME` with a `prompt` column,
+a list of strings, chats or dicts, or a `datasets.Dataset`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,20 @@ class PromptSet:
     def __len__(self) -> int:
         """Return the number of prompts."""
         return len(self.prompts)
+
+    def looked_up(
+        self, prompt: int | str | Messages, tokenizer: PreTrainedTokenizerBase, limit: int
+    ) -> int | Prompt:
+        """Return the index of a prompt of the set, or any other prompt encoded.
+
+        Raises:
+            UserError: there is no prompt of this index, or the prompt is empty or too long.
+        """
+        if not isinstance(prompt, int):
+            return encode_one(prompt, tokenizer, limit, "options['prompt']")
+        if not 0 <= prompt < len(self):
+            raise UserError(f"prompt index {prompt} is not in [0, {len(self)})")
+        return prompt
 
     @cached_property
     def digest(self) -> str:

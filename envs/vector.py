@@ -13,16 +13,17 @@ from gymnasium.vector.utils import batch_space
 from textrl.envs.attributes import (
     Observation,
     TaskAttributes,
+    checked_options,
     chosen_prompt,
     observation_space,
     observe,
     render_row,
 )
 from textrl.envs.core import TextCore
-from textrl.envs.core_config import core_config, takes_core_config
+from textrl.envs.core_config import as_array, as_flags, core_config, takes_core_config
 from textrl.envs.step_result import StepResult
-from textrl.envs.texts import PromptStream
-from textrl.errors import UserError, did_you_mean
+from textrl.envs.texts import Prompt, PromptStream
+from textrl.errors import UserError, did_you_mean, shown
 from textrl.rows import is_conversation
 
 Infos = dict[str, Any]
@@ -93,16 +94,14 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
                 entry per row, or one value for all rows).
         """
         self.core.shaping = "exact"  # a wrapper with another shaping sets it again after a reset
-        choice = dict(options or {})
-        rows = np.asarray(choice.pop("reset_mask", np.ones(self.num_envs, dtype=bool)))
+        choice = checked_options(options)
+        everything = np.ones(self.num_envs, dtype=bool)
+        rows = as_array(choice.pop("reset_mask", everything), "options['reset_mask']")
         if rows.shape != (self.num_envs,) or rows.dtype != bool:
-            raise UserError(f"options['reset_mask'] is {rows}; expected {self.num_envs} flags")
-        for name, value in choice.items():
-            many = isinstance(value, list | tuple | np.ndarray) and not is_conversation(value)
-            if many and len(value) != self.num_envs:
-                raise UserError(
-                    f"options[{name!r}] has {len(value)} entries for {self.num_envs} rows"
-                )
+            raise UserError(
+                f"options['reset_mask'] is {shown(rows)}; expected {self.num_envs} flags"
+            )
+        chosen = self._chosen(choice, rows)
         if not self._streams:
             self._seed_streams(None, np.ones(self.num_envs, dtype=bool))
         if seed is not None:
@@ -110,8 +109,7 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
         if not choice:
             self._align_groups(rows)
         for row in rows.nonzero()[0].tolist():
-            prompt = chosen_prompt(choice, row) if choice else self._streams[row].next()
-            self.core.start(row, prompt)
+            self.core.start(row, chosen[row] if choice else self._streams[row].next())
         self._ended &= ~rows
         return observe(self.core), self._reset_infos(rows)
 
@@ -119,17 +117,17 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
         self, actions: np.ndarray
     ) -> tuple[Observation, np.ndarray, np.ndarray, np.ndarray, Infos]:
         """Append one token to every row; return float64 rewards [B] and Bool flags [B]."""
-        actions = np.asarray(actions)
+        actions = as_array(actions, "actions")
         restarting = self._ended.copy()
         if self.autoreset_mode is AutoresetMode.DISABLED and restarting.any():
             raise UserError(
                 f"row {int(restarting.argmax())} is over: reset it with "
                 f"options={{'reset_mask': ...}} before stepping on"
             )
+        result = self.core.step(actions, ~restarting)
         infos: Infos = {}
         if restarting.any():  # NEXT_STEP: this step of an ended row only resets it
-            infos = self._restart(restarting)
-        result = self.core.step(actions, ~restarting)
+            infos = self._restart(restarting)  # no sooner: a refused step changes nothing
         infos |= _step_infos(result, ~restarting)
         self._ended = result.terminated | result.truncated
         observation = observe(self.core)
@@ -159,7 +157,7 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
         Raises:
             UserError: no sequence of steps could produce these shapes, ids or masks.
         """
-        result = self.core.step_sequence(np.asarray(actions), np.asarray(mask, dtype=bool))
+        result = self.core.step_sequence(as_array(actions, "actions"), as_flags(mask, "mask"))
         self._ended |= result.terminated | result.truncated
         infos = {
             "ref_logprobs": result.ref_logprobs,
@@ -210,7 +208,8 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
         """Seed the prompt streams of some rows; a row whose seed is None keeps its stream."""
         if seed is None:
             seed = int(seeding.np_random(None)[0].integers(2**31))
-        if isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str):
+        seed = seed.tolist() if isinstance(seed, np.ndarray) else seed
+        if isinstance(seed, Sequence) and not isinstance(seed, str | bytes):
             seeds = [None if value is None else _checked_seed(value) for value in seed]
         else:
             first = _checked_seed(seed)
@@ -224,6 +223,18 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
             if leader is not None:
                 rng = seeding.np_random(leader)[0]
                 self._streams[row] = PromptStream(rng, len(self.core.prompts))
+
+    def _chosen(self, choice: dict[str, Any], rows: np.ndarray) -> dict[int, int | Prompt]:
+        """Return the prompts that reset options choose for some rows, each looked up."""
+        for name, value in choice.items():
+            many = isinstance(value, list | tuple) and not is_conversation(value)
+            many |= isinstance(value, np.ndarray) and value.ndim > 0
+            if many and len(value) != self.num_envs:
+                raise UserError(
+                    f"options[{name!r}] has {len(value)} entries for {self.num_envs} rows"
+                )
+        listed = rows.nonzero()[0].tolist() if choice else []
+        return {row: self.core.looked_up(chosen_prompt(choice, row)) for row in listed}
 
     def _align_groups(self, rows: np.ndarray) -> None:
         """Move all rows of each group that is reset as a whole to the position of its furthest row.
@@ -274,7 +285,7 @@ def _check_rows(num_envs: Any, group_size: int, render_mode: Any, autoreset_mode
 def _checked_seed(value: Any) -> int:
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not whole or value < 0:
-        raise UserError(f"seed is {value!r}; expected a whole number, 0 or more")
+        raise UserError(f"seed is {shown(value)}; expected a whole number, 0 or more")
     return int(value)
 
 

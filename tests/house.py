@@ -17,7 +17,7 @@ FLOORS = {
     "maths": "masking logprobs advantages losses preference_losses",
     "models": "finite digests precision packing policy decoding trunks limits heads adapters "
     "models generation devices trainable",
-    "texts": "data chat turns seams encoding shared_prompts",
+    "texts": "data data_files chat turns seams encoding shared_prompts",
     "training": "memory engine metrics checkpoint run_folder updater resuming loop",
     "judging": "classifiers reward_models reward_calls rewards evaluation",
 }

@@ -4,6 +4,7 @@ This module needs the standard library only. The classes of `config.py` call `ch
 construction.
 """
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -11,7 +12,7 @@ from numbers import Integral, Real
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
-from textrl.errors import UserError, did_you_mean
+from textrl.errors import UserError, did_you_mean, shown
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def require(config: object, field: str, ok: bool, expected: str) -> None:
     """Raise UserError that names field, value and what was expected, unless ok."""
     if not ok:
         value = config.__dict__[field]
-        raise UserError(f"{type(config).__name__}.{field} is {value!r}; expected {expected}")
+        raise UserError(f"{type(config).__name__}.{field} is {shown(value)}; expected {expected}")
 
 
 def check_fields(config: object) -> None:
@@ -58,8 +59,9 @@ def check_fields(config: object) -> None:
         object.__setattr__(config, field.name, value)
         if get_origin(kind) is Literal:
             known = get_args(kind)
-            hint = did_you_mean(str(value), [str(name) for name in known])
-            require(config, field.name, value in known, f"one of {list(known)}{hint}")
+            hint = did_you_mean(shown(value), known)
+            one_of = isinstance(value, str) and value in known
+            require(config, field.name, one_of, f"one of {list(known)}{hint}")
         _check_type(config, field.name, kind)
         for bound in getattr(field.type, "__metadata__", ()):
             fits = value is None or bound.holds(value)
@@ -70,7 +72,9 @@ def _plain(value: Any) -> Any:
     """Return a NumPy number as a Python number, which a file can hold."""
     if type(value) in (bool, int, float) or not isinstance(value, Real):
         return value
-    return int(value) if isinstance(value, Integral) else float(value)
+    with contextlib.suppress(OverflowError):  # a fraction beyond all floats, refused later
+        return int(value) if isinstance(value, Integral) else float(value)
+    return value
 
 
 _KINDS = {
@@ -94,8 +98,12 @@ def _check_type(config: object, field: str, kind: Any) -> None:
         fits = bool in kinds
     else:
         fits = any(isinstance(value, _KINDS[kind][0]) for kind in kinds)
-        fits = fits and not (isinstance(value, Real) and not math.isfinite(value))
-    require(config, field, fits, " or ".join(_KINDS[kind][1] for kind in kinds))
+    expected = " or ".join(_KINDS[kind][1] for kind in kinds)
+    if fits and isinstance(value, Integral):
+        fits, expected = abs(int(value)) < 2**63, f"{expected} below 2**63"
+    elif fits and isinstance(value, Real):
+        fits = math.isfinite(value)
+    require(config, field, fits, expected)
 
 
 def checked_config(owner: object, config: Any, config_class: type[Any]) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from textrl.data_files import refuse_unreadable
 from textrl.errors import UserError
 from textrl.rows import CHAT_COLUMNS, is_conversation
 from textrl.time_limit import TooLongError, time_limit
@@ -103,6 +104,7 @@ def chat_of(messages: Messages, row: Mapping[str, Any], place: str) -> Chat:
             textrl sets itself.
     """
     tools, variables = (_parsed(row.get(name)) for name in CHAT_COLUMNS)
+    refuse_unreadable([messages, tools, variables], place)
     if tools is not None and not isinstance(tools, list):
         raise UserError(f"{place}: tools are {tools!r}; expected a list of JSON schemas")
     if variables is not None and not isinstance(variables, Mapping):
@@ -332,5 +334,5 @@ def _parsed(value: Any) -> Any:
         return value
     try:
         return json.loads(value) if value.strip() else None
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return value  # the caller reports the error

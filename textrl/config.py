@@ -4,7 +4,6 @@ The text under each field states its unit and is its help on the command line. T
 the standard library only, so that the command line can show its help without loading torch.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -31,11 +30,13 @@ def _check_preference(config: object) -> None:
     names = [kind] if isinstance(kind, str) else list(kind)
     require(config, "loss_type", bool(names), "one loss or a mix of losses")
     weights = [] if isinstance(kind, str) else list(kind.values())
-    numbers = all(isinstance(w, int | float) and math.isfinite(w) and w > 0 for w in weights)
-    require(config, "loss_type", numbers, "positive weights")
+    numbers = all(isinstance(w, int | float) and not isinstance(w, bool) for w in weights)
+    require(
+        config, "loss_type", numbers and all(0 < w < 1e300 for w in weights), "positive weights"
+    )
     known = get_args(PreferenceLossName)
     for name in names:
-        require(config, "loss_type", name in known, f"known losses{did_you_mean(name, known)}")
+        require(config, "loss_type", name in known, f"known losses{did_you_mean(str(name), known)}")
     _require_read(config, "simpo_margin", "simpo" in names, "the loss simpo")
     meant = not smoothing or any(name in SMOOTHED_LOSSES for name in names)
     require(config, "label_smoothing", meant, f"0, as it has no meaning for loss_type {kind!r}")

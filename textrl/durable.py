@@ -180,7 +180,7 @@ def _read_json(path: Path) -> Any:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError, OSError) as error:  # OSError: a folder in its place
         raise UserError(f"{path} is damaged ({error}); put back a copy") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged (no JSON object); put back a copy")

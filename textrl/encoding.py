@@ -24,9 +24,9 @@ from textrl.chat import (
     render_reply,
     split_end,
 )
-from textrl.data import Records
+from textrl.data_files import refuse_unreadable
 from textrl.errors import UserError
-from textrl.rows import Row, is_conversation
+from textrl.rows import Records, Row, is_conversation
 from textrl.seams import ids_after, one_bos, without_eos, without_second
 from textrl.turns import assistant_spans
 from textrl.types import Sequence
@@ -42,6 +42,7 @@ def encode_prompt(
     Raises:
         UserError: the prompt is empty, or has messages but the tokenizer has no chat template.
     """
+    refuse_unreadable(prompt.messages if isinstance(prompt, Chat) else prompt, place)
     if not prompt or (isinstance(prompt, str) and not prompt.strip()):
         raise UserError(f"{place}: the prompt is empty")
     if isinstance(prompt, str):
@@ -138,7 +139,8 @@ def sft_sequence(
         return continuation(tokenizer, prompt, row["completion"], place, max_length, ends)
     if "text" not in row:
         raise UserError(
-            f"{place}: no 'text', no 'prompt' and 'completion', no 'messages'; found {sorted(row)}"
+            f"{place}: no 'text', no 'prompt' and 'completion', no 'messages'; found "
+            f"{sorted(map(str, row))}"
         )
     if not isinstance(row["text"], str) or not row["text"].strip():
         raise UserError(f"{place}: the text is empty")
@@ -237,6 +239,7 @@ def _chat_sequence(
         ids, counts = [*ids, *_end(tokenizer, None)], [*counts, True]
         counts = counts[: len(ids)]
     ids, counts = ids[:max_length], counts[:max_length]
+    counts[:1] = [False] * len(counts[:1])  # nothing stands before it that could predict it
     if not any(counts):
         raise UserError(f"{place}: no token of the assistant lies within max_length {max_length}")
     last = max(i for i, counted in enumerate(counts) if counted) + 1
@@ -265,7 +268,7 @@ def ranked_texts(row: Row, place: str) -> tuple[list[str | Messages], list[int],
             )
         raise UserError(
             f"{place}: no 'chosen' and 'rejected', no 'completions' and 'ranks'; found "
-            f"{sorted(row)}"
+            f"{sorted(map(str, row))}"
         )
     if len(completions) != len(ranks) or len(completions) < 2:
         raise UserError(
@@ -335,6 +338,6 @@ def _as_list(value: Any) -> list[Any] | None:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             return None
     return value if isinstance(value, list) else None

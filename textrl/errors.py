@@ -9,9 +9,31 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+LONGEST = 2000
+"""Maximum length of a message in characters."""
+
 
 class UserError(ValueError):
-    """A mistake in the user's input: the message names the place, the value and the remedy."""
+    r"""A mistake in the user's input: the message names the place, the value and the remedy.
+
+    It is one line: what moves a cursor or cannot be printed, in a file's name say, is escaped.
+
+    >>> print(UserError("a\nb\x1b[2J: no such file"))
+    a\nb\x1b[2J: no such file
+    """
+
+    def __init__(self, message: str) -> None:
+        """Take the message; the middle of a very long one, which repeats a user's value, is cut."""
+        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+        super().__init__(line if len(line) <= LONGEST else f"{line[:1400]} ... {line[-500:]}")
+
+
+def shown(value: object) -> str:
+    """Return the `repr` of a value, or its type's name where it has none (a list 10,000 deep)."""
+    try:
+        return repr(value)
+    except Exception:  # of a number with 5,000 digits, or of a class that is not ours
+        return f"a {type(value).__name__}"
 
 
 def did_you_mean(word: str, known: Iterable[object]) -> str:

@@ -97,6 +97,20 @@ class _TensorBoard(TensorBoardOutputFormat):
         self._is_closed = False
 
 
+def no_formula(cell: Any) -> Any:
+    """Return a cell of a CSV file that a spreadsheet does not compute: a text gets an apostrophe.
+
+    >>> no_formula("=1+1"), no_formula("loss"), no_formula(-1.0)
+    ("'=1+1", 'loss', -1.0)
+    """
+    starts = isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{cell}" if starts else cell
+
+
+def _without_formulas(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {no_formula(name): no_formula(value) for name, value in row.items()}
+
+
 class _CSV(KVWriter):
     """Rows under one line of names; new names come behind the old ones, sorted.
 
@@ -105,12 +119,13 @@ class _CSV(KVWriter):
 
     def __init__(self, path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         self._path, self._names = path, list[str]()
-        for row in rows:
+        safe = [_without_formulas(row) for row in rows]
+        for row in safe:
             self._names += sorted(row.keys() - set(self._names))
-        self._rewrite(rows)
+        self._rewrite(safe)
 
     def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
-        row = filter_excluded_keys(key_values, key_excluded, "csv")
+        row = _without_formulas(filter_excluded_keys(key_values, key_excluded, "csv"))
         fresh = sorted(row.keys() - set(self._names))
         if fresh:
             self._file.close()

@@ -4,6 +4,7 @@ This module needs the standard library only. Next to read: `data.py` (files of r
 (folders of models).
 """
 
+import os
 from pathlib import Path
 
 from textrl.errors import UserError, did_you_mean
@@ -13,12 +14,21 @@ def expanded(path: str | Path) -> Path:
     """Return the path with a leading `~` replaced by the home folder.
 
     Raises:
-        UserError: the path begins with `~name` and there is no such user.
+        UserError: the path begins with `~name` and there is no such user, or the system takes no
+            such path.
     """
     try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"{path}: the home folder is not known ({error})") from error
+        found = Path(path).expanduser()
+        os.fsencode(found)
+        found.exists()
+    except (RuntimeError, UnicodeEncodeError) as error:
+        what = "the home folder is not known" if isinstance(error, RuntimeError) else "no path"
+        raise UserError(f"{path}: {what} ({error})") from error
+    except OSError as error:
+        raise UserError(f"{str(path)[:200]}: {error.strerror or error}") from error
+    if "\0" in str(found):
+        raise UserError(f"{path}: a path holds no zero byte; name another one")
+    return found
 
 
 def local_or_hub(name: str | Path) -> str:

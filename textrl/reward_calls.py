@@ -174,35 +174,46 @@ def checked(values: Any, name: str, prompts: list[str], completions: list[str]) 
         UserError: It is not one number per sample.
         RewardFailure: A number is not finite; the sample is named.
     """
-    one_each = isinstance(values, list | tuple) or np.ndim(values) == 1
-    # NumPy would convert a string, or its characters, to numbers
-    texts = isinstance(values, str | bytes | bytearray)
-    if texts or not one_each or isinstance(values, Mapping | Set):
+    listed = _listed(values)
+    if listed is None:
         raise UserError(
             f"reward function {name!r} returned {' '.join(reprlib.repr(values).split())}, "
             f"a {type(values).__name__}; expected a list of floats, one per completion"
         )
-    if len(values) != len(prompts):
+    if len(listed) != len(prompts):
         raise UserError(
-            f"reward function {name!r} returned {len(values)} numbers for {len(prompts)} texts"
+            f"reward function {name!r} returned {len(listed)} numbers for {len(prompts)} texts"
         )
-    scores = np.array([_number(value) for value in values])
+    scores = np.array([_number(value) for value in listed])
     wrong = np.isnan(scores).nonzero()[0]
     if len(wrong):
         row = int(wrong[0])
         raise RewardFailure(
-            f"reward function {name!r} returned {reprlib.repr(values[row])} for sample {row}, "
+            f"reward function {name!r} returned {reprlib.repr(listed[row])} for sample {row}, "
             f"{_shorten(prompts[row], completions[row])}; expected a finite number",
             scores,
         )
     return scores
 
 
+def _listed(values: Any) -> list[Any] | None:
+    """Return the parts of a list, an array or another row of values; None for anything else.
+
+    NumPy would convert a string, or its characters, to numbers.
+    """
+    if isinstance(values, str | bytes | bytearray | Mapping | Set):
+        return None
+    try:
+        return list(values) if isinstance(values, list | tuple) or np.ndim(values) == 1 else None
+    except Exception:  # of an object that is no row, whatever it says
+        return None
+
+
 def _number(value: Any) -> float:
     """Return a score as a float, NaN for what is not a finite number."""
     try:
         number = math.nan if value is None else float(value)
-    except (TypeError, ValueError, OverflowError):
+    except Exception:  # a text, a number beyond all floats, an object with a rule of its own
         return math.nan
     return number if abs(number) <= LARGEST else math.nan
 

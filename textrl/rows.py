@@ -1,13 +1,14 @@
-"""The type of a row of data, common to label databases, files and lists of dicts.
+"""Rows of data with their places, common to label databases, files and lists of dicts.
 
 This module needs the standard library only. Rows in the formats of other projects are refused with
 a line of code that converts them. Files are read in `data.py`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from textrl.errors import UserError
+from textrl.errors import UserError, did_you_mean
 
 Row = dict[str, Any]
 Kind = Literal["demonstrations", "rankings", "pairs", "prompts"]
@@ -17,14 +18,46 @@ CHAT_COLUMNS = ("tools", "chat_template_kwargs")
 OURS = {"text", "messages", "prompt", "completion", "completions", "chosen", "rejected"}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Records:
+    """Rows of data, each with the place it came from, for error messages."""
+
+    rows: list[Row]
+    places: list[str]
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.rows)
+
+    def subset(self, indices: Iterable[int]) -> "Records":
+        """Return some of the rows, in the order given."""
+        chosen = list(indices)
+        return Records(rows=[self.rows[i] for i in chosen], places=[self.places[i] for i in chosen])
+
+    def columns_but(self, *left_out: str) -> dict[str, list[Any]]:
+        """Return all columns except some, with None for a value that a row does not have."""
+        names = sorted({name for row in self.rows for name in row} - set(left_out), key=str)
+        return {name: [row.get(name) for row in self.rows] for name in names}
+
+    def require(self, *columns: str) -> None:
+        """Raise UserError naming place and column unless every row has these columns, not None."""
+        for row, place in zip(self.rows, self.places, strict=True):
+            for column in columns:
+                if column in row and row[column] is None:
+                    raise UserError(f"{place}: column {column!r} is empty; drop the row")
+                if column not in row:
+                    hint, found = did_you_mean(column, row), sorted(map(str, row))
+                    raise UserError(f"{place}: column {column!r} is missing{hint}; found: {found}")
+
+
 def is_conversation(value: object) -> bool:
-    """Return whether a value is chat messages: dicts with a role and content or tool calls."""
+    """Return whether a value is chat messages: dicts with a role (a text) and content or calls."""
     return (
         isinstance(value, list)
         and bool(value)
         and all(
             isinstance(turn, dict)
-            and "role" in turn
+            and isinstance(turn.get("role"), str)
             and bool({"content", "tool_calls"} & set(turn))
             for turn in value
         )

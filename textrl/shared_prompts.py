@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from textrl.data import Records
 from textrl.errors import UserError
-from textrl.rows import is_conversation
+from textrl.rows import Records, is_conversation
 
 LONG_PROMPT = 20
 """Minimum characters of a prompt for which a completion that begins with it counts as repeating

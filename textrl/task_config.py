@@ -4,7 +4,7 @@ The signatures of the environments (`envs/core_config.py`) and the options of th
 (`EnvConfig`, `BenchmarkConfig`) are built from it. It imports the standard library only.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral
 from typing import Any, Literal
@@ -64,7 +64,7 @@ class TaskConfig:
     def _check_banned(self) -> None:
         """Keep the banned ids as a tuple of whole numbers."""
         given = self.banned_token_ids
-        listed = isinstance(given, Iterable) and not isinstance(given, str)
+        listed = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
         ids = list(given) if listed else []
         whole = all(isinstance(t, Integral) and not isinstance(t, bool) for t in ids)
         require(self, "banned_token_ids", listed and whole, "a list of token ids")

@@ -20,7 +20,7 @@ class BenchmarkConfig(TaskConfig):
     """Folder or hub id of the policy to start from, which is also the reference. Without it, the
     task is the tiny built-in one (letters in rising order)."""
     prompts: str | None = None
-    """File or hub name with a `prompt` column."""
+    """File, or `hub:OWNER/NAME`, with a `prompt` column."""
     reward: str | None = None
     """Folder or hub id of a reward model, or package.module:function."""
     heldout: str | None = None

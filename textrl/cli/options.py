@@ -16,7 +16,7 @@ class ModelConfig:
     model: str
     """Folder or hub id of the model to start from."""
     data: str
-    """Training data: a .jsonl, .csv or .parquet file, a hub name, or a label database
+    """Training data: a .jsonl, .csv or .parquet file, `hub:OWNER/NAME`, or a label database
     (sqlite:///labels.db)."""
     device: str | None = None
     """Device of the model, such as cpu or cuda; the default is the GPU if there is one."""
@@ -31,8 +31,8 @@ class NormalizeConfig:
     """The normalisation of the reward model's scores."""
 
     normalize_on: str | None = None
-    """File or hub name with a `text` column (SFT samples). The scores of these texts get mean 0 and
-    standard deviation 1. The default is the texts of the data."""
+    """File, or `hub:OWNER/NAME`, with a `text` column (SFT samples). The scores of these texts
+    get mean 0 and standard deviation 1. The default is the texts of the data."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value of the wrong type."""
@@ -63,7 +63,7 @@ class EnvConfig(TaskConfig):
     """The task of the environment."""
 
     prompts: str
-    """File or hub name with a `prompt` column."""
+    """File, or `hub:OWNER/NAME`, with a `prompt` column."""
     reward: str
     """Folder or hub id of a reward model, or package.module:function."""
     reference: str | None = None
@@ -77,7 +77,7 @@ class GenerateConfig:
     model: str
     """Folder or hub id of the language model."""
     prompts: str
-    """File or hub name with a `prompt` column."""
+    """File, or `hub:OWNER/NAME`, with a `prompt` column."""
     output: str | None = None
     """File to write, which must not exist; the default is the terminal."""
     max_completion_tokens: Positive[int] = 48
@@ -105,7 +105,7 @@ class EvaluateConfig:
     reward: str
     """Folder or hub id of a reward model, or package.module:function."""
     prompts: str
-    """File or hub name with a `prompt` column."""
+    """File, or `hub:OWNER/NAME`, with a `prompt` column."""
     max_completion_tokens: Positive[int] = 48
     """Maximum length of a completion in tokens (its token budget)."""
     temperature: Positive[float] = 1.0

@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     began = time.time()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # output is UTF-8 whatever the terminal
-            stream.reconfigure(encoding="utf-8")
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         given = sys.argv[1:] if arguments is None else list(arguments)
         command, configs = parse(given or ["--help"])
@@ -153,6 +153,8 @@ def parse(arguments: list[str]) -> tuple[str, list[Any]]:
         raise UserError(in_plain_words(str(error), known.get(first, list(COMMANDS)))) from error
     except UnicodeDecodeError as error:
         raise UserError(f"the file given with --config is not UTF-8 ({error})") from error
+    except (RecursionError, OverflowError) as error:  # a list in itself, a number of 400 digits
+        raise UserError(f"an option has a value that cannot be read ({error})") from error
     values = chosen[chosen.subcommand]
     if "--resume" in given and "--overwrite" not in given and "overwrite" in values:
         values.overwrite = False  # of the file: what is typed counts

@@ -55,6 +55,8 @@ def with_plain_integers(arguments: list[str], kinds: Iterable[type]) -> list[str
     return result
 
 
+DEEPEST = 100
+"""Lists and mappings of an option or a file of options lie in each other at most this deeply."""
 LOAD_YAML = get_loader("yaml")
 """The parser's own YAML loader."""
 
@@ -62,12 +64,23 @@ LOAD_YAML = get_loader("yaml")
 def read_plain_integers() -> None:
     """Make the parser read 1e6 in a YAML file as 1000000, which also works for fractional options.
 
-    A duplicate key is an error, because the parser would silently take the last one.
+    A duplicate key is an error, because the parser would silently take the last one. Deep nesting
+    is one as well, because the reader's time grows with its square.
     """
 
     def read(text: str) -> Any:
-        _refuse_twice(yaml.compose(text, Loader=yaml.SafeLoader))
-        return _whole(LOAD_YAML(text))
+        depth = 0
+        for bracket in re.findall(r"[][{}]", text):
+            depth += 1 if bracket in "[{" else -1
+            if depth > DEEPEST:
+                raise UserError(f"{text[:20]!r}... opens more than {DEEPEST} brackets; flatten it")
+        try:
+            _refuse_twice(yaml.compose(text, Loader=yaml.SafeLoader))
+            return _whole(LOAD_YAML(text))
+        except UserError:
+            raise
+        except (ValueError, TypeError, RecursionError) as error:  # a 13th month, a list as a key
+            raise yaml.YAMLError(f"{text[:20]!r}... cannot be read ({error})") from error
 
     set_loader("yaml", read, (yaml.YAMLError,))
 

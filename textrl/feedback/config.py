@@ -17,8 +17,8 @@ class CollectConfig:
     """
 
     prompts: str | None = None
-    """File or hub name with a `prompt` column. Outputs to rank are in a `completions` column (lists
-    of 2 to 9). Without a file, the tasks are those in the database."""
+    """File, or `hub:OWNER/NAME`, with a `prompt` column. Outputs to rank are in a `completions`
+    column (lists of 2 to 9). Without a file, the tasks are those in the database."""
     database: str = "sqlite:///labels.db"
     """Database of the labels: sqlite:///FILE or postgresql://USER@HOST/NAME."""
     model: str | None = None

@@ -3,16 +3,16 @@
 import itertools
 from typing import Any
 
-from textrl.data import Records, load_records
+from textrl.data import load_records
 from textrl.errors import UserError
 from textrl.labels.tasks import NewTask, what_is_asked
-from textrl.rows import Row, is_conversation
+from textrl.rows import Records, Row, is_conversation
 
 OUTPUT_COLUMNS = ("completions", "outputs", "completion")
 
 
 def read_tasks(source: str) -> list[NewTask]:
-    """Return the tasks of a file or hub name with a `prompt` column.
+    """Return the tasks of a file or `hub:OWNER/NAME` with a `prompt` column.
 
     The column `completions` (or `outputs`) has a list to rank. Consecutive rows with the same
     prompt and a `completion`, as `textrl generate` writes them, become one task, without blank or

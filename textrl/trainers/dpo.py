@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from textrl.bounds import checked_config
 from textrl.chat import end_ids, prompt_of
 from textrl.config import DPOConfig
-from textrl.data import Records, Source, load_records, split_by_prompt
+from textrl.data import Source, load_records, split_by_prompt
 from textrl.encoding import continuation
 from textrl.errors import UserError
 from textrl.limits import check_lengths, check_vocabulary
@@ -29,6 +29,7 @@ from textrl.models import eos_id, split_lm
 from textrl.packing import filled_batches
 from textrl.policy import PolicyModule
 from textrl.precision import autocast, pick_precision
+from textrl.rows import Records
 from textrl.shared_prompts import with_shared_prompts
 from textrl.trainers.base import Trainer
 from textrl.types import Sequence, stack_sequences
@@ -204,8 +205,8 @@ class DPOTrainer(Trainer):
         Args:
             model: The model to train, in place. Before training, it is the reference.
             tokenizer: The tokenizer of the model.
-            data: A file, hub name, list of dicts or `datasets.Dataset`; or pairs that are already
-                encoded (such as tokens that a policy sampled), of which none is held out.
+            data: A file, `hub:OWNER/NAME`, list of dicts or `datasets.Dataset`; or pairs that are
+                already encoded (such as tokens that a policy sampled), of which none is held out.
             config: The hyper-parameters.
             output_dir: The folder for the checkpoint, the metrics and the state for a resume.
             logger: An SB3 logger; None makes one that writes to output_dir.

@@ -19,7 +19,7 @@ from textrl.bounds import checked_config
 from textrl.chat import prompt_of
 from textrl.classifiers import encode_for_scoring, max_text_length, split_classifier
 from textrl.config import RewardConfig
-from textrl.data import Records, Source, load_records, split_by_prompt
+from textrl.data import Source, load_records, split_by_prompt
 from textrl.encoding import ranked_texts, reward_text
 from textrl.errors import UserError
 from textrl.limits import check_vocabulary
@@ -27,7 +27,7 @@ from textrl.loop import FitTask
 from textrl.losses import bradley_terry_loss, plackett_luce_loss, ranking_loss
 from textrl.models import ensure_pad, untrained_classifier
 from textrl.rewards import RewardModel
-from textrl.rows import Row
+from textrl.rows import Records, Row
 from textrl.shared_prompts import with_shared_prompts
 from textrl.trainers.base import Trainer
 from textrl.updater import LossSum
@@ -93,7 +93,7 @@ class RewardTrainer(Trainer):
             model: A classifier with one label, trained in place (see `reward_model_from`).
             tokenizer: The tokenizer of the model. If necessary, a copy of it gets a padding token
                 other than EOS.
-            data: A file, hub name, list of dicts or `datasets.Dataset`.
+            data: A file, `hub:OWNER/NAME`, list of dicts or `datasets.Dataset`.
             config: The hyper-parameters.
             normalize_on: Texts (samples of the SFT policy) on which the score gets mean 0, std 1;
                 by default the texts of the data.

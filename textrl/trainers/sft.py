@@ -45,7 +45,7 @@ class SFTTrainer(Trainer):
         Args:
             model: The model to train, in place.
             tokenizer: The tokenizer of the model.
-            data: A file, hub name, list of dicts or `datasets.Dataset`.
+            data: A file, `hub:OWNER/NAME`, list of dicts or `datasets.Dataset`.
             config: The hyper-parameters.
             output_dir: The folder for the checkpoint, the metrics and the state for a resume.
             logger: An SB3 logger; None makes one that writes to output_dir.

@@ -141,6 +141,31 @@ def observe(core: TextCore) -> Observation:
     }
 
 
+def as_array(values: Any, name: str) -> np.ndarray:
+    """Return what a caller gave as an array.
+
+    Raises:
+        UserError: it is none, such as a list of lists of different lengths.
+    """
+    try:
+        return np.asarray(values)
+    except Exception as error:  # of an object that has a rule of its own
+        raise UserError(f"{name} are no array: {error}") from error
+
+
+def as_flags(values: Any, name: str) -> np.ndarray:
+    """Return what a caller gave as an array of True and False, or of 1 and 0.
+
+    Raises:
+        UserError: it holds something else, of which NumPy would take everything for True.
+    """
+    flags = as_array(values, name)
+    whole = flags.dtype == bool or np.issubdtype(flags.dtype, np.integer)
+    if not whole or not np.isin(flags, (0, 1)).all():
+        raise UserError(f"{name} holds {flags.dtype}, or other numbers than 0 and 1; give flags")
+    return flags.astype(bool)
+
+
 def checked_options(options: Any) -> dict[str, Any]:
     """Return a copy of the options of a reset, which are a mapping or None."""
     if options is not None and not isinstance(options, Mapping):

@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -86,31 +85,6 @@ def takes_core_config(constructor: Constructor) -> Constructor:
     shown = signature.replace(parameters=[*own, *added])
     constructor.__signature__ = shown  # type: ignore[attr-defined]  # inspect's own protocol
     return constructor
-
-
-def as_array(values: Any, name: str) -> np.ndarray:
-    """Return what a caller gave as an array.
-
-    Raises:
-        UserError: it is none, such as a list of lists of different lengths.
-    """
-    try:
-        return np.asarray(values)
-    except Exception as error:  # of an object that has a rule of its own
-        raise UserError(f"{name} are no array: {error}") from error
-
-
-def as_flags(values: Any, name: str) -> np.ndarray:
-    """Return what a caller gave as an array of True and False, or of 1 and 0.
-
-    Raises:
-        UserError: it holds something else, of which NumPy would take everything for True.
-    """
-    flags = as_array(values, name)
-    whole = flags.dtype == bool or np.issubdtype(flags.dtype, np.integer)
-    if not whole or not np.isin(flags, (0, 1)).all():
-        raise UserError(f"{name} holds {flags.dtype}, or other numbers than 0 and 1; give flags")
-    return flags.astype(bool)
 
 
 def require_exact_shaping(name: str, shaping: Shaping) -> None:

@@ -12,6 +12,7 @@ from gymnasium import spaces
 from textrl.envs.attributes import (
     Observation,
     TaskAttributes,
+    as_array,
     checked_options,
     chosen_prompt,
     observation_space,
@@ -19,7 +20,7 @@ from textrl.envs.attributes import (
     render_row,
 )
 from textrl.envs.core import TextCore
-from textrl.envs.core_config import as_array, core_config, takes_core_config
+from textrl.envs.core_config import core_config, takes_core_config
 from textrl.envs.texts import PromptStream
 from textrl.errors import UserError
 

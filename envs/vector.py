@@ -13,6 +13,8 @@ from gymnasium.vector.utils import batch_space
 from textrl.envs.attributes import (
     Observation,
     TaskAttributes,
+    as_array,
+    as_flags,
     checked_options,
     chosen_prompt,
     observation_space,
@@ -20,7 +22,7 @@ from textrl.envs.attributes import (
     render_row,
 )
 from textrl.envs.core import TextCore
-from textrl.envs.core_config import as_array, as_flags, core_config, takes_core_config
+from textrl.envs.core_config import core_config, takes_core_config
 from textrl.envs.step_result import StepResult
 from textrl.envs.texts import Prompt, PromptStream
 from textrl.errors import UserError, did_you_mean, shown

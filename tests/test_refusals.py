@@ -112,7 +112,7 @@ def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
     json.dumps(vars(config))
     assert type(SFTConfig(learning_rate=np.float32(1e-3)).learning_rate) is float
     for seed in (-1, 2**64):
-        with pytest.raises(UserError, match="seed is .*; expected a whole number from 0"):
+        with pytest.raises(UserError, match="seed is .*; expected a whole number"):
             SFTConfig(seed=seed)
 
 

@@ -11,6 +11,7 @@ from textrl.checkpoint import Checkpoints, logged_by, write_finished
 from textrl.durable import save_files
 from textrl.metrics import open_logger
 from textrl.stopping import uninterrupted
+from textrl.updater import Numbers
 
 
 def saved_agent(folder: Path) -> Path | None:
@@ -52,7 +53,8 @@ def train_in(
         with uninterrupted():
             checkpoints.save(agent.iteration, agent.write)
 
-    def save_now_and_then() -> None:
+    def save_now_and_then(numbers: Numbers) -> None:
+        checkpoints.note(numbers)
         if checkpoints.due(agent.iteration):
             save()
 
@@ -61,6 +63,8 @@ def train_in(
         left = max(0, total_timesteps - agent.env_steps)
         try:
             agent.learn(left, progress_bar=True, after_iteration=save_now_and_then)
+            if checkpoints.best_by is not None:  # the end may be the best
+                save()
         except BaseException as error:  # Ctrl+C and SIGTERM, a reward that fails
             if agent.whole and agent.iteration:
                 save()

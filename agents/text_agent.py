@@ -132,14 +132,14 @@ class TextAgent(ABC):
         self,
         total_timesteps: int,
         progress_bar: bool = False,
-        after_iteration: Callable[[], None] = lambda: None,
+        after_iteration: Callable[[Numbers], None] = lambda numbers: None,
     ) -> Self:
         """Train for at least this many tokens more; one logger row an iteration.
 
         Args:
             total_timesteps: tokens; 0 trains nothing.
             progress_bar: show the tokens of the whole run; collecting and updating both move it.
-            after_iteration: called after each iteration, to save now and then.
+            after_iteration: called with each iteration's numbers, to save now and then.
         """
         check_timesteps(total_timesteps)
         begin, end = self.env_steps, self.env_steps + total_timesteps
@@ -151,8 +151,7 @@ class TextAgent(ABC):
                 def show(share: float, tokens: int, numbers: Numbers, start: int = start) -> None:
                     progress.show(start + int(share * min(tokens, end - start)), numbers)
 
-                self._iteration(show, partial(log, self.logger, self.env_steps))
-                after_iteration()
+                after_iteration(self._iteration(show, partial(log, self.logger, self.env_steps)))
         self._updater.finish()
         return self
 

@@ -2,7 +2,8 @@
 
 CI holds short forms of what can be short in half an hour; here stands the whole: the demo with
 three seeds, the demo on SmolLM2, the long tests, the exact-optimum suite, the mutants, the stock
-agents, RL4LMs' protocol, the loop with labelers, the fuzzing, the audits, the peers.
+agents, RL4LMs' protocol, the loop with labelers, the fuzzing, the faults, the label server, the
+audits, the peers.
 Each step runs in a process of its own, its time limit a guard against hanging. A step that fails is
 recorded as failed, and the command exits with 1. Steps that are not asked for keep their old row.
 """
@@ -95,6 +96,8 @@ STEPS = {
         ),
         lines=12,
     ),
+    "faults": Step(commands=((PYTHON, "benchmarks/faults.py"),), lines=9, hours=1.5),
+    "labels": Step(commands=((PYTHON, "benchmarks/label_server.py"),), lines=5, hours=0.5),
     "security": Step(commands=((PYTHON, "benchmarks/security.py"),), lines=3, hours=0.5),
     "peers": Step(commands=((PYTHON, "benchmarks/throughput.py", "--peer", "trl"),), lines=8),
 }

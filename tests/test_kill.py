@@ -1,4 +1,7 @@
-"""A process that is killed with SIGKILL loses nothing: --resume ends in the same weights."""
+"""A process that is killed with SIGKILL loses nothing: --resume ends in the same weights.
+
+`benchmarks/faults.py` kills every agent and trainer in a fork; here three are whole processes.
+"""
 
 import json
 import subprocess
@@ -32,14 +35,8 @@ def rows_of(file: Path) -> list[dict[str, float]]:
     return [{name: v for name, v in row.items() if name not in clock} for row in rows]
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        pytest.param("sft", marks=pytest.mark.slow),
-        pytest.param("dpo", marks=pytest.mark.proof),
-        pytest.param("ppo", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.proof
+@pytest.mark.parametrize("command", COMMANDS)
 def test_kill_9_and_resume(command: str, checkpoint: str, tmp_path: Path) -> None:
     texts = [{"text": "abcdefghijklm"[: 2 + i]} for i in range(11)]
     pairs = [{"prompt": p, "chosen": "bcd", "rejected": "zz"} for p in "abcdefgh"]

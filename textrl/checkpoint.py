@@ -2,6 +2,7 @@
 
 run/checkpoints/000000120/   One save: all its files and their checksums (`durable.py`).
 run/checkpoints/latest       The name of the newest save; it is written last.
+run/best/                    The best save of a complete run, if one was asked for.
 
 Nothing that is loaded here can run code: states hold tensors and plain data only, no pickles.
 """
@@ -9,7 +10,9 @@ Nothing that is loaded here can run code: states hold tensors and plain data onl
 import copy
 import hashlib
 import json
+import math
 import shutil
+import statistics
 import time
 import warnings
 import zipfile
@@ -30,6 +33,8 @@ from textrl.metrics import JSON_FILE, logged
 from textrl.paths import expanded
 
 STATE_FILE = "state.pt"
+BEST, VALUE_FILE = "best", "value.json"
+"""In a run's folder: its best save. In a save: the metric by which it is the best or not."""
 LOGGED_FILE = "logged.jsonl"
 """In a save: a copy of progress.json as it was then."""
 RUN_FILE = "run.json"
@@ -94,18 +99,29 @@ def load_state(file: Path) -> dict[str, Any]:
 class Checkpoints:
     """The saves of a run, each whole or not there, of which the newest are kept."""
 
-    def __init__(self, run: Path, *, every: int = 0, minutes: float = 0.0, keep: int = 2) -> None:
+    def __init__(
+        self,
+        run: Path,
+        *,
+        every: int = 0,
+        minutes: float = 0.0,
+        keep: int = 2,
+        best_by: str | None = None,
+    ) -> None:
         """Look at a run's saves without touching them.
 
         Args:
             run: Folder of the run.
             every: Steps between two saves; 0 is never, by this rule.
             minutes: Minutes between two saves; 0 is never, by this rule.
-            keep: Number of saves that are kept, >= 1.
+            keep: Number of the newest saves that are kept, >= 1.
+            best_by: Name of a logged metric. The save with the highest mean of it since the save
+                before is kept as well, and is `run/best` in the end.
         """
-        self.run, self.folder = run, run / "checkpoints"
+        self.run, self.folder, self.best_by = run, run / "checkpoints", best_by
         self._every, self._seconds, self._keep = every, 60 * minutes, keep
         self._last = time.monotonic()
+        self._seen: list[float] = []
 
     def due(self, step: int) -> bool:
         """Return whether it is time to save after this step."""
@@ -118,13 +134,52 @@ class Checkpoints:
         A save of the same step that is whole stays: it holds the same.
         """
         self._last = time.monotonic()
+
+        def with_value(folder: Path) -> None:
+            write(folder)
+            if self._seen:
+                write_json(folder / VALUE_FILE, {self.best_by: statistics.fmean(self._seen)})
+
         if not self._place(step).exists():
             fresh = self.folder / ".saving"
-            write_sealed(fresh, partial(write_save, self.run, write))
+            write_sealed(fresh, partial(write_save, self.run, with_value))
             fresh.rename(self._place(step))
+        self._seen.clear()
         write_text(self.folder / "latest", f"{self._place(step).name}\n")
+        best = self._best()
         for old in self._steps()[: -self._keep]:
-            shutil.rmtree(self._place(old), ignore_errors=True)
+            if self._place(old) != best:
+                shutil.rmtree(self._place(old), ignore_errors=True)
+
+    def note(self, numbers: Mapping[str, float]) -> None:
+        """Take what a step has logged, by which the best save is known.
+
+        Raises:
+            UserError: The metric of `best_by` is not among it.
+        """
+        if self.best_by is None:
+            return
+        if self.best_by not in numbers:
+            raise UserError(
+                f"keep_best is {self.best_by!r}, which is not logged; logged are "
+                f"{', '.join(sorted(numbers))}"
+            )
+        self._seen.append(float(numbers[self.best_by]))
+
+    def _best(self) -> Path | None:
+        """Return the folder of the best save, run/best of an earlier end of the run included."""
+        places = [self.run / BEST, *map(self._place, self._steps())]
+        values = {place: self._value(place) for place in places}
+        best = max(places, key=lambda place: values[place])
+        return best if values[best] > -math.inf else None
+
+    def _value(self, place: Path) -> float:
+        """Return the metric of a save, minus infinity where it is not known."""
+        file = place / VALUE_FILE
+        if self.best_by is None or not file.exists():
+            return -math.inf
+        value = float(json.loads(file.read_text(encoding="utf-8")).get(self.best_by, math.nan))
+        return -math.inf if math.isnan(value) else value
 
     def newest(self) -> Path | None:
         """Return the folder of the newest save that is whole, None where there is no save.
@@ -157,7 +212,14 @@ class Checkpoints:
         return bool(self._steps())
 
     def clear(self) -> None:
-        """Remove the saves of a run that is complete, all at once for whoever looks for them."""
+        """Remove the saves of a run that is complete, all at once for whoever looks for them.
+
+        The best one becomes run/best.
+        """
+        best = self._best()
+        if best is not None and best != self.run / BEST:
+            shutil.rmtree(self.run / BEST, ignore_errors=True)
+            best.rename(self.run / BEST)
         aside = self.folder.with_name(f".{self.folder.name}.cleared")
         shutil.rmtree(aside, ignore_errors=True)
         if self.folder.exists():

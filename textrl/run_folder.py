@@ -28,6 +28,7 @@ MAY_CHANGE = (
         "save_every",
         "save_minutes",
         "keep_saves",
+        "keep_best",
         "device",
         "threads",
         "log_table",

@@ -491,6 +491,32 @@ def test_a_finished_run_does_not_go_on_behind_damaged_metrics(
     assert rows_of("run")[0]["time/iteration"] > 1
 
 
+def test_the_best_save_is_kept(folder: Path, checkpoint: str, capsys) -> None:
+    """A reward that falls from iteration to iteration: the best save is the first."""
+    Path("falling.py").write_text(
+        "n = 0\ndef reward(prompts, completions):\n    global n\n    n += 1\n"
+        "    return [(5.0, 3.0, 9.0, 1.0)[min(n, 4) - 1]] * len(completions)\n"
+    )
+    command = ["rloo", f"--model={checkpoint}", "--prompts=prompts.jsonl", "--output_dir=run"]
+    command += ["--reward=falling:reward", "--num_envs=8", "--group_size=4", "--keep_saves=1"]
+    command += ["--episodes_per_iteration=8", "--max_completion_tokens=4", "--save_every=2"]
+    cli.main([*command, "--total_timesteps=190", "--keep_best=rollout/score"])
+    rows = rows_of("run")
+    # the saves are after iterations 2 (mean 4), 4 (mean 5), 6 (mean 1) and so on
+    assert [row["rollout/score"] for row in rows[:5]] == [5, 3, 9, 1, 1]
+    assert json.loads((folder / "run" / "best" / "value.json").read_text()) == {"rollout/score": 5}
+    assert len((folder / "run" / "best" / "logged.jsonl").read_text().splitlines()) == 4
+    load_causal_lm(folder / "run" / "best")
+    assert not (folder / "run" / "checkpoints").exists()
+    cli.main([*command, "--total_timesteps=250", "--keep_best=rollout/score", "--resume"])
+    assert (
+        len((folder / "run" / "best" / "logged.jsonl").read_text().splitlines()) == 4
+    )
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--total_timesteps=99", "--keep_best=score", "--overwrite"])
+    assert "'score', which is not logged; logged are " in capsys.readouterr().err
+
+
 def copied(source: Path, fresh: Path) -> None:
     """Copy what `agent.save` writes."""
     for name in json.loads((source / "checksums.json").read_text()):

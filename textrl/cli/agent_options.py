@@ -37,7 +37,10 @@ class StatesConfig:
     save_minutes: NotNegative[float] = 10.0
     """Minutes between two saves to resume from; 0 saves by iterations alone."""
     keep_saves: Positive[int] = 2
-    """Number of saves that are kept while the run goes on."""
+    """Number of the newest saves that are kept while the run goes on."""
+    keep_best: str | None = None
+    """Name of a logged metric, such as rollout/score. The save with the highest mean of it since
+    the save before is kept too, and is in best/ in the end."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""

@@ -121,7 +121,11 @@ def run_agent(
             agent = kind(model, venv, config, **extra)
         with _begun(run, policy, env, states, config, *([ptx] if ptx else [])):
             checkpoints = Checkpoints(
-                folder, every=states.save_every, minutes=states.save_minutes, keep=states.keep_saves
+                folder,
+                every=states.save_every,
+                minutes=states.save_minutes,
+                keep=states.keep_saves,
+                best_by=states.keep_best,
             )
             train_in(
                 folder,

@@ -5,6 +5,8 @@ in `updater.py`.
 """
 
 import math
+import statistics
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +29,15 @@ from textrl.updater import LossSum, OutOfMemory, Updater, warmup_cosine
 
 POOL = 32
 """Number of minibatches in a pool, within which examples are sorted by length."""
+
+
+RISEN = 3.0
+"""The last losses over the first ones from which on a run is said to have made things worse; below
+it, minibatches of other lengths may be the reason."""
+
+
+class LossRose(UserWarning):
+    """A run ended with a higher loss than it began with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +140,7 @@ def _fit_updates(
     per_epoch = total // config.num_epochs
     log_every = max(1, total // 100)
     shown = shown and accelerator.is_main_process
+    losses: list[float] = []
     with StageProgress(task.stage, total, begin=begin, shown=shown) as progress:
         for update in range(begin, total):
             epoch, position = divmod(update, per_epoch)
@@ -137,6 +149,7 @@ def _fit_updates(
                 order = epoch_minibatches(task.lengths, config.minibatch_size, generator)
             with uninterrupted():
                 numbers = _fit_update(order[position], task, config, updater)
+                losses.append(numbers["loss"])
                 progress.show(update + 1, {name: numbers[name] for name in list(numbers)[:2]})
                 logs = update % log_every == 0 or update + 1 == total
                 if logs and accelerator.is_main_process:
@@ -144,6 +157,24 @@ def _fit_updates(
             ends_epoch = position + 1 == per_epoch
             if states is not None and (ends_epoch or states.checkpoints.due(update + 1)):
                 states.save()
+
+    if accelerator.is_main_process:
+        _warn_if_it_rose(losses)
+
+
+def _warn_if_it_rose(losses: Sequence[float]) -> None:
+    """Warn if the last tenth of a run's losses is far above the lowest of its first tenth."""
+    tenth = len(losses) // 10
+    if tenth == 0:
+        return
+    first, last = min(losses[:tenth]), statistics.fmean(losses[-tenth:])
+    if last > RISEN * first > 0:
+        warnings.warn(
+            f"the loss rose from {first:.3g} to {last:.3g}: the model is worse than it was before; "
+            f"lower learning_rate, and look at the data and at grad_norm in the metrics",
+            LossRose,
+            stacklevel=2,
+        )
 
 
 def _fit_update(

@@ -509,9 +509,7 @@ def test_the_best_save_is_kept(folder: Path, checkpoint: str, capsys) -> None:
     load_causal_lm(folder / "run" / "best")
     assert not (folder / "run" / "checkpoints").exists()
     cli.main([*command, "--total_timesteps=250", "--keep_best=rollout/score", "--resume"])
-    assert (
-        len((folder / "run" / "best" / "logged.jsonl").read_text().splitlines()) == 4
-    )
+    assert len((folder / "run" / "best" / "logged.jsonl").read_text().splitlines()) == 4
     with pytest.raises(SystemExit):
         cli.main([*command, "--total_timesteps=99", "--keep_best=score", "--overwrite"])
     assert "'score', which is not logged; logged are " in capsys.readouterr().err

@@ -13,6 +13,7 @@ from textrl.checkpoint import save_model
 from textrl.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig
 from textrl.envs import TextRLHFVectorEnv, tiny_model, tiny_score, tiny_tokenizer
 from textrl.errors import UserError
+from textrl.loop import LossRose
 from textrl.trainers import DPOTrainer, RewardTrainer, SFTTrainer, reward_model_from
 from textrl.updater import LossSum
 
@@ -131,3 +132,15 @@ def test_a_model_that_is_not_finite_is_not_saved(tmp_path) -> None:
     with pytest.raises(UserError, match=r"cannot be saved: model\.norm\.weight"):
         save_model(spoiled(tiny_model()), tiny_tokenizer(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_makes_things_worse_says_so() -> None:
+    texts = [{"text": "abcdefghij"[: 2 + i % 8]} for i in range(16)]
+
+    def train(learning_rate: float) -> None:
+        config = SFTConfig(minibatch_size=2, learning_rate=learning_rate, num_epochs=3)
+        SFTTrainer(tiny_model(), tiny_tokenizer(), texts, config, shown=False).train()
+
+    with pytest.warns(LossRose, match=r"rose from 3.* to .*lower learning_rate"):
+        train(1e2)
+    train(1e-2)  # warnings are errors here

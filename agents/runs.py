@@ -49,12 +49,12 @@ def train_in(
         log_table: Whether SB3's table of the metrics is printed as well.
     """
 
-    def save() -> None:
+    def save(*, is_last: bool = False) -> None:
         with uninterrupted():
-            checkpoints.save(agent.iteration, agent.write)
+            checkpoints.save(agent.iteration, agent.write, is_last=is_last)
 
     def save_now_and_then(numbers: Numbers) -> None:
-        checkpoints.note(numbers)
+        checkpoints.check_metric(numbers)
         if checkpoints.due(agent.iteration):
             save()
 
@@ -64,11 +64,13 @@ def train_in(
         try:
             agent.learn(left, progress_bar=True, after_iteration=save_now_and_then)
             if checkpoints.best_by is not None:  # the end may be the best
-                save()
+                save(is_last=True)
         except BaseException as error:  # Ctrl+C and SIGTERM, a reward that fails
             if agent.whole and agent.iteration:
                 save()
                 error.add_note(f"the run is saved after iteration {agent.iteration}")
+            elif checkpoints.exist():
+                error.add_note("the run goes on from its last save; the iteration is lost")
             raise
     with uninterrupted():
         save_files(folder, partial(write_finished, folder, agent.write))

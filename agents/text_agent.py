@@ -45,15 +45,13 @@ from textrl.paths import expanded
 from textrl.policy import Evaluation, PolicyModule, ReferenceStates, ValueHead
 from textrl.precision import autocast, pick_precision
 from textrl.stopping import terminable, uninterrupted
-from textrl.updater import Numbers, Steps, Updater
+from textrl.updater import Numbers, OutOfMemory, Steps, Updater
 
 PROBE = 8
 """Episodes on which sampling and update are held against each other."""
 AGREEMENT = 1e-5
-"""Mean distance of their log-probs, nats per token, up to which those of sampling are used.
-
-Measured: 2e-7 (4M parameters) to 4e-6 (135M) in float32, 1e-3 to 4e-2 in bfloat16.
-"""
+"""Mean distance of their log-probs, nats per token, up to which those of sampling are used: 2e-7
+(4M parameters) to 4e-6 (135M) was measured in float32, 1e-3 to 4e-2 in bfloat16."""
 Show = Callable[[float, int, Numbers], None]
 """(share of an iteration's work that is done, on how many tokens, numbers to show)."""
 
@@ -112,7 +110,8 @@ class TextAgent(ABC):
             max_grad_norm=self.config.max_grad_norm,
         )
         self._generator = torch.Generator().manual_seed(self.config.seed)
-        self._collect_share, self._whole_at = 0.5, 0
+        self._collect_share = 0.5
+        self.whole = True  # whether the weights are those between two iterations
         venv.reset(seed=self.config.seed)
 
     @abstractmethod
@@ -163,16 +162,14 @@ class TextAgent(ABC):
         """
         return self._iteration(show, lambda numbers: None)
 
-    @property
-    def whole(self) -> bool:
-        """Whether the weights are those between two iterations, not inside an update."""
-        return self._updater.updates == self._whole_at
-
     def _iteration(self, show: Show, record: Callable[[Numbers], None]) -> Numbers:
         """Run one iteration; a stop before its update undoes it, a later one waits for its end."""
-        began = time.monotonic()
+        began, iteration, updates = time.monotonic(), self.iteration, self._updater.updates
         with ExitStack() as stack:
-            stack.enter_context(undone_on_failure(self._generator, self.env, self._updater))
+            undone = undone_on_failure(
+                self._generator, self.env, lambda: self.whole and self.iteration == iteration
+            )
+            stack.enter_context(undone)
             with self.autocast():
                 collected = self.collect(lambda tokens: show(self._collect_share, tokens, {}))
                 rollout = self._with_agreeing_logprobs(collected)
@@ -186,11 +183,16 @@ class TextAgent(ABC):
                 done = self._collect_share + (1 - self._collect_share) * share
                 show(done, tokens, episodes | fit)
 
+            self.whole = False
             learning_rate = self._updater.scale_learning_rates(self._learning_rate_factor())
-            update = self.train_on(rollout, self.steps(show_step))
+            try:
+                update = self.train_on(rollout, self.steps(show_step))
+            except OutOfMemory:  # before the first step nothing has changed
+                self.whole = self._updater.updates == updates
+                raise
             self.iteration += 1
             self.env_steps += tokens
-            self._whole_at = self._updater.updates
+            self.whole = True
             show(1.0, tokens, episodes)
             ended = time.monotonic()
             self._collect_share = (between - began) / (ended - began)  # about the next one's too
@@ -325,7 +327,6 @@ class TextAgent(ABC):
         self.iteration, self.env_steps = state["counters"]
         self._generator.set_state(state["generator"])
         self._updater.load(state)
-        self._whole_at = self._updater.updates
 
     @torch.no_grad()
     def _with_agreeing_logprobs(self, rollout: Rollout) -> Rollout:

@@ -1,7 +1,7 @@
 """`TextEnv`: everything that our agents need from a vector environment, in one class."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,6 @@ from textrl.logprobs import AllowedTokens
 from textrl.rewards import RewardModel
 from textrl.stopping import uninterrupted
 from textrl.trainable import check_live, check_same_width, check_trainable
-from textrl.updater import Updater
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,7 +270,9 @@ def _info(infos: dict[str, Any], name: str, over: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def undone_on_failure(generator: torch.Generator, env: TextEnv, updater: Updater) -> Iterator[None]:
+def undone_on_failure(
+    generator: torch.Generator, env: TextEnv, unchanged: Callable[[], bool]
+) -> Iterator[None]:
     """Set the random generator and the prompts back to the block's beginning if the block fails.
 
     Ctrl+C, SIGTERM, a reward function that fails and memory that runs out are failures. An
@@ -280,14 +281,13 @@ def undone_on_failure(generator: torch.Generator, env: TextEnv, updater: Updater
     Args:
         generator: The agent's random generator.
         env: The environment.
-        updater: The optimiser; after a step of it nothing is undone.
+        unchanged: Whether the weights are still those of the beginning, else nothing is undone.
     """
     state, prompts = generator.get_state(), env.prompt_state()
-    updates = updater.updates
     try:
         yield
     except BaseException:
-        if updater.updates == updates:
+        if unchanged():
             with uninterrupted():  # a second Ctrl+C must not find half of it done
                 generator.set_state(state)
                 if prompts is not None:

@@ -160,9 +160,10 @@ def as_flags(values: Any, name: str) -> np.ndarray:
         UserError: it holds something else, of which NumPy would take everything for True.
     """
     flags = as_array(values, name)
-    whole = flags.dtype == bool or np.issubdtype(flags.dtype, np.integer)
-    if not whole or not np.isin(flags, (0, 1)).all():
-        raise UserError(f"{name} holds {flags.dtype}, or other numbers than 0 and 1; give flags")
+    if flags.dtype.kind not in "biuf":
+        raise UserError(f"{name} holds {flags.dtype}; give True and False")
+    if not np.isin(flags, (0, 1)).all():
+        raise UserError(f"{name} holds other numbers than 0 and 1; give True and False")
     return flags.astype(bool)
 
 

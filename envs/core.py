@@ -6,6 +6,8 @@ autoreset. Prompts, texts and scores are in `texts.py`. The docstring of
 `text_rlhf.TextRLHFEnv` describes the MDP.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import cached_property
 
@@ -109,7 +111,7 @@ class TextCore:
     @property
     def reward_model(self) -> RewardModel | None:
         """The first frozen reward model of the scorer."""
-        return self.judge.scorer.reward_model
+        return self.judge.scorer.reward_model  # type: ignore[no-any-return]
 
     def looked_up(self, prompt: int | str | Messages) -> int | Prompt:
         """Return the index of a prompt of the set, or any other prompt encoded."""
@@ -145,12 +147,13 @@ class TextCore:
         ref_logprobs = np.where(active, found_array, 0.0)
         rows = active.nonzero()[0]
         starts = self.lengths.copy()
-        self.input_ids[rows, self.lengths[rows]] = actions[rows]
-        self.lengths[rows] += 1
-        self._behind = True
-        self._stale |= ~active  # the decoder steps every row, so the inactive ones are now wrong
-        last = np.zeros(self.num_rows, dtype=np.int64)
-        return self._pay_or_undo(ref_logprobs[:, None], active, last, starts)
+        with self._taken_back_on_failure(starts):
+            self.input_ids[rows, self.lengths[rows]] = actions[rows]
+            self.lengths[rows] += 1
+            self._behind = True
+            self._stale |= ~active  # the decoder steps every row; the inactive ones are now wrong
+            last = np.zeros(self.num_rows, dtype=np.int64)
+            return self._pay(ref_logprobs[:, None], active, last)
 
     def step_sequence(self, actions: np.ndarray, mask: np.ndarray) -> StepResult:
         """Append the tokens under the mask in one teacher-forced pass; pay the same as T steps."""
@@ -161,13 +164,14 @@ class TextCore:
             )
         counts = self._check_sequence(actions, mask)
         starts, active = self.lengths.copy(), counts > 0
-        for row in active.nonzero()[0]:
-            end = starts[row] + counts[row]
-            self.input_ids[row, starts[row] : end] = actions[row, : counts[row]]
-        self.lengths += counts
-        ref_logprobs = self._teacher_forced(actions, mask, starts)
-        self._stale |= active
-        return self._pay_or_undo(ref_logprobs, active, np.maximum(counts - 1, 0), starts)
+        with self._taken_back_on_failure(starts):
+            for row in active.nonzero()[0]:
+                end = starts[row] + counts[row]
+                self.input_ids[row, starts[row] : end] = actions[row, : counts[row]]
+            self.lengths += counts
+            ref_logprobs = self._teacher_forced(actions, mask, starts)
+            self._stale |= active
+            return self._pay(ref_logprobs, active, np.maximum(counts - 1, 0))
 
     def action_masks(self) -> np.ndarray:
         """Return 1 for the tokens that are sensible next, int8 [B V] (a mask for Gymnasium).
@@ -244,13 +248,12 @@ class TextCore:
             result[part] = found.cpu().numpy()
         return result
 
-    def _pay_or_undo(
-        self, ref_logprobs: np.ndarray, active: np.ndarray, last: np.ndarray, starts: np.ndarray
-    ) -> StepResult:
-        """Pay the rewards; if the reward function fails, remove the tokens of this call again."""
+    @contextmanager
+    def _taken_back_on_failure(self, starts: np.ndarray) -> Iterator[None]:
+        """Remove the tokens of a call again if the reference or the reward function fails."""
         try:
-            return self._pay(ref_logprobs, active, last)
-        except BaseException:  # Ctrl+C within the reward function too
+            yield
+        except BaseException:  # Ctrl+C too
             self.lengths = starts
             self.input_ids[np.arange(self.max_length) >= starts[:, None]] = 0
             self._stale[:] = True

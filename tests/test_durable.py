@@ -81,7 +81,7 @@ def test_a_committed_file_that_is_gone_is_named(tmp_path: Path) -> None:
         if (folder / ".commit.json").exists():
             break
     (folder / ".saving" / "new").unlink()
-    with pytest.raises(UserError, match=r"\.saving/new is missing"):
+    with pytest.raises(UserError, match="/new is missing"):
         finish_save(folder)
     assert (folder / "weights").read_text() == "1"  # nothing was moved yet
 
@@ -238,3 +238,10 @@ def test_a_save_that_is_damaged_twice_is_put_aside_twice(tmp_path: Path) -> None
         (saves.folder / "000000002" / "weights").write_text("")
         with pytest.warns(DamagedSave):
             assert saves.newest() == saves.folder / "000000001"
+
+
+@pytest.mark.parametrize("content", ['{"": "x"}', '{"files": {"a": "b"}}', "[]"])
+def test_a_file_of_that_name_that_is_not_ours(content: str, tmp_path: Path) -> None:
+    (tmp_path / "checksums.json").write_text(content)
+    with pytest.raises(UserError, match=r"checksums\.json is (not one of textrl|damaged)"):
+        check_files(tmp_path)

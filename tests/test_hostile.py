@@ -97,10 +97,10 @@ def test_no_name_is_looked_up_unasked(tmp_path: Path, monkeypatch: pytest.Monkey
         with pytest.raises(UserError, match="no such file.*is asked for as hub:OWNER/NAME"):
             load_records(name)
     for name in ("hub:json", "hub:", "hub:../x", "hub:a/b/c"):
-        with pytest.raises(UserError, match="expected hub:OWNER/NAME"):
+        with pytest.raises(UserError, match="write hub:OWNER/NAME"):
             load_records(name)
     Path("owner/name").mkdir(parents=True)
-    with pytest.raises(UserError, match="which is no folder here"):
+    with pytest.raises(UserError, match="is a folder here"):
         load_records("hub:owner/name")
     with pytest.raises(UserError, match="is a folder; give the file"):
         load_records("owner")

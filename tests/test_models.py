@@ -333,9 +333,7 @@ def test_reward_models_with_other_numbers_of_labels(
     text = encode_for_scoring(tiny_tokenizer(), "abc", 100)
     logits = two(input_ids=torch.tensor([text])).logits[0]
     assert scorer([""], ["abc"]) == pytest.approx([float(logits[1] - logits[0])], abs=1e-6)
-    monkeypatch.setattr(
-        "textrl.reward_models.encode_for_scoring", lambda _, text, most: [1] * len(text)
-    )
+    monkeypatch.setattr("textrl.rewards.encode_for_scoring", lambda _, text, most: [1] * len(text))
     with pytest.raises(UserError, match="text 1 of the batch is empty"):
         scorer(["", ""], ["abc", ""])
     monkeypatch.undo()

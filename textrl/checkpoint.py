@@ -26,19 +26,24 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.adapters import is_adapted
-from textrl.durable import check_files, finish_save, write_json, write_sealed, write_text
+from textrl.durable import CHECKSUMS, check_files, finish_save, write_json, write_sealed, write_text
 from textrl.errors import UserError, did_you_mean
 from textrl.finite import check_finite
-from textrl.metrics import JSON_FILE, logged
+from textrl.metrics import JSON_FILE, logged, read_json_lines
 from textrl.paths import expanded
 
 STATE_FILE = "state.pt"
+WINDOW = 10
 BEST, VALUE_FILE = "best", "value.json"
 """In a run's folder: its best save. In a save: the metric by which it is the best or not."""
 LOGGED_FILE = "logged.jsonl"
 """In a save: a copy of progress.json as it was then."""
 RUN_FILE = "run.json"
 """Beside a finished agent: how many bytes of progress.json its run has logged."""
+
+
+class NoChecksums(UserWarning):
+    """A saved agent is loaded although nothing says that its files are those of one save."""
 
 
 class DamagedSave(UserWarning):
@@ -115,56 +120,53 @@ class Checkpoints:
             every: Steps between two saves; 0 is never, by this rule.
             minutes: Minutes between two saves; 0 is never, by this rule.
             keep: Number of the newest saves that are kept, >= 1.
-            best_by: Name of a logged metric. The save with the highest mean of it since the save
-                before is kept as well, and is `run/best` in the end.
+            best_by: Name of a logged metric. The save with the highest mean of it over the last
+                `every` rows (10 if that is 0) is kept as well, and is `run/best` in the end.
         """
         self.run, self.folder, self.best_by = run, run / "checkpoints", best_by
         self._every, self._seconds, self._keep = every, 60 * minutes, keep
         self._last = time.monotonic()
-        self._seen: list[float] = []
 
     def due(self, step: int) -> bool:
         """Return whether it is time to save after this step."""
         by_steps = self._every > 0 and step % self._every == 0
         return by_steps or 0 < self._seconds <= time.monotonic() - self._last
 
-    def save(self, step: int, write: Callable[[Path], None]) -> None:
+    def save(self, step: int, write: Callable[[Path], None], *, is_last: bool = False) -> None:
         """Save what `write` puts into the folder that it is given, under the number of a step.
 
-        A save of the same step that is whole stays: it holds the same.
+        A save of the same step that is whole stays: it holds the same. By `best_by` only those are
+        compared that an undisturbed run has too: the saves after `every` steps, and the last.
         """
         self._last = time.monotonic()
 
         def with_value(folder: Path) -> None:
             write(folder)
-            if self._seen:
-                write_json(folder / VALUE_FILE, {self.best_by: statistics.fmean(self._seen)})
+            if self.best_by is not None and (
+                is_last or self._every == 0 or step % self._every == 0
+            ):
+                window = read_json_lines(self.run / JSON_FILE)[-(self._every or WINDOW) :]
+                values = [float(row[self.best_by]) for row in window if self.best_by in row]
+                mean = statistics.fmean(values) if values else math.nan
+                write_json(folder / VALUE_FILE, {self.best_by: mean})
 
         if not self._place(step).exists():
             fresh = self.folder / ".saving"
             write_sealed(fresh, partial(write_save, self.run, with_value))
             fresh.rename(self._place(step))
-        self._seen.clear()
         write_text(self.folder / "latest", f"{self._place(step).name}\n")
         best = self._best()
         for old in self._steps()[: -self._keep]:
             if self._place(old) != best:
                 shutil.rmtree(self._place(old), ignore_errors=True)
 
-    def note(self, numbers: Mapping[str, float]) -> None:
-        """Take what a step has logged, by which the best save is known.
-
-        Raises:
-            UserError: The metric of `best_by` is not among it.
-        """
-        if self.best_by is None:
-            return
-        if self.best_by not in numbers:
+    def check_metric(self, numbers: Mapping[str, float]) -> None:
+        """Raise UserError if the metric of `best_by` is not among what a step has logged."""
+        if self.best_by is not None and self.best_by not in numbers:
             raise UserError(
                 f"keep_best is {self.best_by!r}, which is not logged; logged are "
                 f"{', '.join(sorted(numbers))}"
             )
-        self._seen.append(float(numbers[self.best_by]))
 
     def _best(self) -> Path | None:
         """Return the folder of the best save, run/best of an earlier end of the run included."""
@@ -178,7 +180,11 @@ class Checkpoints:
         file = place / VALUE_FILE
         if self.best_by is None or not file.exists():
             return -math.inf
-        value = float(json.loads(file.read_text(encoding="utf-8")).get(self.best_by, math.nan))
+        try:
+            check_files(place)
+            value = float(json.loads(file.read_text(encoding="utf-8"))[self.best_by])
+        except (UserError, KeyError):  # a damaged save, or one by another metric
+            return -math.inf
         return -math.inf if math.isnan(value) else value
 
     def newest(self) -> Path | None:
@@ -269,7 +275,7 @@ def logged_by(save: Path) -> bytes | None:
     if (save / RUN_FILE).exists():
         run = json.loads((save / RUN_FILE).read_text(encoding="utf-8"))
         rows = logged(save)[: int(run["metrics_size"])]
-        if rows and hashlib.sha256(rows).hexdigest() != run["metrics_sha256"]:
+        if rows and hashlib.sha256(rows).hexdigest() != run.get("metrics_sha256"):
             raise UserError(
                 f"{save / JSON_FILE} is damaged (it is not what the run has logged); put back a "
                 f"copy, or delete it to go on without the earlier rows"
@@ -293,7 +299,15 @@ def read_agent(path: str | Path, name: str, config_class: type[Any]) -> tuple[di
     finish_save(file.parent)
     if not file.exists():
         raise UserError(f"{file.parent} holds no saved agent ({file.name} is missing)")
-    check_files(file.parent)
+    if not (file.parent / CHECKSUMS).exists():
+        warnings.warn(
+            f"{file.parent} has no {CHECKSUMS}, so that nothing says whether its files belong "
+            f"together; they are used as they are",
+            NoChecksums,
+            stacklevel=3,
+        )
+    else:
+        check_files(file.parent)
     try:
         saved = json.loads(file.read_text(encoding="utf-8"))
         settings, found = dict(saved["config"]), saved["agent"]

@@ -1,7 +1,7 @@
 """Scoring of texts with sequence classifiers: encoding, and one score per text.
 
 A decoder's score is read at the text's last token only, so its last MLP runs only there. An encoder
-does its own pooling. Next to read: `reward_models.py`, which makes a reward function from
+does its own pooling. Next to read: `rewards.py`, which makes a reward function from
 this.
 """
 

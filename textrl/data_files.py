@@ -36,6 +36,8 @@ def read_file(source: str | Path) -> Records:
     path = expanded(source)
     stem, _, ending = path.name.lower().removesuffix(".gz").rpartition(".")
     ending = ending if stem else ""  # a file called json has none
+    if ending in ("jsonl", "ndjson", "json", "csv", "tsv") and not path.exists():
+        raise _missing(path)
     if ending in ("jsonl", "ndjson", "json"):
         return _read_json(path)
     if ending in ("csv", "tsv"):
@@ -48,23 +50,27 @@ def read_file(source: str | Path) -> Records:
     if path.is_dir():
         raise UserError(f"{path} is a folder; give the file in it that holds the data")
     if not path.exists():
-        names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(
-            f"{path}: no such file{did_you_mean(path.name, names)}; a data set of the hub is asked "
-            f"for as {HUB}OWNER/NAME"
-        )
+        raise _missing(path)
     return number_rows(
         _read_with_datasets(source, "parquet", data_files=escape(str(path))), str(path)
+    )
+
+
+def _missing(path: Path) -> UserError:
+    names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    return UserError(
+        f"{path}: no such file{did_you_mean(path.name, names)}; a data set of the hub is asked for "
+        f"as {HUB}OWNER/NAME"
     )
 
 
 def read_hub(source: str) -> Records:
     """Return the rows of a data set of the hub, which is looked up in the network."""
     name = source.removeprefix(HUB)
-    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is None or expanded(name).exists():
-        raise UserError(
-            f"{source}: expected {HUB}OWNER/NAME, which is no folder here; give a file otherwise"
-        )
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is None:
+        raise UserError(f"{source}: a data set of the hub has an owner; write {HUB}OWNER/NAME")
+    if expanded(name).exists():
+        raise UserError(f"{source}: {name} is a folder here; give the file in it, without {HUB}")
     return number_rows(_read_with_datasets(source, name), source)
 
 

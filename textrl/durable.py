@@ -71,7 +71,7 @@ def finish_save(folder: Path) -> None:
     moved, removed = (_inside(plan.get(key), journal) for key in ("move", "remove"))
     for name in moved:
         if not (fresh / name).exists() and not (folder / name).exists():
-            raise UserError(f"{fresh / name} is missing; put back a copy, or use an earlier save")
+            raise UserError(f"{folder / name} is missing; put back a copy, or use an earlier save")
     for name in moved:
         if (fresh / name).exists():  # else it was moved already
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +139,10 @@ def check_files(folder: Path, *, skipped: Sequence[str] = ()) -> None:
     file = folder / CHECKSUMS
     if not file.exists():
         raise UserError(f"{file} is missing, so that nothing says whether this save is whole")
-    for name, expected in _read_json(file).items():
+    sums = _read_json(file)
+    if not all(name and isinstance(value, str) for name, value in sums.items()):
+        raise UserError(f"{file} is not one of textrl (no file names with checksums); remove it")
+    for name, expected in sums.items():
         if Path(name).parts[0] in skipped:
             continue
         path = folder / name

@@ -36,6 +36,10 @@ RISEN = 3.0
 it, minibatches of other lengths may be the reason."""
 
 
+RUINED = 30.0
+"""A loss over the very first one that no other text explains."""
+
+
 class LossRose(UserWarning):
     """A run ended with a higher loss than it began with."""
 
@@ -163,11 +167,17 @@ def _fit_updates(
 
 
 def _warn_if_it_rose(losses: Sequence[float]) -> None:
-    """Warn if the last tenth of a run's losses is far above the lowest of its first tenth."""
+    """Warn if the last tenth of a run's losses is far above its first tenth, or its first loss.
+
+    A learning rate that ruins a model does so at once, within the first tenth.
+    """
     tenth = len(losses) // 10
     if tenth == 0:
         return
-    first, last = min(losses[:tenth]), statistics.fmean(losses[-tenth:])
+    last = statistics.fmean(losses[-tenth:])
+    first = statistics.fmean(losses[:tenth])
+    if max(losses[1:tenth], default=0.0) > RUINED * losses[0]:
+        first = losses[0]
     if last > RISEN * first > 0:
         warnings.warn(
             f"the loss rose from {first:.3g} to {last:.3g}: the model is worse than it was before; "

@@ -29,8 +29,11 @@ from textrl.paths import local_or_hub
 from textrl.policy import SplitLM as SplitLM
 from textrl.trunks import Trunk, cache_argument, causal_logits, examined, first_output, packing_of
 
-NOT_THE_MODELS = ("trainer_state", "adapter", "agent.json", "run.json")
-"""What an agent saves beside its model; a model is used without it."""
+NOT_THE_MODELS = (
+    *("trainer_state", "adapter", "agent.json", "critic.safetensors", "run.json"),
+    *("logged.jsonl", "value.json"),
+)
+"""What a run saves beside its model; a model is used without it."""
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:

@@ -23,7 +23,6 @@ import torch
 
 from textrl.chat import Chat
 from textrl.errors import UserError
-from textrl.reward_models import RewardModel
 from textrl.stopping import Terminated
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -252,6 +251,13 @@ def _shorten(prompt: str, completion: str) -> str:
     return f"prompt {prompt[:60]!r}, completion {completion[:60]!r}"
 
 
+class FrozenModel:
+    """The base class of `RewardModel`: it renders chats itself, and its failures are no function's.
+
+    It is here, below `rewards.py`, for `Scorer` to know one.
+    """
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scorer:
     """Named reward functions with weights; the score of a text is their weighted sum."""
@@ -263,9 +269,9 @@ class Scorer:
     """What is done where one of the functions fails."""
 
     @property
-    def reward_model(self) -> RewardModel | None:
-        """The first frozen reward model among the functions, for critics that start from it."""
-        return next((f for f in self.functions if isinstance(f, RewardModel)), None)
+    def reward_model(self) -> Any:
+        """The first `RewardModel` among the functions, or None; critics may start from it."""
+        return next((f for f in self.functions if isinstance(f, FrozenModel)), None)
 
     def __call__(
         self,
@@ -293,8 +299,8 @@ class Scorer:
             messages = [None if chat is None else chat.messages for chat in chats]
             columns = columns | {"messages": messages}
         for function, name, weight in zip(self.functions, self.names, self.weights, strict=True):
-            known = columns | {"chats": chats} if isinstance(function, RewardModel) else columns
-            if isinstance(function, RewardModel):
+            known = columns | {"chats": chats} if isinstance(function, FrozenModel) else columns
+            if isinstance(function, FrozenModel):
                 scores = _of_model(function, name, prompts, completions, known)
             else:
                 reward = PatientReward(function, name, self.patience)
@@ -304,7 +310,7 @@ class Scorer:
 
 
 def _of_model(
-    model: RewardModel,
+    model: Callable[..., Any],
     name: str,
     prompts: list[str],
     completions: list[str],

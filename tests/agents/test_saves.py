@@ -159,6 +159,49 @@ def test_memory_that_ends_a_run_loses_no_iteration(tmp_path: Path, monkeypatch) 
     assert torch.equal(all_weights(resumed), all_weights(straight))
 
 
+class ByHand(RLOO):
+    """An agent that changes a weight itself, and fails or is stopped then."""
+
+    what = staticmethod(lambda: None)
+
+    def train_on(self, rollout, steps):
+        with torch.no_grad():
+            next(self.policy.parameters()).add_(0.01)
+        self.what()
+        return {}
+
+
+def by_hand(what) -> ByHand:
+    config = RLOOConfig(episodes_per_iteration=32)
+    agent = ByHand(tiny_model(), make_venv(), config)
+    agent.what = what
+    return agent
+
+
+def test_weights_that_changed_without_a_step_are_not_whole() -> None:
+    def fail() -> None:
+        raise ValueError("half way")
+
+    agent = by_hand(fail)
+    drawn = agent._generator.get_state()
+    with pytest.raises(ValueError, match="half way"):
+        agent.iterate()
+    assert not agent.whole
+    assert not torch.equal(agent._generator.get_state(), drawn)  # the prompts were used
+
+
+def test_a_stop_in_an_iteration_without_a_step_does_not_undo_it() -> None:
+    stopped = by_hand(lambda: signal.raise_signal(signal.SIGINT))
+    straight = by_hand(lambda: None)
+    straight.iterate()
+    with pytest.raises(KeyboardInterrupt):
+        stopped.iterate()
+    assert stopped.whole
+    assert stopped.iteration == 1
+    assert torch.equal(stopped._generator.get_state(), straight._generator.get_state())
+    assert stopped.env.prompt_state() == straight.env.prompt_state()
+
+
 def test_an_agent_whose_update_fails_half_way_is_not_whole(monkeypatch) -> None:
     agent = make("rloo")
     real, calls = Updater._add_gradients, itertools.count()

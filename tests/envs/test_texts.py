@@ -15,7 +15,7 @@ from transformers import (
 )
 
 import textrl  # noqa: F401  # registers TextRLHF-v0
-from textrl import reward_models
+from textrl import rewards
 from textrl.agents import PPO, BestOfN, BestOfNConfig, PPOConfig
 from textrl.chat import Chat
 from textrl.checkpoint import save_model
@@ -162,13 +162,13 @@ def test_the_space_between_prompt_and_completion_is_kept_everywhere() -> None:
 def test_a_chat_reward_model_reads_its_own_template_everywhere(monkeypatch) -> None:
     policy, judge_tok = llama2(), qwen()
     texts: list[str] = []
-    encode = reward_models.encode_for_scoring
+    encode = rewards.encode_for_scoring
 
     def spy(tokenizer, text, limit):
         texts.append(text)
         return encode(tokenizer, text, limit)
 
-    monkeypatch.setattr("textrl.reward_models.encode_for_scoring", spy)
+    monkeypatch.setattr("textrl.rewards.encode_for_scoring", spy)
     judge = classifier(judge_tok)
     env = gym.make("TextRLHF-v0", **settings(policy, reward=judge))
     yes = [policy.convert_tokens_to_ids("▁yes"), policy.eos_token_id]

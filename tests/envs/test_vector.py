@@ -248,3 +248,26 @@ def test_a_sequence_counts_its_places_from_the_beginning_of_the_episode() -> Non
     single = [stepped.step(actions[:, place])[4]["ref_logprob"] for place in range(2, 5)]
     found = given.unwrapped.core.step_sequence(actions[:, 2:], np.ones((2, 3), dtype=bool))
     assert np.allclose(found.ref_logprobs, np.stack(single, axis=1), atol=1e-5)
+
+
+def test_a_failure_of_the_reference_takes_the_tokens_back(monkeypatch) -> None:
+    """The same call again pays what it would have paid."""
+    found = []
+    for fails in (False, True):
+        venv = TextRLHFVectorEnv(num_envs=2, max_completion_tokens=5, autoreset_mode="Disabled")
+        venv.reset(seed=0)
+        actions, mask = np.full((2, 3), 5), np.ones((2, 3), dtype=bool)
+        if fails:
+            real = venv.core._teacher_forced
+
+            def without_memory(*arguments, real=real):
+                real(*arguments)
+                raise MemoryError
+
+            with monkeypatch.context() as patch:
+                patch.setattr(venv.core, "_teacher_forced", without_memory)
+                with pytest.raises(MemoryError):
+                    venv.step_sequence(actions, mask)
+            assert (venv.core.lengths == venv.core.prompt_lengths).all()
+        found.append(venv.step_sequence(actions, mask)[0])
+    assert np.array_equal(*found)

@@ -39,8 +39,8 @@ class StatesConfig:
     keep_saves: Positive[int] = 2
     """Number of the newest saves that are kept while the run goes on."""
     keep_best: str | None = None
-    """Name of a logged metric, such as rollout/score. The save with the highest mean of it since
-    the save before is kept too, and is in best/ in the end."""
+    """Name of a logged metric, such as rollout/score. The save with the highest mean of it over
+    the last save_every iterations is kept too, and is in best/ in the end."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""

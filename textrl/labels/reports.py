@@ -1,9 +1,9 @@
 """The lead's reports over all answers: progress, agreement and disagreements.
 
 Reading and comparing 50,000 rankings takes seconds, and the lead's page asks every few seconds.
-`Reports` keeps the figures of each task in memory, and their sums over blocks of tasks. At a
-request it reads again only the tasks that the audit names since the last one, and sums only their
-blocks, so that the figures always equal the database's.
+`Reports` keeps their sums over blocks of tasks in memory. At a request it counts the answers and
+their revisions in each block, and reads again only the blocks in which they have changed. Answers
+are never deleted, and each edit is a revision, so that the figures always equal the database's.
 """
 
 import heapq
@@ -20,14 +20,11 @@ from sqlalchemy.orm import Session
 
 from textrl.labels.agreement import Agreement, pair_rates, signs
 from textrl.labels.store import Store, read_setting
-from textrl.labels.tables import Answer, Audit, Labeler, RewardCheck, Task
+from textrl.labels.tables import Answer, Labeler, RewardCheck, Task
 
 SHOWN = 5_000
 """Maximum number of characters of an output on the lead's page."""
-OVERLAP = 100
-"""Number of audit rows that are read again: of two transactions at once, the one with the lower
-number may be committed last. A store has 40 connections, so never more than 40 run at once."""
-BLOCK = 250
+BLOCK = 100
 """Number of tasks whose figures are summed together, and are read in one query."""
 
 
@@ -85,10 +82,9 @@ class Reports:
         """Read nothing yet; the first report reads everything."""
         self._engine = store.engine
         self._lock = threading.Lock()
-        self._tasks: dict[int, dict[int, _Figures]] = defaultdict(dict)
         self._blocks: dict[int, _Figures] = {}
-        self._seen: int | None = None
-        """The highest number of an audit row that the figures contain; None before the first."""
+        self._counted: dict[int, tuple[int, int]] = {}
+        """The answers and the sum of their revisions that the figures of each block contain."""
 
     def overview(self) -> dict[str, Any]:
         """Return progress per labeler and in total, agreement, and the reward model's checks."""
@@ -143,33 +139,18 @@ class Reports:
         ]
 
     def _up_to_date(self, session: Session) -> list[_Figures]:
-        """Read the answers of the tasks that have changed; return the figures of all blocks."""
+        """Read the blocks that have changed; return the figures of all blocks."""
+        block = Answer.task_id // BLOCK
+        counts = select(block, func.count(), func.sum(Answer.revision)).group_by(block)
         with self._lock:
-            newest = session.scalar(select(func.max(Audit.id))) or 0
-            if self._seen is None:
-                self._take(session.execute(_columns().order_by(Answer.id)))
-            else:
-                changed = select(Audit.task_id).where(Audit.id > self._seen - OVERLAP)
-                ids = sorted({task_id for task_id in session.scalars(changed) if task_id})
-                for start in range(0, len(ids), BLOCK):
-                    some = Answer.task_id.in_(ids[start : start + BLOCK])
-                    self._take(session.execute(_columns().where(some).order_by(Answer.id)))
-            self._seen = newest
+            for number, answers, revisions in session.execute(counts).all():
+                if self._counted.get(number) != (answers, revisions):
+                    first = number * BLOCK
+                    some = Answer.task_id.between(first, first + BLOCK - 1)
+                    rows = session.execute(_columns().where(some).order_by(Answer.id))
+                    self._blocks[number] = _Figures.total(list(_figures(rows)))
+                    self._counted[number] = answers, revisions
             return list(self._blocks.values())
-
-    def _take(self, rows: Iterable[Any]) -> None:
-        """Replace the figures of some tasks and the sums of their blocks.
-
-        Args:
-            rows: All answers of these tasks, see `_columns`.
-        """
-        changed = set()
-        for task_id, figures in _figures(rows):
-            block = task_id // BLOCK
-            self._tasks[block][task_id] = figures
-            changed.add(block)
-        for block in changed:
-            self._blocks[block] = _Figures.total(list(self._tasks[block].values()))
 
 
 def _columns() -> Any:
@@ -185,8 +166,8 @@ def _columns() -> Any:
     )
 
 
-def _figures(rows: Iterable[Any]) -> Iterator[tuple[int, _Figures]]:
-    """Yield each task's number with its figures."""
+def _figures(rows: Iterable[Any]) -> Iterator[_Figures]:
+    """Yield the figures of each task."""
     shares: dict[int, dict[int, _Share]] = defaultdict(dict)
     rankings: dict[int, dict[int, list[int]]] = defaultdict(dict)
     for task_id, labeler_id, ranks, skip_reason, flags, seconds, updated_at in rows:
@@ -206,13 +187,10 @@ def _figures(rows: Iterable[Any]) -> Iterator[tuple[int, _Figures]]:
                 mine[labeler].rate_sum += rate
                 mine[labeler].rates += 1
         mean = sum(rate for *_, rate in rates) / len(rates) if rates else 1.0
-        yield (
-            task_id,
-            _Figures(
-                shares=mine,
-                agreement=Agreement.of(given),
-                unequal=[(mean, task_id)] if mean < 1 else [],
-            ),
+        yield _Figures(
+            shares=mine,
+            agreement=Agreement.of(given),
+            unequal=[(mean, task_id)] if mean < 1 else [],
         )
 
 

@@ -1,6 +1,7 @@
 """`textrl benchmark`: any agent by name, failures reported, finished cells kept."""
 
 import json
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -167,8 +168,8 @@ def test_both_families_are_measured_on_the_same_prompts() -> None:
 
 
 def test_a_registered_agent_has_a_name_elsewhere() -> None:
-    register("mine_for_a_test", Path)
-    assert importable("mine_for_a_test") == "pathlib:Path"
+    register("mine_for_a_test", Fraction)
+    assert importable("mine_for_a_test") == "fractions:Fraction"
     assert importable("ppo") == "ppo"
     assert importable("sb3:PPO") == "sb3:PPO"
 

@@ -26,7 +26,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.adapters import is_adapted
-from textrl.durable import CHECKSUMS, check_files, finish_save, write_json, write_sealed, write_text
+from textrl.durable import check_files, finish_save, write_json, write_sealed, write_text
 from textrl.errors import UserError, did_you_mean
 from textrl.finite import check_finite
 from textrl.metrics import JSON_FILE, logged, read_json_lines
@@ -40,10 +40,6 @@ LOGGED_FILE = "logged.jsonl"
 """In a save: a copy of progress.json as it was then."""
 RUN_FILE = "run.json"
 """Beside a finished agent: how many bytes of progress.json its run has logged."""
-
-
-class NoChecksums(UserWarning):
-    """A saved agent is loaded although nothing says that its files are those of one save."""
 
 
 class DamagedSave(UserWarning):
@@ -299,15 +295,7 @@ def read_agent(path: str | Path, name: str, config_class: type[Any]) -> tuple[di
     finish_save(file.parent)
     if not file.exists():
         raise UserError(f"{file.parent} holds no saved agent ({file.name} is missing)")
-    if not (file.parent / CHECKSUMS).exists():
-        warnings.warn(
-            f"{file.parent} has no {CHECKSUMS}, so that nothing says whether its files belong "
-            f"together; they are used as they are",
-            NoChecksums,
-            stacklevel=3,
-        )
-    else:
-        check_files(file.parent)
+    check_files(file.parent)
     try:
         saved = json.loads(file.read_text(encoding="utf-8"))
         settings, found = dict(saved["config"]), saved["agent"]

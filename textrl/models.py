@@ -169,7 +169,7 @@ def _whole(name: str, *, weights: bool = True) -> str:
             check_files(folder, skipped=(*NOT_THE_MODELS, *large))
         except UserError as error:
             raise UserError(
-                f"{error}; if you changed the model on purpose, delete {folder / CHECKSUMS}"
+                f"{error}; if you changed it on purpose, take its line out of {folder / CHECKSUMS}"
             ) from error
     return name
 

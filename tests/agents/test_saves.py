@@ -305,6 +305,19 @@ def test_altered_weights_are_named_by_whoever_loads_them(tmp_path: Path) -> None
         load_causal_lm(tmp_path)
 
 
+def test_a_model_that_was_changed_on_purpose(tmp_path: Path) -> None:
+    make("rloo").save(tmp_path)
+    file = tmp_path / "generation_config.json"
+    file.write_text(file.read_text().replace("{", '{"max_length": 99,', 1))
+    with pytest.raises(UserError, match=r"generation_config.*take its line out of .*checksums"):
+        load_causal_lm(tmp_path)
+    sums = json.loads((tmp_path / "checksums.json").read_text())
+    del sums[file.name]
+    (tmp_path / "checksums.json").write_text(json.dumps(sums))
+    load_causal_lm(tmp_path)
+    RLOO.load(tmp_path, make_venv())
+
+
 def shortest(prompts: list[str], completions: list[str]) -> list[float]:
     return [-float(len(text)) for text in completions]
 

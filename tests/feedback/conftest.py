@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,21 @@ pytest.importorskip("sqlalchemy", reason="needs the extra collect")
 from labels import free_port, or_fail
 
 from textrl.labels.store import Store
+
+
+@pytest.fixture(autouse=True)
+def stores_are_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Close what a test has opened: Python 3.13 warns of connections that are left to chance."""
+    opened, real = [], Store.__init__
+
+    def init(self: Store, *arguments: Any, **options: Any) -> None:
+        real(self, *arguments, **options)
+        opened.append(self)
+
+    monkeypatch.setattr(Store, "__init__", init)
+    yield
+    for store in opened:
+        store.close()
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import httpx2
@@ -113,7 +114,7 @@ def test_backup_of_a_running_server(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert "1 answers copied" in done.stdout
     served.stop()
-    with sqlite3.connect(tmp_path / "copy.db") as copy:
+    with closing(sqlite3.connect(tmp_path / "copy.db")) as copy:
         assert copy.execute("SELECT count(*) FROM answer").fetchone() == (1,)
 
 

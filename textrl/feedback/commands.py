@@ -33,8 +33,10 @@ def run_export(config: ExportConfig) -> None:
         labelers=split_names(config.labelers),
     )
     store = Store(config.database)
-    found = rows(store, config.rows, filters)
-    store.close()
+    try:
+        found = rows(store, config.rows, filters)
+    finally:
+        store.close()
     write_lines(found, config.output)
 
 

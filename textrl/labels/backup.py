@@ -1,6 +1,7 @@
 """Backup of a label database while labelers use it."""
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 from sqlalchemy import create_engine, insert, select
@@ -27,16 +28,21 @@ def back_up(database: str, output: str) -> int:
     engine = open_engine(database, create=False)
     partial = target.with_name(target.name + ".part")
     partial.unlink(missing_ok=True)
-    if engine.dialect.name == "sqlite":
-        source_path = parse_url(database).database or ""
-        with sqlite3.connect(source_path) as source, sqlite3.connect(partial) as copy:
-            source.backup(copy)
-    else:
-        snapshot = engine.execution_options(isolation_level="REPEATABLE READ")
-        with snapshot.connect() as source_connection:
-            _copy_rows(source_connection, f"sqlite:///{partial}")
-    engine.dispose()
-    with sqlite3.connect(partial) as copy:
+    try:
+        if engine.dialect.name == "sqlite":
+            path = parse_url(database).database or ""
+            with (
+                closing(sqlite3.connect(path)) as source,
+                closing(sqlite3.connect(partial)) as copy,
+            ):
+                source.backup(copy)
+        else:
+            snapshot = engine.execution_options(isolation_level="REPEATABLE READ")
+            with snapshot.connect() as source_connection:
+                _copy_rows(source_connection, f"sqlite:///{partial}")
+    finally:
+        engine.dispose()
+    with closing(sqlite3.connect(partial)) as copy:
         verdict = copy.execute("PRAGMA integrity_check").fetchone()[0]
         answers = int(copy.execute("SELECT count(*) FROM answer").fetchone()[0])
         copy.execute("PRAGMA journal_mode=DELETE")  # a single file, without a -wal file
@@ -48,10 +54,12 @@ def back_up(database: str, output: str) -> int:
 
 def _copy_rows(source: Connection, url: str) -> None:
     copy = create_engine(url)
-    Base.metadata.create_all(copy)
-    with copy.begin() as connection:
-        for table in Base.metadata.sorted_tables:
-            rows = source.execution_options(stream_results=True).execute(select(table))
-            for part in rows.mappings().partitions(1000):
-                connection.execute(insert(table), [dict(row) for row in part])
-    copy.dispose()
+    try:
+        Base.metadata.create_all(copy)
+        with copy.begin() as connection:
+            for table in Base.metadata.sorted_tables:
+                rows = source.execution_options(stream_results=True).execute(select(table))
+                for part in rows.mappings().partitions(1000):
+                    connection.execute(insert(table), [dict(row) for row in part])
+    finally:
+        copy.dispose()

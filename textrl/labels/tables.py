@@ -202,7 +202,11 @@ def open_engine(url: str, *, create: bool) -> Engine:
         if parsed.get_backend_name() == "sqlite":
             event.listen(engine, "connect", _prepare_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
-        _check_schema(engine, create=create, shown=shown)
+        try:
+            _check_schema(engine, create=create, shown=shown)
+        except BaseException:
+            engine.dispose()
+            raise
     except (NoSuchModuleError, ModuleNotFoundError) as error:
         raise UserError(f"{shown}: {error}; pip install 'textrl-gym[postgres]'") from error
     except DBAPIError as error:

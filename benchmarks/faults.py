@@ -26,7 +26,7 @@ from faults_numbers import not_finite, rewards
 
 Subject = Callable[[Inputs, int, int], Iterator[Outcome]]
 SUBJECTS: dict[str, tuple[Subject, int, int]] = {
-    "kills": (kills, 120, 6),
+    "kills": (kills, 80, 6),
     "saves": (saves, 30, 3),
     "models": (models, 30, 6),
     "disks": (full_disks, 10, 2),

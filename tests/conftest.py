@@ -53,10 +53,12 @@ def learning(record_property: Callable[[str, object], None]) -> Learning:
     def judge(
         measure: Callable[[int], float], *, above: float | None = None, below: float | None = None
     ) -> None:
-        assert (above is None) != (below is None)
+        given = [bar for bar in (above, below) if bar is not None]
+        assert len(given) == 1
         values = [float(measure(seed)) for seed in SEEDS]
         median = statistics.median(values)
-        bar, sign, word = (above, 1, "above") if above is not None else (below, -1, "below")
+        bar = given[0]
+        sign, word = (1, "above") if below is None else (-1, "below")
         distance = sign * (median - bar) / abs(bar)
         seeds = ", ".join(f"{value:.3f}" for value in values)
         line = f"{median:.3f} ({seeds}), {word} {bar:g} by {100 * distance:.0f}% of the bar"

@@ -33,7 +33,8 @@ def below() -> dict[Path, set[Path]]:
 
 def trace(work: Any) -> tuple[set[Path], dict[tuple[Path, Path], int]]:
     """Return the files of textrl that some work enters, and the calls from file to file."""
-    files, calls = {path.resolve() for path in modules().values()}, {}
+    files = {path.resolve() for path in modules().values()}
+    calls: dict[tuple[Path, Path], int] = {}
     entered: set[Path] = set()
 
     def caller_of(frame: FrameType) -> Path | None:

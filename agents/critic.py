@@ -15,10 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from textrl.errors import UserError
 from textrl.limits import embedding_rows
 from textrl.models import SplitLM, split_lm
-from textrl.packing import Packing, action_states
+from textrl.packing import Packing, action_states, first_output
 from textrl.policy import ValueHead
 from textrl.rewards import RewardModel
-from textrl.trunks import first_output
 
 
 class Critic(nn.Module):

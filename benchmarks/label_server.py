@@ -41,7 +41,7 @@ def fill(url: str) -> None:
     """Store the tasks, and the answers of labelers who worked before."""
     store = Store(url, create=True)
     randomness, now = random.Random(0), time.time()
-    words = "a review of a film that was long and slow but had good actors".split()  # noqa: SIM905
+    words = "a review of a film that was long and slow but had good actors".split()  # noqa: SIM905  # shorter
 
     def text() -> str:
         return " ".join(randomness.choices(words, k=40))

@@ -111,7 +111,7 @@ class TextCore:
     @property
     def reward_model(self) -> RewardModel | None:
         """The first frozen reward model of the scorer."""
-        return self.judge.scorer.reward_model  # type: ignore[no-any-return]
+        return next((f for f in self.judge.scorer.functions if isinstance(f, RewardModel)), None)
 
     def looked_up(self, prompt: int | str | Messages) -> int | Prompt:
         """Return the index of a prompt of the set, or any other prompt encoded."""

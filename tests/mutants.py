@@ -413,4 +413,84 @@ KEPT = [
     ),
 ]
 
-MUTANTS = [*MATHS, *AGENTS, *TRAINING, *KEPT]
+RESUMED = [
+    *of(
+        "agents/text_agent.py",
+        SAVES,
+        ("memory that ends a run loses its iteration", "self.whole = self._updater.updates == updates", "pass"),
+        ("half an update is whole", "            self.whole = False", "            self.whole = True"),
+        ("an iteration without a step is undone", "lambda: self.whole and self.iteration == iteration", "lambda: self.whole"),
+    ),
+    *of(
+        "textrl/checkpoint.py",
+        f"{SAVES} -k 'best or damaged or python'",
+        ("the best save goes", "if self._place(old) != best:", "if True:"),
+        ("the worst save is the best", "best = max(places", "best = min(places"),
+        ("the best of all rows", "[-(self._every or WINDOW) :]", ""),
+        ("damaged rows of a finished run", 'if rows and hashlib.sha256(rows).hexdigest() != run.get("metrics_sha256"):', "if False:"),
+        ("a metric that is not logged", "if self.best_by is not None and self.best_by not in numbers:", "if False:"),
+        ("a save from Python cuts the rows", "return None  # of `agent.save`", 'return b""  # of `agent.save`'),
+    ),
+    *of(
+        "textrl/models.py",
+        f"{SAVES} -k 'altered or purpose'",
+        ("an altered model is used", "check_files(folder, skipped=(*NOT_THE_MODELS, *large))", "pass"),
+    ),
+    *of(
+        "textrl/adapters.py",
+        f"{SAVES} -k adapter",
+        ("targets in the order of hashes", 'settings["target_modules"].sort()', 'settings["target_modules"].sort(reverse=True)'),
+        ("a card that names a folder", 'place.with_name("README.md").unlink(missing_ok=True)', "pass"),
+    ),
+    *of(
+        "textrl/loop.py",
+        "tests/trainers/test_resume.py tests/trainers/test_not_finite.py",
+        ("memory that ends a trainer loses its updates", "Terminated, OutOfMemory) as stop", "Terminated) as stop"),
+        ("a ruined model is silent", "if last > RISEN * first > 0:", "if False:"),
+        ("every loss has risen", "if last > RISEN * first > 0:", "if last > 0:"),
+    ),
+    *of(
+        "textrl/durable.py",
+        "tests/test_durable.py",
+        ("a full disk in Rust is a traceback", 'or "(os error " in str(error)', ""),
+        ("a committed file that is gone", "if not (fresh / name).exists() and not (folder / name).exists():", "if False:"),
+        ("a foreign file of checksums", "if not all(name and isinstance(value, str) for name, value in sums.items()):", "if False:"),
+    ),
+    *of(
+        "envs/core.py",
+        "tests/envs/test_vector.py tests/test_hostile.py",
+        ("tokens of a failed pass stay", "self.lengths = starts", "pass"),
+    ),
+    *of(
+        "envs/attributes.py",
+        "tests/test_hostile.py",
+        ("a mask of NaN is True", "if not np.isin(flags, (0, 1)).all():", "if False:"),
+    ),
+    *of(
+        "envs/vector.py",
+        "tests/test_hostile.py tests/envs/test_vector.py",
+        ("a refused reset begins rows", "chosen = self._chosen(choice, rows)", "chosen = {row: chosen_prompt(choice, row) for row in rows.nonzero()[0].tolist()} if choice else {}"),
+    ),
+    *of(
+        "textrl/labels/reports.py",
+        "tests/feedback/test_reports.py",
+        ("a block is read once", "!= (answers, revisions)", "is None"),
+        ("edits are not seen", "func.sum(Answer.revision)", "func.count()"),
+        ("a labeler's rates twice", "mine[labeler].rates += 1", "mine[labeler].rates += 2"),
+        ("the last task of a block is left out", "first + BLOCK - 1", "first + BLOCK - 2"),
+    ),
+    *of(
+        "textrl/labels/agreement.py",
+        "tests/feedback/test_answers.py tests/feedback/test_reports.py",
+        ("ties count as order", "return [(a > b) - (a < b)", "return [(a >= b) - (a < b)"),
+        ("tau over all pairs", "free = (len(a) - a.count(0))", "free = (len(a))"),
+        ("pairs of two are counted once", "apart[a, b] += 2 / (len(unit) - 1)", "apart[a, b] += 1 / (len(unit) - 1)"),
+    ),
+    *of(
+        "textrl/data.py",
+        "tests/test_hostile.py",
+        ("deep rows go on", "        refuse_unreadable(row, place)\n", ""),
+    ),
+]
+
+MUTANTS = [*MATHS, *AGENTS, *TRAINING, *KEPT, *RESUMED]

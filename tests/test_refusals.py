@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,19 @@ def test_the_command_line_goes_before_the_file_wherever_it_stands(folder: Path) 
         _, (_, run, config) = parse(["sft", *order])
         assert config.learning_rate == 0.5
         assert run.resume is True
+
+
+def test_words_of_the_parser_are_translated(checkpoint: str, tmp_path: Path, capsys) -> None:
+    prompts, there = tmp_path / "p.jsonl", f"{checkpoint}/config.json"
+    prompts.write_text('{"prompt": "a"}')
+    command = ["rloo", f"--model={checkpoint}", f"--prompts={prompts}", "--total_timesteps=9"]
+    command += [f"--output_dir={tmp_path}/run", "--reward=textrl.envs:tiny_score"]
+    for arguments, message in (
+        (["--config=nothing.yaml"], "the file given with --config is not there: .*nothing.yaml"),
+        (["--banned_token_ids=9"], r"banned_token_ids is '9'; expected a list such as \[1, 2\]"),
+        ([f"--model={there}"], "config.json is a file; give the folder of the model"),
+    ):
+        assert re.search(message, fails(capsys, *command, *arguments)), message
 
 
 def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_a_live_classifier_is_pointed_to_reward_model(checkpoint: str) -> None:
     with pytest.raises(UserError, match=r"RewardModel\(model, tokenizer\)"):
         make_scorer(reward_model_from(checkpoint))
     scorer = make_scorer(RewardModel(reward_model_from(checkpoint), tiny_tokenizer()))
-    assert scorer.reward_model is not None
+    assert isinstance(scorer.functions[0], RewardModel)
 
 
 def test_local_attention_is_not_stepped_past_its_window() -> None:

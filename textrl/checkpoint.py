@@ -177,9 +177,8 @@ class Checkpoints:
         if self.best_by is None or not file.exists():
             return -math.inf
         try:
-            check_files(place)
             value = float(json.loads(file.read_text(encoding="utf-8"))[self.best_by])
-        except (UserError, KeyError):  # a damaged save, or one by another metric
+        except (ValueError, TypeError, KeyError):  # damaged, or by another metric
             return -math.inf
         return -math.inf if math.isnan(value) else value
 
@@ -220,6 +219,7 @@ class Checkpoints:
         """
         best = self._best()
         if best is not None and best != self.run / BEST:
+            check_files(best)
             shutil.rmtree(self.run / BEST, ignore_errors=True)
             best.rename(self.run / BEST)
         aside = self.folder.with_name(f".{self.folder.name}.cleared")

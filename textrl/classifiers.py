@@ -20,9 +20,9 @@ from textrl.chat import RenderedText, end_ids, split_end
 from textrl.errors import UserError
 from textrl.finite import check_finite
 from textrl.limits import max_positions
-from textrl.packing import Packing, filled_batches, like_lengths, plan, take
+from textrl.packing import Packing, filled_batches, first_output, like_lengths, plan, take
 from textrl.seams import one_bos, without_eos
-from textrl.trunks import Trunk, alike, examined, first_output, packing_of, probe_ids, unadapted
+from textrl.trunks import Trunk, alike, examined, packing_of, probe_ids, unadapted
 
 SCORING_TOKENS = 8192
 """Number of tokens that a classifier reads in one pass without gradient."""

@@ -121,7 +121,7 @@ def number_rows(rows: Iterable[Any], name: str) -> Records:
     for index, row in enumerate(listed):
         if not isinstance(row, dict):
             raise UserError(f"{name} {index}: expected a dict, got {type(row).__name__}")
-        refuse_unreadable(row, f"{name} {index}")
+        refuse_unreadable(row, f"{name} {index}")  # before the recursion below
         listed[index] = {column: _as_lists(value, column) for column, value in row.items()}
     return Records(rows=listed, places=[f"{name} {index}" for index in range(len(listed))])
 

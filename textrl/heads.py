@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from textrl.trunks import FAILURES, first_output
+from textrl.packing import first_output
+from textrl.trunks import FAILURES
 
 Head = Callable[[Tensor], Tensor]
 LOUD = 1000.0

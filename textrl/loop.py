@@ -31,13 +31,9 @@ POOL = 32
 """Number of minibatches in a pool, within which examples are sorted by length."""
 
 
-RISEN = 3.0
-"""The last losses over the first ones from which on a run is said to have made things worse; below
-it, minibatches of other lengths may be the reason."""
-
-
-RUINED = 30.0
-"""A loss over the very first one that no other text explains."""
+RISEN = 10.0
+"""The last losses over the first one from which on a run is said to have ruined its model; below
+it, texts of other kinds may be the reason."""
 
 
 class LossRose(UserWarning):
@@ -162,22 +158,13 @@ def _fit_updates(
             if states is not None and (ends_epoch or states.checkpoints.due(update + 1)):
                 states.save()
 
-    if accelerator.is_main_process:
+    if losses and accelerator.is_main_process:
         _warn_if_it_rose(losses)
 
 
 def _warn_if_it_rose(losses: Sequence[float]) -> None:
-    """Warn if the last tenth of a run's losses is far above its first tenth, or its first loss.
-
-    A learning rate that ruins a model does so at once, within the first tenth.
-    """
-    tenth = len(losses) // 10
-    if tenth == 0:
-        return
-    last = statistics.fmean(losses[-tenth:])
-    first = statistics.fmean(losses[:tenth])
-    if max(losses[1:tenth], default=0.0) > RUINED * losses[0]:
-        first = losses[0]
+    """Warn if the last tenth of a run's losses is far above its first loss."""
+    first, last = losses[0], statistics.fmean(losses[-max(1, len(losses) // 10) :])
     if last > RISEN * first > 0:
         warnings.warn(
             f"the loss rose from {first:.3g} to {last:.3g}: the model is worse than it was before; "

@@ -25,9 +25,10 @@ from textrl.devices import pick_dtype as pick_dtype
 from textrl.durable import CHECKSUMS, check_files, finish_save
 from textrl.errors import UserError
 from textrl.heads import head_of
+from textrl.packing import first_output
 from textrl.paths import local_or_hub
 from textrl.policy import SplitLM as SplitLM
-from textrl.trunks import Trunk, cache_argument, causal_logits, examined, first_output, packing_of
+from textrl.trunks import Trunk, cache_argument, causal_logits, examined, packing_of
 
 NOT_THE_MODELS = (
     *("trainer_state", "adapter", "agent.json", "critic.safetensors", "run.json"),
@@ -162,6 +163,8 @@ def _whole(name: str, *, weights: bool = True) -> str:
         UserError: A file of the model or the tokenizer is missing or altered.
     """
     folder = Path(name)
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; give the folder of the model")
     finish_save(folder)
     if (folder / CHECKSUMS).exists():
         large = () if weights else [path.name for path in folder.glob("*.safetensors")]

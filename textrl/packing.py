@@ -14,11 +14,19 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from textrl.precision import attention_of_texts
+
+
+def first_output(output: Any) -> Tensor:
+    """Return a transformers output's first field: the last hidden state, or the logits."""
+    tensor = output[0]
+    assert isinstance(tensor, Tensor)
+    return tensor
 
 
 def filled_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:

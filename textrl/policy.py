@@ -22,7 +22,7 @@ from textrl.logprobs import (
     token_kl,
     token_logprobs,
 )
-from textrl.packing import Packing, action_states, read, read_before, take
+from textrl.packing import Packing, action_states, first_output, read, read_before, take
 from textrl.types import Sequences
 
 CHUNK_BYTES = 1 << 27
@@ -71,10 +71,14 @@ class SplitLM:
             position_ids: Positions of the tokens; None: they follow the cache. Shape [B L].
         """
         named: dict[str, Any] = {self.cache_argument: cache, "use_cache": True}
-        states: Tensor = self.trunk(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **named
-        )[0]
-        return states
+        return first_output(
+            self.trunk(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                **named,
+            )
+        )
 
     @property
     def device(self) -> torch.device:
@@ -94,8 +98,7 @@ class SplitLM:
             lengths: The number of tokens to read in each row; None: all slots. Shape [B].
         """
         if lengths is None:
-            states: Tensor = self.trunk(input_ids=input_ids, use_cache=False)[0]
-            return states
+            return first_output(self.trunk(input_ids=input_ids, use_cache=False))
         return take(*read(self.trunk, self.packing, input_ids, lengths))
 
     def token_logprobs(self, sequences: Sequences, temperature: float = 1.0) -> Tensor:

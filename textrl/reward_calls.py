@@ -268,11 +268,6 @@ class Scorer:
     patience: Patience = field(default_factory=Patience)
     """What is done where one of the functions fails."""
 
-    @property
-    def reward_model(self) -> Any:
-        """The first `RewardModel` among the functions, or None; critics may start from it."""
-        return next((f for f in self.functions if isinstance(f, FrozenModel)), None)
-
     def __call__(
         self,
         prompts: list[str],

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from textrl.decoding import RowCache, step_mask
 from textrl.errors import UserError
 from textrl.finite import check_finite
-from textrl.packing import Family, Packing, Pass, packed_pass
+from textrl.packing import Family, Packing, Pass, first_output, packed_pass
 
 LEAST_PASS_COST = 64
 PASS_PARAMETERS = 1 << 28
@@ -35,13 +35,6 @@ FAILURES = (
     ValueError,
 )
 """The exceptions that a model raises if a trial uses a feature that it does not support."""
-
-
-def first_output(output: Any) -> Tensor:
-    """Return a transformers output's first field: the last hidden state, or the logits."""
-    tensor = output[0]
-    assert isinstance(tensor, Tensor)
-    return tensor
 
 
 @dataclass(frozen=True, kw_only=True)

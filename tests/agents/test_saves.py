@@ -9,6 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from crash import killed_at
@@ -159,6 +160,16 @@ def test_memory_that_ends_a_run_loses_no_iteration(tmp_path: Path, monkeypatch) 
     assert torch.equal(all_weights(resumed), all_weights(straight))
 
 
+def test_the_folder_of_an_adapter_is_the_same_in_every_process(tmp_path: Path) -> None:
+    """PEFT lists a set in the order of its hashes, and writes a card that names a folder."""
+    targets = ["v_proj", "q_proj", "o_proj", "k_proj"]
+    settings = peft.LoraConfig(r=2, target_modules=targets, task_type="CAUSAL_LM")
+    make("rloo", policy=peft.get_peft_model(tiny_model(), settings)).save(tmp_path)
+    written = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert written["target_modules"] == sorted(targets)
+    assert not (tmp_path / "adapter" / "README.md").exists()
+
+
 class ByHand(RLOO):
     """An agent that changes a weight itself, and fails or is stopped then."""
 
@@ -225,6 +236,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def rloo_command(model: str, reward: str, *more: str) -> list[str]:
+    """Return a command line that trains in the folder run, eight episodes an iteration."""
+    command = ["rloo", f"--model={model}", "--prompts=prompts.jsonl", "--output_dir=run"]
+    command += [f"--reward={reward}", "--num_envs=8", "--group_size=4"]
+    return [*command, "--episodes_per_iteration=8", "--max_completion_tokens=4", *more]
+
+
 def rows_of(run: str) -> list[dict[str, float]]:
     """Return the logged rows without what the clock says in them."""
     rows = [json.loads(line) for line in Path(run, "progress.json").read_text().splitlines()]
@@ -270,9 +288,7 @@ def test_a_run_that_is_stopped_goes_on_with_the_command_that_it_prints(
 
 def test_a_run_folder_is_one_processs_at_a_time(folder: Path, checkpoint: str, capsys) -> None:
     Path("plain.py").write_text(REWARD.format(fails_at=0, failure="pass"))
-    command = ["rloo", f"--model={checkpoint}", "--prompts=prompts.jsonl", "--output_dir=run"]
-    command += ["--reward=plain:letters", "--num_envs=8", "--group_size=4"]
-    command += ["--episodes_per_iteration=8", "--max_completion_tokens=4", "--total_timesteps=20"]
+    command = rloo_command(checkpoint, "plain:letters", "--total_timesteps=20")
     cli.main(command)
     before = (folder / "run" / "model.safetensors").read_bytes()
     reading, writing = os.pipe()
@@ -352,9 +368,7 @@ def test_a_resumed_run_notices_another_start_model_or_reward(
 ) -> None:
     shutil.copytree(checkpoint, "start")
     Path("twice.py").write_text(REWARD.format(fails_at=2, failure="raise ValueError('once')"))
-    command = ["rloo", "--model=start", "--prompts=prompts.jsonl", "--output_dir=run"]
-    command += ["--reward=twice:letters", "--num_envs=8", "--group_size=4"]
-    command += ["--episodes_per_iteration=8", "--max_completion_tokens=4", "--total_timesteps=60"]
+    command = rloo_command("start", "twice:letters", "--total_timesteps=60")
 
     def fails(*more: str) -> str:
         with pytest.raises(SystemExit):
@@ -447,9 +461,7 @@ def test_a_finished_run_that_is_extended_has_each_row_once(
     folder: Path, checkpoint: str, capsys
 ) -> None:
     Path("lengths_of.py").write_text(REWARD.format(fails_at=5, failure="raise ValueError('once')"))
-    command = ["rloo", f"--model={checkpoint}", "--prompts=prompts.jsonl", "--output_dir=run"]
-    command += ["--reward=lengths_of:letters", "--num_envs=8", "--group_size=4", "--save_every=0"]
-    command += ["--episodes_per_iteration=8", "--max_completion_tokens=4"]
+    command = rloo_command(checkpoint, "lengths_of:letters", "--save_every=0")
     cli.main([*command, "--total_timesteps=60"])
     assert len(rows_of("run")) == 2
     for _ in range(2):
@@ -495,10 +507,7 @@ def test_demonstrations_are_part_of_what_a_run_is(tmp_path, recwarn) -> None:
 def test_an_old_runs_saves_are_not_recommended(folder: Path, checkpoint: str, capsys) -> None:
     """A stop before the run has begun leaves the run that lies there, and says nothing of it."""
     Path("plain2.py").write_text(REWARD.format(fails_at=4, failure="raise KeyboardInterrupt"))
-    command = ["rloo", f"--model={checkpoint}", "--prompts=prompts.jsonl", "--output_dir=run"]
-    command += ["--reward=plain2:letters", "--num_envs=8", "--group_size=4", "--save_every=1"]
-    command += ["--episodes_per_iteration=8", "--max_completion_tokens=4"]
-    command += ["--total_timesteps=400"]
+    command = rloo_command(checkpoint, "plain2:letters", "--save_every=1", "--total_timesteps=400")
     with pytest.raises(SystemExit):
         cli.main(command)
     assert "continue with" in capsys.readouterr().err
@@ -516,9 +525,7 @@ def test_a_save_from_python_keeps_the_rows_that_lie_beside_it(
 ) -> None:
     """`agent.save` knows of no run, and says nothing of how many rows belong to it."""
     Path("plain3.py").write_text(REWARD.format(fails_at=0, failure="pass"))
-    command = ["rloo", f"--model={checkpoint}", "--prompts=prompts.jsonl", "--output_dir=run"]
-    command += ["--reward=plain3:letters", "--num_envs=8", "--group_size=4"]
-    command += ["--episodes_per_iteration=8", "--max_completion_tokens=4"]
+    command = rloo_command(checkpoint, "plain3:letters")
     cli.main([*command, "--total_timesteps=60"])
     rows = rows_of("run")
     assert logged_by(folder / "run") == (folder / "run" / "progress.json").read_bytes()
@@ -532,9 +539,7 @@ def test_a_finished_run_does_not_go_on_behind_damaged_metrics(
     folder: Path, checkpoint: str, capsys
 ) -> None:
     Path("plain4.py").write_text(REWARD.format(fails_at=0, failure="pass"))
-    command = ["rloo", f"--model={checkpoint}", "--prompts=prompts.jsonl", "--output_dir=run"]
-    command += ["--reward=plain4:letters", "--num_envs=8", "--group_size=4"]
-    command += ["--episodes_per_iteration=8", "--max_completion_tokens=4"]
+    command = rloo_command(checkpoint, "plain4:letters")
     cli.main([*command, "--total_timesteps=60"])
     file = folder / "run" / "progress.json"
     whole = file.read_bytes()
@@ -553,9 +558,7 @@ def test_the_best_save_is_kept(folder: Path, checkpoint: str, capsys) -> None:
         "n = 0\ndef reward(prompts, completions):\n    global n\n    n += 1\n"
         "    return [(5.0, 3.0, 9.0, 1.0)[min(n, 4) - 1]] * len(completions)\n"
     )
-    command = ["rloo", f"--model={checkpoint}", "--prompts=prompts.jsonl", "--output_dir=run"]
-    command += ["--reward=falling:reward", "--num_envs=8", "--group_size=4", "--keep_saves=1"]
-    command += ["--episodes_per_iteration=8", "--max_completion_tokens=4", "--save_every=2"]
+    command = rloo_command(checkpoint, "falling:reward", "--keep_saves=1", "--save_every=2")
     cli.main([*command, "--total_timesteps=190", "--keep_best=rollout/score"])
     rows = rows_of("run")
     # the saves are after iterations 2 (mean 4), 4 (mean 5), 6 (mean 1) and so on
@@ -566,6 +569,8 @@ def test_the_best_save_is_kept(folder: Path, checkpoint: str, capsys) -> None:
     assert not (folder / "run" / "checkpoints").exists()
     cli.main([*command, "--total_timesteps=250", "--keep_best=rollout/score", "--resume"])
     assert len((folder / "run" / "best" / "logged.jsonl").read_text().splitlines()) == 4
+    (folder / "run" / "best" / "value.json").write_text("{")
+    cli.main([*command, "--total_timesteps=300", "--keep_best=rollout/score", "--resume"])
     with pytest.raises(SystemExit):
         cli.main([*command, "--total_timesteps=99", "--keep_best=score", "--overwrite"])
     assert "'score', which is not logged; logged are " in capsys.readouterr().err
@@ -583,9 +588,7 @@ def test_a_run_whose_reward_failed_goes_on_with_more_patience(
     folder: Path, checkpoint: str, capsys
 ) -> None:
     Path("flaky.py").write_text(REWARD.format(fails_at=3, failure="raise ValueError('once')"))
-    command = ["rloo", f"--model={checkpoint}", "--prompts=prompts.jsonl", "--output_dir=run"]
-    command += ["--reward=flaky:letters", "--num_envs=8", "--group_size=4"]
-    command += ["--episodes_per_iteration=8", "--max_completion_tokens=4", "--total_timesteps=90"]
+    command = rloo_command(checkpoint, "flaky:letters", "--total_timesteps=90")
     with pytest.raises(SystemExit):
         cli.main(command)
     assert "ValueError: once" in capsys.readouterr().err

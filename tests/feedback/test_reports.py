@@ -1,6 +1,7 @@
 """The lead's reports equal the database at every moment, by hand and after random answers."""
 
 import random
+from typing import Any
 
 import pytest
 from labels import task
@@ -90,9 +91,9 @@ def test_after_each_change_they_equal_those_of_a_fresh_start(
         assert session.query(Answer).count() > 15
 
 
-def approximately(found: dict[str, object], expected: dict[str, object]) -> bool:
+def approximately(found: dict[str, Any], expected: dict[str, Any]) -> bool:
     """Return whether two overviews are equal up to the order of their sums."""
-    assert found["labelers"] == [pytest.approx(row) for row in expected["labelers"]]  # type: ignore[attr-defined]
+    assert found["labelers"] == [pytest.approx(row) for row in expected["labelers"]]
     assert found["agreement"] == pytest.approx(expected["agreement"])
     rest = set(found) - {"labelers", "agreement"}
     return {name: found[name] for name in rest} == {name: expected[name] for name in rest}

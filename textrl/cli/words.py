@@ -18,6 +18,7 @@ TYPES = {
     "bool": "true or false",
     "str": "a text",
     "dict": "a mapping",
+    "Sequence": "a list such as [1, 2]",
     "NoneType": "nothing",
 }
 """The parser's names of types, with plain names for them."""
@@ -120,6 +121,9 @@ def in_plain_words(message: str, known: list[str]) -> str:
     line = " ".join(message.split())
     if line.startswith("Unexpected config"):
         return "the file given with --config is no list of options; write `option: value` lines"
+    missing = re.search(r'Parser key "config": File does not exist: (.*)$', line)
+    if missing is not None:
+        return f"the file given with --config is not there: {missing.group(1)}"
     quoted = r"(?:Key|[Oo]ption|invalid choice:) ['\"]([\w.-]+)"
     unknown = re.search(quoted, line) or re.search(r"[Uu]nrecognized arguments: -*([\w.-]+)", line)
     if unknown is not None:
@@ -134,7 +138,9 @@ def in_plain_words(message: str, known: list[str]) -> str:
         return f"unknown option {word!r}{hint}; see `textrl COMMAND --help`"
     key = re.search(r'Parser key "([\w.]+)"', line)
     value = re.search(r"(?:Got|Given) value: (.*)$", line)
-    expected = re.findall(r"Expected an? (?:typing\.Literal\[(.*?)\]|<class '(\w+)'>)", line)
+    expected = re.findall(
+        r"Expected an? (?:typing\.Literal\[(.*?)\]|<class '(?:[\w.]+\.)?(\w+)'>)", line
+    )
     if key is None or value is None or not expected:
         return line
     names = [name for choices, _ in expected for name in re.findall(r"'(.*?)'", choices)]

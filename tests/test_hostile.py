@@ -55,6 +55,13 @@ def test_rows_that_are_deep(depth: int) -> None:
         ranked_texts({"completions": cell, "ranks": "[0, 1]"}, "row")
 
 
+def test_rows_of_a_file_that_are_deep(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "a"}\n{"prompt": "b", "other": ' + "[" * 120 + "]" * 120 + "}\n")
+    with pytest.raises(UserError, match="rows.jsonl:2: lists or objects lie in each other 100"):
+        load_records(file)
+
+
 def test_half_an_emoji_in_a_reset_and_in_names() -> None:
     for half in ("a\ud800", [{"role": "user", "content": "\ud800"}]):
         with pytest.raises(UserError, match="half a character"):

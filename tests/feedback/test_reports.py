@@ -83,6 +83,8 @@ def test_after_each_change_they_equal_those_of_a_fresh_start(
             count = len(old.shown_order)
             changed = Submission(ranks=randomness.sample(range(count), count), seconds=2.0)
             store.edit(labeler, old.task_id, changed, old.revision)
+        done = sum(store.progress(labeler)["done"] for labeler in ids)
+        assert sum(row["done"] for row in kept.overview()["labelers"]) == done
         if step % 4 == 0:
             fresh = Reports(store)
             assert approximately(kept.overview(), fresh.overview())

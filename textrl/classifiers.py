@@ -135,7 +135,7 @@ def split_classifier(model: PreTrainedModel) -> Classifier:
     check_finite(model, "cannot be used")
     body = unadapted(model)
     head = dict(body.named_children()).get("score")
-    trunk = Trunk(module=body.base_model, plain=0, alone_beyond=sys.maxsize, cached=0)
+    trunk = Trunk(module=body.base_model, plain=0, alone_beyond=sys.maxsize, cached=0, appended=0)
     was_training = model.training
     model.eval()
     with torch.no_grad():

@@ -267,7 +267,7 @@ def _split(model: PreTrainedModel, body: Any) -> SplitLM:
             f"tuning); use one that is, such as LoRA"
         )
     if head is None:
-        trunk = Trunk(module=model, plain=0, alone_beyond=trunk.alone_beyond, cached=0)
+        trunk = Trunk(module=model, plain=0, alone_beyond=trunk.alone_beyond, cached=0, appended=0)
         head, states = nn.Identity(), logits
     if not trunk.cached:
         warnings.warn(
@@ -283,5 +283,6 @@ def _split(model: PreTrainedModel, body: Any) -> SplitLM:
         state_size=states.shape[-1],
         packing=packing_of(model, trunk),
         max_cached=trunk.cached,
+        max_appended=trunk.appended,
         cache_argument=cache_argument(body.base_model),
     )

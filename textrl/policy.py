@@ -51,6 +51,8 @@ class SplitLM:
     """How texts of different lengths may share rows."""
     max_cached: int
     """The longest sequence that may be stepped with a KV cache; 0: always re-encode the prefix."""
+    max_appended: int
+    """The number of tokens that one pass may append to texts in a KV cache."""
     cache_argument: str
     """The name of the trunk's argument for a KV cache."""
 

@@ -49,6 +49,8 @@ class Trunk:
     """The longest text whose states do not depend on the other texts of its pass."""
     cached: int
     """The longest text that may be stepped with a `RowCache`; 0: no text may."""
+    appended: int
+    """The number of tokens that one pass may append to the texts in a `RowCache`."""
 
 
 class AdjustedTrunk(nn.Module):
@@ -82,9 +84,9 @@ def examined(trunk: nn.Module, body: PreTrainedModel) -> Trunk:
     first = first_position(trunk, body)
     beyond = frequencies_alone_beyond(trunk, body)
     module = AdjustedTrunk(trunk, first, beyond) if first or beyond < sys.maxsize else trunk
-    bears = plain > 0 and bears_stepping(module, body, cache_argument(trunk))
-    cached = min(plain, beyond) if bears else 0
-    return Trunk(module=module, plain=plain, alone_beyond=beyond, cached=cached)
+    appended = most_appended(module, body, cache_argument(trunk)) if plain > 0 else 0
+    cached = min(plain, beyond) if appended else 0
+    return Trunk(module=module, plain=plain, alone_beyond=beyond, cached=cached, appended=appended)
 
 
 def probe_ids(model: PreTrainedModel, *shape: int) -> Tensor:
@@ -186,31 +188,46 @@ def _rope_types(config: Any) -> set[str]:
 
 
 @torch.no_grad()
-def bears_stepping(trunk: nn.Module, body: PreTrainedModel, cache_word: str) -> bool:
-    """Return whether stepping texts of different lengths in a cache gives the states of a pass."""
-    text = body.config.get_text_config()
-    ids, lengths = probe_ids(body, 2, 4), torch.tensor([1, 2], device=body.device)
-    rows = torch.arange(2, device=body.device)
-    try:
-        whole = first_output(trunk(input_ids=ids, use_cache=False))
-        cache = RowCache(int(text.num_hidden_layers), 2, 4)
+def most_appended(trunk: nn.Module, body: PreTrainedModel, cache_word: str) -> int:
+    """Return how many tokens one pass may append to texts of different lengths in a cache.
+
+    It is sys.maxsize, or 1 where the architecture masks by slot, so that tokens of one pass have to
+    stand at the cache's end; 0 where the states would not be those of a pass over the whole texts.
+    """
+    ids, device = probe_ids(body, 2, 4), body.device
+    padding = 4
+    one, two = (  # of one token, and of two, where the second of the longer text is padding
+        torch.tensor([[1], [2]], device=device),
+        torch.tensor([[2, 3], [3, padding]], device=device),
+    )
+
+    def right(*passes: Tensor) -> bool:
+        cache = RowCache(int(body.config.get_text_config().num_hidden_layers), 2, padding)
         named: dict[str, Any] = {cache_word: cache, "use_cache": True}
-        cache.restart(rows)
-        first_output(trunk(input_ids=ids[:, :2], **named))
-        for positions in (lengths, lengths + 1):
-            used = int(positions.max()) + 1
-            cache.go_on(positions, used)
-            stepped = trunk(
-                input_ids=ids[rows, positions].unsqueeze(1),
-                attention_mask=step_mask(positions, used, body.dtype),
-                position_ids=positions.unsqueeze(1),
-                **named,
-            )
-            if not alike(first_output(stepped)[:, 0], whole[rows, positions]):
-                return False
-    except FAILURES:
-        return False  # its attention does not take such a mask, or its cache is of another kind
-    return True
+        try:
+            whole = first_output(trunk(input_ids=ids, use_cache=False))
+            cache.restart(torch.arange(2, device=device))
+            first_output(trunk(input_ids=ids[:, :2], **named))
+            for slots in passes:
+                positions, real = slots.clamp_max(3), slots != padding
+                used = int(positions.max()) + 1
+                cache.go_on(slots, used)
+                stepped = trunk(
+                    input_ids=ids.gather(1, positions),
+                    attention_mask=step_mask(positions, used, body.dtype),
+                    position_ids=positions,
+                    **named,
+                )
+                expected = whole[torch.arange(2, device=device).unsqueeze(1), positions]
+                if not alike(first_output(stepped)[real], expected[real]):
+                    return False
+        except FAILURES:
+            return False  # its attention takes no such mask, or its cache is of another kind
+        return True
+
+    if right(one, two):
+        return sys.maxsize
+    return 1 if right(one, one + 1) else 0
 
 
 @torch.no_grad()

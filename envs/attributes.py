@@ -1,8 +1,7 @@
-"""What the single and the vector environment share: attributes, observations, reset options."""
+"""What single and vector environments share: attributes, observations, infos, reset options."""
 
 from collections.abc import Mapping
 from dataclasses import replace
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -11,19 +10,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.envs.core import TextCore
 from textrl.envs.core_config import Shaping
+from textrl.envs.token_rows import StepResult, TokenRows
 from textrl.envs.token_space import TokenIds
 from textrl.errors import UserError, shown
 from textrl.logprobs import AllowedTokens
 from textrl.rewards import RewardModel
-from textrl.rows import is_conversation
 
 Observation = dict[str, np.ndarray]
+Infos = dict[str, Any]
 
 
-class TaskAttributes:
-    """Attributes of an environment that it takes from its core."""
+class TokenAttributes:
+    """Attributes of an environment over tokens, which it takes from its core."""
 
-    core: TextCore
+    core: TokenRows
 
     @property
     def kl_coef(self) -> float:
@@ -50,40 +50,18 @@ class TaskAttributes:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer of prompts and completions."""
+        """The tokenizer of all texts."""
         return self.core.tokenizer
-
-    @property
-    def reward_model(self) -> RewardModel | None:
-        """The frozen reward model, or None if the reward is a plain function."""
-        return self.core.reward_model
 
     @property
     def task_digest(self) -> dict[str, str]:
         """What the rewards depend on beside the prompts, by name, to tell one task from another."""
         return self.core.digest
 
-    def score_tokens(self, prompts: list[list[int]], completions: list[list[int]]) -> np.ndarray:
-        """Return the scores that episodes of these token ids would get, float64 [N].
-
-        The environment takes no step.
-        """
-        return self.core.score_tokens(prompts, completions)
-
     @property
     def allowed(self) -> AllowedTokens:
         """The tokens that may come next: no banned ones, no end before min_completion_tokens."""
         return self.core.allowed
-
-    @property
-    def missing_eos_penalty(self) -> float:
-        """The penalty for an episode that the budget ended; the reward loses it, not the score."""
-        return self.core.config.missing_eos_penalty
-
-    @property
-    def on_length(self) -> str:
-        """What happens to an episode that reaches the token budget: "score" or "truncate"."""
-        return self.core.config.on_length
 
     @property
     def eos_token_id(self) -> int:
@@ -92,17 +70,22 @@ class TaskAttributes:
 
     @property
     def end_token_ids(self) -> tuple[int, ...]:
-        """Every token that ends an episode: EOS first, then those that end a turn."""
+        """Every token that ends a turn: EOS first, then those that end a turn of chats."""
         return self.core.end_token_ids
 
     @property
     def temperature(self) -> float:
         """The temperature for sampling and for all log-probs."""
-        return self.core.config.temperature
+        return self.core.temperature
+
+    @property
+    def max_turn_tokens(self) -> int:
+        """The token budget of a turn."""
+        return self.core.turn_budget
 
     @property
     def max_completion_tokens(self) -> int:
-        """The token budget of an episode."""
+        """The token budget of an episode: of everything after the prompt."""
         return self.core.config.max_completion_tokens
 
     @property
@@ -119,7 +102,35 @@ class TaskAttributes:
         return self.core.config.group_size
 
 
-def observation_space(core: TextCore) -> spaces.Dict:
+class TextAttributes(TokenAttributes):
+    """Attributes of `TextRLHF-v0`, whose episodes are one turn with a score."""
+
+    core: TextCore
+
+    @property
+    def reward_model(self) -> RewardModel | None:
+        """The frozen reward model, or None if the reward is a plain function."""
+        return self.core.reward_model
+
+    def score_tokens(self, prompts: list[list[int]], completions: list[list[int]]) -> np.ndarray:
+        """Return the scores that episodes of these token ids would get, float64 [N].
+
+        The environment takes no step.
+        """
+        return self.core.score_tokens(prompts, completions)
+
+    @property
+    def missing_eos_penalty(self) -> float:
+        """The penalty for an episode that the budget ended; the reward loses it, not the score."""
+        return self.core.config.missing_eos_penalty
+
+    @property
+    def on_length(self) -> str:
+        """What happens to an episode that reaches the token budget: "score" or "truncate"."""
+        return self.core.config.on_length
+
+
+def observation_space(core: TokenRows) -> spaces.Dict:
     """Return the space of one row's observation."""
     size = (core.max_length,)
     return spaces.Dict(
@@ -131,7 +142,7 @@ def observation_space(core: TextCore) -> spaces.Dict:
     )
 
 
-def observe(core: TextCore) -> Observation:
+def observe(core: TokenRows) -> Observation:
     """Return the observations of all rows as new arrays: [B L], [B L], [B 1]."""
     there = np.arange(core.max_length) < core.lengths[:, None]
     return {
@@ -139,6 +150,34 @@ def observe(core: TextCore) -> Observation:
         "attention_mask": there.astype(np.int8),
         "prompt_length": core.prompt_lengths[:, None].astype(np.int32),
     }
+
+
+def step_infos(result: StepResult, stepped: np.ndarray) -> Infos:
+    """Return Gymnasium's vector infos of one step: for each key an array [B] and its mask.
+
+    Args:
+        result: The result of the step.
+        stepped: The rows that it is told of. Bool [B].
+    """
+    infos: Infos = {"ref_logprob": result.ref_logprobs[:, 0], "_ref_logprob": stepped}
+    ended = (result.terminated | result.truncated) & stepped
+    if ended.any():
+        infos |= {"score": result.score, "_score": ~np.isnan(result.score) & ended}
+        infos |= {"finish_reason": result.finish_reason, "_finish_reason": ended}
+    for name, (values, rows) in result.extras.items():
+        if (rows & stepped).any():
+            infos |= {name: values, f"_{name}": rows & stepped}
+    return infos
+
+
+def row_info(infos: Infos, row: int) -> dict[str, Any]:
+    """Return one row's entries of vector infos, with plain Python numbers."""
+    found = {}
+    for name, values in infos.items():
+        if not name.startswith("_") and infos[f"_{name}"][row]:
+            value = values[row]
+            found[name] = value.item() if isinstance(value, np.generic) else value
+    return found
 
 
 def as_array(values: Any, name: str) -> np.ndarray:
@@ -172,37 +211,3 @@ def checked_options(options: Any) -> dict[str, Any]:
     if options is not None and not isinstance(options, Mapping):
         raise UserError(f"reset options are {shown(options)}; expected a mapping or None")
     return dict(options or {})
-
-
-def chosen_prompt(options: dict[str, Any], row: int) -> Any:
-    """Return the prompt or the index that reset options select for a row.
-
-    A vector environment takes a list with one entry per row, or one value for all rows.
-
-    Raises:
-        UserError: neither key is given, or both are.
-    """
-    if set(options) not in ({"prompt"}, {"index"}):
-        raise UserError(f"reset options are 'prompt' or 'index', got {sorted(map(str, options))}")
-    if "index" in options:
-        index = options["index"]
-        if isinstance(index, list | tuple) or (isinstance(index, np.ndarray) and index.ndim):
-            index = index[row] if row < len(index) else index
-        if not isinstance(index, Integral) or isinstance(index, bool):
-            raise UserError(
-                f"options['index'] is {shown(index)} for row {row}; expected a whole number"
-            )
-        return int(index)
-    prompt = options["prompt"]
-    if isinstance(prompt, str) or is_conversation(prompt):
-        return prompt
-    if not isinstance(prompt, list | tuple) or row >= len(prompt):
-        raise UserError(
-            f"options['prompt'] is {shown(prompt)}; expected a text, messages, or a list"
-        )
-    return prompt[row]
-
-
-def render_row(core: TextCore, row: int) -> str:
-    """Return a row's prompt and completion with a bar between them."""
-    return f"{core.prompt_texts[row]}|{core.completion_text(row)}"

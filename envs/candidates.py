@@ -31,11 +31,11 @@ from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
-from textrl.envs.attributes import Observation, TaskAttributes
+from textrl.envs.attributes import Infos, Observation, TextAttributes
 from textrl.envs.core import TextCore
 from textrl.envs.core_config import Shaping
 from textrl.envs.text_rlhf import TextRLHFEnv
-from textrl.envs.vector import Infos, TextRLHFVectorEnv
+from textrl.envs.vector import TextRLHFVectorEnv
 from textrl.errors import UserError, did_you_mean
 
 CANDIDATES = 8
@@ -239,7 +239,7 @@ def _check_settings(settings: dict[str, Any], shaping: Shaping) -> None:
             raise UserError(f"there is no argument {name!r}{hint}")
 
 
-class TextCandidatesEnv(TaskAttributes, gym.Env[np.ndarray, np.int64]):
+class TextCandidatesEnv(TextAttributes, gym.Env[np.ndarray, np.int64]):
     """`TextRLHFCandidates-v0`: the text environment with Box [H] observations, Discrete(k) actions.
 
     It is equal to `CandidateActions(TextRLHFEnv(...))`, but has its own id, so that a script that

@@ -1,12 +1,12 @@
 """Loading of an environment's frozen reference model and tokenizer."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from textrl.envs import tasks
-from textrl.envs.core_config import CoreConfig
 from textrl.errors import UserError
 from textrl.limits import max_positions
 from textrl.models import SplitLM, freeze, load_causal_lm, load_tokenizer, moved
@@ -32,22 +32,41 @@ def check_positions(lm: SplitLM, max_length: int) -> None:
         )
 
 
+class Source(Protocol):
+    """Where a reference comes from, part of an environment's configuration."""
+
+    @property
+    def reference(self) -> str | Path | PreTrainedModel | None:
+        """A name, a loaded model, or None for the environment's built-in model."""
+
+    @property
+    def tokenizer(self) -> str | Path | PreTrainedTokenizerBase | None:
+        """A name, a loaded tokenizer, or None for that of the reference."""
+
+    @property
+    def dtype(self) -> str | torch.dtype:
+        """The data type of the weights of a reference that is loaded by name."""
+
+
 def load_reference(
-    config: CoreConfig, device: torch.device
+    source: Source,
+    device: torch.device,
+    built_in_model: Callable[[], PreTrainedModel],
+    built_in_tokenizer: Callable[[], PreTrainedTokenizerBase],
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the frozen reference and its tokenizer.
 
-    The reference is loaded by name, given as an object, or that of the tiny built-in task.
+    The reference is loaded by name, given as an object, or the built-in one.
     """
-    if config.reference is None:
-        model = moved(tasks.tiny_model(), device)
-        if config.tokenizer is None:
-            return freeze(model), tasks.tiny_tokenizer()
-    elif isinstance(config.reference, torch.nn.Module):  # PEFT models are not PreTrainedModel
-        model = moved(config.reference, device)
+    if source.reference is None:
+        model = moved(built_in_model(), device)
+        if source.tokenizer is None:
+            return freeze(model), built_in_tokenizer()
+    elif isinstance(source.reference, torch.nn.Module):  # PEFT models are not PreTrainedModel
+        model = moved(source.reference, device)
     else:
-        model = load_causal_lm(config.reference, dtype=config.dtype, device=device)
-    name = config.reference if config.tokenizer is None else config.tokenizer
+        model = load_causal_lm(source.reference, dtype=source.dtype, device=device)
+    name = source.reference if source.tokenizer is None else source.tokenizer
     if isinstance(name, PreTrainedTokenizerBase):
         return freeze(model), name
     assert isinstance(name, str | Path)

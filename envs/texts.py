@@ -7,8 +7,9 @@ ids of episodes into texts and scores them.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -17,7 +18,7 @@ from textrl.chat import Chat, Messages, prompt_of
 from textrl.data import load_records
 from textrl.digests import data_digest
 from textrl.encoding import encode_prompt
-from textrl.errors import UserError
+from textrl.errors import UserError, shown
 from textrl.rewards import Scorer
 from textrl.rows import Row, is_conversation
 from textrl.seams import decode, decode_completion
@@ -109,6 +110,56 @@ def _as_rows(source: Sequence[Any]) -> Sequence[Row]:
         {"prompt": item} if isinstance(item, str) or is_conversation(item) else item
         for item in source
     ]
+
+
+def chosen_prompt(options: dict[str, Any], row: int, num_rows: int) -> Any:
+    """Return the prompt or the index that reset options select for a row.
+
+    A vector environment takes a list with one entry per row, or one value for all rows.
+
+    Raises:
+        UserError: neither key is given, or both are, or a list has not one entry per row.
+    """
+    for name, value in options.items():
+        many = isinstance(value, list | tuple) and not is_conversation(value)
+        many |= isinstance(value, np.ndarray) and value.ndim > 0
+        if many and len(value) != num_rows:
+            raise UserError(f"options[{name!r}] has {len(value)} entries for {num_rows} rows")
+    if set(options) not in ({"prompt"}, {"index"}):
+        raise UserError(f"reset options are 'prompt' or 'index', got {sorted(map(str, options))}")
+    if "index" in options:
+        index = options["index"]
+        if isinstance(index, list | tuple) or (isinstance(index, np.ndarray) and index.ndim):
+            index = index[row] if row < len(index) else index
+        if not isinstance(index, Integral) or isinstance(index, bool):
+            raise UserError(
+                f"options['index'] is {shown(index)} for row {row}; expected a whole number"
+            )
+        return int(index)
+    prompt = options["prompt"]
+    if isinstance(prompt, str) or is_conversation(prompt):
+        return prompt
+    if not isinstance(prompt, list | tuple) or row >= len(prompt):
+        raise UserError(
+            f"options['prompt'] is {shown(prompt)}; expected a text, messages, or a list"
+        )
+    return prompt[row]
+
+
+class Stream(Protocol):
+    """An endless stream of episodes."""
+
+    drawn: int
+    """How many episodes have been returned."""
+
+    def next(self) -> Any:
+        """Return the next episode."""
+
+    def state(self) -> dict[str, Any]:
+        """Return where the stream stands, JSON-able."""
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from a state."""
 
 
 class PromptStream:

@@ -1,4 +1,8 @@
-"""The vector environment `gym.make_vec("TextRLHF-v0")`: many rows on one batched core."""
+"""The vector environments: many rows on one batched core, `gym.make_vec("TextRLHF-v0")` among them.
+
+`TokenVectorEnv` is what it shares with `TextTurns-v0` (`text_turns.py`): seeds, groups, the three
+autoreset modes, `step_sequence`.
+"""
 
 from collections.abc import Sequence
 from numbers import Integral
@@ -11,37 +15,25 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from textrl.envs.attributes import (
+    Infos,
     Observation,
-    TaskAttributes,
+    TextAttributes,
+    TokenAttributes,
     as_array,
     as_flags,
     checked_options,
-    chosen_prompt,
     observation_space,
     observe,
-    render_row,
+    step_infos,
 )
 from textrl.envs.core import TextCore
 from textrl.envs.core_config import core_config, takes_core_config
-from textrl.envs.step_result import StepResult
-from textrl.envs.texts import Prompt, PromptStream
+from textrl.envs.token_rows import Stream, TokenRows
 from textrl.errors import UserError, did_you_mean, shown
-from textrl.rows import is_conversation
-
-Infos = dict[str, Any]
 
 
-class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.ndarray]):
-    """B episodes of `TextRLHFEnv` at once: one reference, one scorer, one forward pass per step.
-
-    Row i of `reset(seed=s)` is equal to the single environment with seed s + i. With `group_size`
-    G, each G consecutive rows are a group that is seeded like its first row, so that its rows have
-    the same prompt. This holds at each reset of the whole group, even if its rows had different
-    numbers of episodes in between.
-
-    `autoreset_mode` is Gymnasium's: "NextStep" (default), "SameStep" (`final_obs` and `final_info`
-    in infos) or "Disabled" (`reset(options={"reset_mask": rows})`).
-    """
+class TokenVectorEnv(TokenAttributes, VectorEnv[Observation, np.ndarray, np.ndarray]):
+    """B rows of tokens as a Gymnasium vector environment: an action is the next token of a row."""
 
     metadata = {
         "render_modes": ["ansi"],
@@ -49,38 +41,20 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
         "autoreset_mode": AutoresetMode.NEXT_STEP,
     }
 
-    @takes_core_config
     def __init__(
-        self,
-        num_envs: int = 1,
-        *,
-        render_mode: str | None = None,
-        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
-        **arguments: Any,
+        self, core: TokenRows, render_mode: str | None, autoreset_mode: str | AutoresetMode
     ) -> None:
-        """Make the environment.
-
-        Args:
-            num_envs: Number of rows, a multiple of group_size.
-            render_mode: "ansi" or None.
-            autoreset_mode: Gymnasium's autoreset mode; see the class docstring.
-            arguments: The fields of `CoreConfig`, which explains them.
-
-        Raises:
-            UserError: an argument is unknown or out of range, or a model or prompt does not load.
-        """
-        config = core_config(arguments, type(self))
-        _check_rows(num_envs, config.group_size, render_mode, autoreset_mode)
-        self.core = TextCore(num_envs, config)
-        self.num_envs, self.render_mode = num_envs, render_mode
+        """Make the spaces of a core."""
+        self.core = core
+        self.num_envs, self.render_mode = core.num_rows, render_mode
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
-        self.single_observation_space = observation_space(self.core)
-        self.single_action_space = spaces.Discrete(self.core.lm.vocab_size)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
-        self._streams: list[PromptStream] = []
-        self._ended = np.zeros(num_envs, dtype=bool)
+        self.single_observation_space = observation_space(core)
+        self.single_action_space = spaces.Discrete(core.lm.vocab_size)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self._streams: list[Stream] = []
+        self._ended = np.zeros(self.num_envs, dtype=bool)
 
     def reset(
         self,
@@ -92,8 +66,8 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
 
         Args:
             seed: The seed; row i is seeded with seed + i, or with seed[i] of a list.
-            options: A dict with "reset_mask" (Bool [B]), and "prompt" or "index" (a list with one
-                entry per row, or one value for all rows).
+            options: A dict with "reset_mask" (Bool [B]), and what chooses the episode in the single
+                environment (a list with one entry per row, or one value for all rows).
         """
         self.core.shaping = "exact"  # a wrapper with another shaping sets it again after a reset
         choice = checked_options(options)
@@ -103,7 +77,8 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
             raise UserError(
                 f"options['reset_mask'] is {shown(rows)}; expected {self.num_envs} flags"
             )
-        chosen = self._chosen(choice, rows)
+        listed = rows.nonzero()[0].tolist() if choice else []
+        chosen = {row: self.core.chosen(choice, row) for row in listed}
         if not self._streams:
             self._seed_streams(None, np.ones(self.num_envs, dtype=bool))
         if seed is not None:
@@ -130,13 +105,13 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
         infos: Infos = {}
         if restarting.any():  # NEXT_STEP: this step of an ended row only resets it
             infos = self._restart(restarting)  # no sooner: a refused step changes nothing
-        infos |= _step_infos(result, ~restarting)
+        infos |= step_infos(result, ~restarting)
         self._ended = result.terminated | result.truncated
         observation = observe(self.core)
         if self.autoreset_mode is AutoresetMode.SAME_STEP and self._ended.any():
             over = self._ended.copy()
             infos |= {"final_obs": observation, "_final_obs": over}
-            infos |= {"final_info": _step_infos(result, over), "_final_info": over}
+            infos |= {"final_info": step_infos(result, over), "_final_info": over}
             infos |= self._restart(over)
             observation = observe(self.core)
         rewards = result.rewards[:, 0]
@@ -153,8 +128,9 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
             mask: Bool, True up to each row's last action. Shape [B T].
 
         Returns: rewards, float64 [B T], 0 where the mask is False; and infos with `ref_logprobs`
-            [B T], `score` [B] (NaN unless the episode ended with a score), `finish_reason`,
-            `completion` [B] (None while the episode goes on), `terminated`, `truncated` [B].
+            [B T], `score` [B] (NaN unless the episode ended with a score), `finish_reason` [B]
+            (None while the episode goes on), `terminated`, `truncated` [B], the `observation` after
+            the last actions, and what else the last step of each row has in its info.
 
         Raises:
             UserError: no sequence of steps could produce these shapes, ids or masks.
@@ -165,26 +141,27 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
             "ref_logprobs": result.ref_logprobs,
             "score": result.score,
             "finish_reason": result.finish_reason,
-            "completion": result.completion,
             "terminated": result.terminated,
             "truncated": result.truncated,
+            "observation": observe(self.core),
+            **{name: values for name, (values, _) in result.extras.items()},
         }
         return result.rewards, infos
 
     def action_masks(self) -> np.ndarray:
-        """Return 1 for the tokens that are sensible next, int8 [B V]; see `TextRLHFEnv`."""
+        """Return 1 for the tokens that are sensible next, int8 [B V]; see `TokenEnv`."""
         return self.core.action_masks()
 
     def render(self) -> tuple[str, ...] | None:
-        """Return each row's prompt and completion so far, in render mode "ansi"."""
+        """Return each row's text so far, in render mode "ansi"."""
         if self.render_mode != "ansi":
             return None
-        return tuple(render_row(self.core, row) for row in range(self.num_envs))
+        return tuple(self.core.shown(row) for row in range(self.num_envs))
 
     def prompt_state(self) -> dict[str, Any]:
         """Return the position of each row's prompt stream, JSON-able, for an exact resume."""
         streams = [stream.state() for stream in self._streams]
-        return {"streams": streams, "prompts": self.core.prompts.digest}
+        return {"streams": streams, "prompts": self.core.prompts_digest}
 
     def load_prompt_state(self, state: dict[str, Any]) -> None:
         """Continue the prompt streams from a state.
@@ -197,7 +174,7 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
                 f"the prompts were drawn for {len(state['streams'])} rows, and the environment has "
                 f"{self.num_envs}; make it with num_envs={len(state['streams'])}"
             )
-        if state["prompts"] != self.core.prompts.digest:
+        if state["prompts"] != self.core.prompts_digest:
             raise UserError(
                 "the environment has other prompts or columns than those that were drawn from; "
                 "give the same"
@@ -218,25 +195,13 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
             seeds = [first + row for row in range(self.num_envs)]
         if len(seeds) != self.num_envs:
             raise UserError(f"{len(seeds)} seeds for {self.num_envs} rows")
-        streams = self._streams or [PromptStream(np.random.default_rng(), 1)] * self.num_envs
+        streams = self._streams or [self.core.stream(np.random.default_rng())] * self.num_envs
         self._streams = list(streams)
         for row in rows.nonzero()[0].tolist():
             leader = seeds[row - row % self.group_size]
             if leader is not None:
                 rng = seeding.np_random(leader)[0]
-                self._streams[row] = PromptStream(rng, len(self.core.prompts))
-
-    def _chosen(self, choice: dict[str, Any], rows: np.ndarray) -> dict[int, int | Prompt]:
-        """Return the prompts that reset options choose for some rows, each looked up."""
-        for name, value in choice.items():
-            many = isinstance(value, list | tuple) and not is_conversation(value)
-            many |= isinstance(value, np.ndarray) and value.ndim > 0
-            if many and len(value) != self.num_envs:
-                raise UserError(
-                    f"options[{name!r}] has {len(value)} entries for {self.num_envs} rows"
-                )
-        listed = rows.nonzero()[0].tolist() if choice else []
-        return {row: self.core.looked_up(chosen_prompt(choice, row)) for row in listed}
+                self._streams[row] = self.core.stream(rng)
 
     def _align_groups(self, rows: np.ndarray) -> None:
         """Move all rows of each group that is reset as a whole to the position of its furthest row.
@@ -261,13 +226,55 @@ class TextRLHFVectorEnv(TaskAttributes, VectorEnv[Observation, np.ndarray, np.nd
         return self._reset_infos(rows)
 
     def _reset_infos(self, rows: np.ndarray) -> Infos:
-        texts = np.array(self.core.prompt_texts, dtype=object)
-        indices = np.array(self.core.prompt_indices, dtype=object)
-        texts[~rows] = indices[~rows] = None
-        return {"prompt": texts, "_prompt": rows, "prompt_index": indices, "_prompt_index": rows}
+        infos: Infos = {}
+        for name, values in self.core.reset_infos().items():
+            column = np.full(self.num_envs, None, dtype=object)
+            for row in rows.nonzero()[0]:
+                column[row] = values[row]
+            infos |= {name: column, f"_{name}": rows}
+        return infos
 
 
-def _check_rows(num_envs: Any, group_size: int, render_mode: Any, autoreset_mode: Any) -> None:
+class TextRLHFVectorEnv(TextAttributes, TokenVectorEnv):
+    """B episodes of `TextRLHFEnv` at once: one reference, one scorer, one forward pass per step.
+
+    Row i of `reset(seed=s)` is equal to the single environment with seed s + i. With `group_size`
+    G, each G consecutive rows are a group that is seeded like its first row, so that its rows have
+    the same prompt. This holds at each reset of the whole group, even if its rows had different
+    numbers of episodes in between.
+
+    `autoreset_mode` is Gymnasium's: "NextStep" (default), "SameStep" (`final_obs` and `final_info`
+    in infos) or "Disabled" (`reset(options={"reset_mask": rows})`).
+    """
+
+    core: TextCore
+
+    @takes_core_config
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        render_mode: str | None = None,
+        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
+        **arguments: Any,
+    ) -> None:
+        """Make the environment.
+
+        Args:
+            num_envs: Number of rows, a multiple of group_size.
+            render_mode: "ansi" or None.
+            autoreset_mode: Gymnasium's autoreset mode; see the class docstring.
+            arguments: The fields of `CoreConfig`, which explains them.
+
+        Raises:
+            UserError: an argument is unknown or out of range, or a model or prompt does not load.
+        """
+        config = core_config(arguments, type(self))
+        check_rows(num_envs, config.group_size, render_mode, autoreset_mode)
+        super().__init__(TextCore(num_envs, config), render_mode, autoreset_mode)
+
+
+def check_rows(num_envs: Any, group_size: int, render_mode: Any, autoreset_mode: Any) -> None:
     """Raise UserError for an argument out of range that only the vector environment has."""
     if not isinstance(num_envs, Integral) or isinstance(num_envs, bool) or num_envs < 1:
         raise UserError(f"num_envs is {num_envs!r}; expected a positive number of rows")
@@ -289,14 +296,3 @@ def _checked_seed(value: Any) -> int:
     if not whole or value < 0:
         raise UserError(f"seed is {shown(value)}; expected a whole number, 0 or more")
     return int(value)
-
-
-def _step_infos(result: StepResult, stepped: np.ndarray) -> Infos:
-    """Return Gymnasium's vector infos of one step: for each key an array [B] and its mask."""
-    infos: Infos = {"ref_logprob": result.ref_logprobs[:, 0], "_ref_logprob": stepped}
-    ended = (result.terminated | result.truncated) & stepped
-    if ended.any():
-        infos |= {"score": result.score, "_score": result.terminated & stepped}
-        infos |= {"finish_reason": result.finish_reason, "_finish_reason": ended}
-        infos |= {"completion": result.completion, "_completion": ended}
-    return infos

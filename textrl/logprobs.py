@@ -284,7 +284,13 @@ class AllowedTokens:
         return full_precision(logits).masked_fill(~self.mask(positions), BANNED)
 
     def check(self, tokens: Tensor, positions: Tensor) -> None:
-        """Raise UserError if one of the tokens [n] is not allowed at its position [n]."""
+        """Raise UserError if one of the tokens [n] is none, or not allowed at its position [n]."""
+        width = len(self._later)
+        if len(tokens) and not (tokens.min() >= 0 and tokens.max() < width):
+            raise UserError(
+                f"an action is a token id in [0, {width}), got {int(tokens.min())} to "
+                f"{int(tokens.max())}"
+            )
         if self.everything or len(tokens) == 0:
             return
         allowed = self.mask(positions)[torch.arange(len(tokens)), tokens]

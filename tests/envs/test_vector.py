@@ -258,14 +258,14 @@ def test_a_failure_of_the_reference_takes_the_tokens_back(monkeypatch) -> None:
         venv.reset(seed=0)
         actions, mask = np.full((2, 3), 5), np.ones((2, 3), dtype=bool)
         if fails:
-            real = venv.core._teacher_forced
+            real = venv.core._logprobs
 
             def without_memory(*arguments, real=real):
                 real(*arguments)
                 raise MemoryError
 
             with monkeypatch.context() as patch:
-                patch.setattr(venv.core, "_teacher_forced", without_memory)
+                patch.setattr(venv.core, "_logprobs", without_memory)
                 with pytest.raises(MemoryError):
                     venv.step_sequence(actions, mask)
             assert (venv.core.lengths == venv.core.prompt_lengths).all()

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from textrl.envs.texts import PromptSource
 from textrl.errors import UserError, did_you_mean
 from textrl.rewards import Reward
-from textrl.task_config import TaskConfig
+from textrl.task_config import TaskConfig, TokensConfig
 
 Shaping = Literal["exact", "none", "potential"]
 """The reward of a token in addition to the score; see `candidates.py`."""
@@ -53,38 +53,45 @@ class CoreConfig(TaskConfig):
                 raise UserError("tokenizer is missing: a live reference needs tokenizer=")
 
 
-def core_config(arguments: Mapping[str, Any], kind: type) -> CoreConfig:
-    """Return the arguments of an environment of this kind, checked.
+Config = TypeVar("Config", bound=TokensConfig)
+
+
+def checked_arguments(config: type[Config], arguments: Mapping[str, Any], kind: type) -> Config:
+    """Return the arguments of an environment of this kind as its configuration, checked.
 
     Raises:
         UserError: a value out of range, or a name that is no argument; the nearest one is given.
     """
     for name in arguments:
-        if name not in CoreConfig.__dataclass_fields__:
+        if name not in config.__dataclass_fields__:
             hint = did_you_mean(name, inspect.signature(kind).parameters)
             raise UserError(f"{kind.__name__} has no argument {name!r}{hint}")
-    return CoreConfig(**arguments)
+    return config(**arguments)
 
 
 Constructor = TypeVar("Constructor", bound=Callable[..., None])
 
 
-def takes_core_config(constructor: Constructor) -> Constructor:
-    """Show the fields of `CoreConfig` in the signature of a constructor in place of **arguments."""
-    signature = inspect.signature(constructor)
-    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    added = [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=field.default,
-            annotation=field.type,
-        )
-        for field in fields(CoreConfig)
-    ]
-    shown = signature.replace(parameters=[*own, *added])
-    constructor.__signature__ = shown  # type: ignore[attr-defined]  # inspect's own protocol
-    return constructor
+def takes_fields(config: type[TokensConfig]) -> Callable[[Constructor], Constructor]:
+    """Show the fields of a configuration in a constructor's signature in place of **arguments."""
+
+    def decorated(constructor: Constructor) -> Constructor:
+        signature = inspect.signature(constructor)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        added = [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=field.default,
+                annotation=field.type,
+            )
+            for field in fields(config)
+        ]
+        shown = signature.replace(parameters=[*own, *added])
+        constructor.__signature__ = shown  # type: ignore[attr-defined]  # inspect's own protocol
+        return constructor
+
+    return decorated
 
 
 def require_exact_shaping(name: str, shaping: Shaping) -> None:

@@ -20,7 +20,7 @@ def tiny_tokenizer(letters: str = string.ascii_lowercase) -> PreTrainedTokenizer
     """Return a tokenizer of single letters, with ids <pad> 0, <bos> 1, <eos> 2, then letters."""
     vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *letters])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))  # nosec B106
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex("(?s:.)"), behavior="isolated")
     backend.decoder = decoders.Fuse()
     backend.post_processor = processors.TemplateProcessing(
         single="<bos> $A", special_tokens=[("<bos>", 1)]
@@ -28,6 +28,16 @@ def tiny_tokenizer(letters: str = string.ascii_lowercase) -> PreTrainedTokenizer
     return PreTrainedTokenizerFast(  # nosec B106
         tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
     )
+
+
+def tiny_character_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer of printable ASCII characters, for the texts of worlds."""
+    return tiny_tokenizer(string.printable)
+
+
+def tiny_character_model() -> PreTrainedModel:
+    """Return a two-layer Llama with seeded weights that reads printable ASCII characters."""
+    return tiny_model(vocab_size=len(SPECIAL_TOKENS) + len(string.printable))
 
 
 def tiny_model(vocab_size: int = 29, hidden_size: int = 32, seed: int = 0) -> PreTrainedModel:

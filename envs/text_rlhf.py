@@ -9,7 +9,7 @@ import numpy as np
 
 from textrl.envs.attributes import Observation, TextAttributes
 from textrl.envs.core import TextCore
-from textrl.envs.core_config import core_config, takes_core_config
+from textrl.envs.core_config import CoreConfig, checked_arguments, takes_fields
 from textrl.envs.token_env import TokenEnv
 
 
@@ -57,7 +57,7 @@ class TextRLHFEnv(TextAttributes, TokenEnv):
 
     core: TextCore
 
-    @takes_core_config
+    @takes_fields(CoreConfig)
     def __init__(self, *, render_mode: str | None = None, **arguments: Any) -> None:
         """Make the environment; without arguments, it is the tiny built-in task.
 
@@ -69,7 +69,9 @@ class TextRLHFEnv(TextAttributes, TokenEnv):
         Raises:
             UserError: an argument is unknown or out of range, or a model or prompt does not load.
         """
-        super().__init__(TextCore(1, core_config(arguments, type(self))), render_mode)
+        super().__init__(
+            TextCore(1, checked_arguments(CoreConfig, arguments, type(self))), render_mode
+        )
 
     def step(self, action: np.int64) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Append one token; return observation, reward, terminated, truncated and info."""

@@ -19,7 +19,8 @@ from textrl.envs.attributes import (
     row_info,
     step_infos,
 )
-from textrl.envs.token_rows import Stream, TokenRows
+from textrl.envs.texts import Stream
+from textrl.envs.token_rows import TokenRows
 from textrl.errors import UserError
 
 
@@ -54,7 +55,7 @@ class TokenEnv(TokenAttributes, gym.Env[Observation, np.int64]):
         self.core.shaping = "exact"  # a wrapper with another shaping sets it again after a reset
         if seed is not None or self._stream is None:
             self._stream = self.core.stream(self.np_random, self.core.config.group_size)
-        self.core.start(0, self._stream.next() if chosen is None else chosen)
+        self.core.start(0, self.core.drawn(self._stream, chosen))
         if self.render_mode == "human":
             print(f"\n{self.core.shown(0)}", end="", flush=True)
         return self._observation(), {name: of[0] for name, of in self.core.reset_infos().items()}

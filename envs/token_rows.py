@@ -134,6 +134,10 @@ class TokenRows(ABC):
             UserError: The options choose none.
         """
 
+    def drawn(self, stream: Stream, chosen: Any | None) -> Any:
+        """Return the episode to start: the chosen one, or else the next of the stream."""
+        return stream.next() if chosen is None else chosen
+
     @abstractmethod
     def start(self, row: int, episode: Any) -> None:
         """Begin an episode in a row, one of the stream or one that was chosen."""
@@ -200,8 +204,10 @@ class TokenRows(ABC):
         `step` refuses tokens that are not allowed. It accepts ids beyond the tokenizer, but these
         have no text, so the mask is 0 for them too.
         """
-        places = torch.as_tensor(self.lengths - self.turn_starts)
-        masks: np.ndarray = self.allowed.mask(places).numpy().astype(np.int8)
+        masks: np.ndarray = self.allowed.mask(
+            torch.as_tensor(self.lengths - self.turn_starts)
+        ).numpy()
+        masks = masks.astype(np.int8)
         masks[:, len(self.tokenizer) :] = 0
         return masks
 

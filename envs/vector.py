@@ -27,8 +27,9 @@ from textrl.envs.attributes import (
     step_infos,
 )
 from textrl.envs.core import TextCore
-from textrl.envs.core_config import core_config, takes_core_config
-from textrl.envs.token_rows import Stream, TokenRows
+from textrl.envs.core_config import CoreConfig, checked_arguments, takes_fields
+from textrl.envs.texts import Stream
+from textrl.envs.token_rows import TokenRows
 from textrl.errors import UserError, did_you_mean, shown
 
 
@@ -86,7 +87,7 @@ class TokenVectorEnv(TokenAttributes, VectorEnv[Observation, np.ndarray, np.ndar
         if not choice:
             self._align_groups(rows)
         for row in rows.nonzero()[0].tolist():
-            self.core.start(row, chosen[row] if choice else self._streams[row].next())
+            self.core.start(row, self.core.drawn(self._streams[row], chosen.get(row)))
         self._ended &= ~rows
         return observe(self.core), self._reset_infos(rows)
 
@@ -221,7 +222,7 @@ class TokenVectorEnv(TokenAttributes, VectorEnv[Observation, np.ndarray, np.ndar
 
     def _restart(self, rows: np.ndarray) -> Infos:
         for row in rows.nonzero()[0].tolist():
-            self.core.start(row, self._streams[row].next())
+            self.core.start(row, self.core.drawn(self._streams[row], None))
         self._ended &= ~rows
         return self._reset_infos(rows)
 
@@ -249,7 +250,7 @@ class TextRLHFVectorEnv(TextAttributes, TokenVectorEnv):
 
     core: TextCore
 
-    @takes_core_config
+    @takes_fields(CoreConfig)
     def __init__(
         self,
         num_envs: int = 1,
@@ -269,7 +270,7 @@ class TextRLHFVectorEnv(TextAttributes, TokenVectorEnv):
         Raises:
             UserError: an argument is unknown or out of range, or a model or prompt does not load.
         """
-        config = core_config(arguments, type(self))
+        config = checked_arguments(CoreConfig, arguments, type(self))
         check_rows(num_envs, config.group_size, render_mode, autoreset_mode)
         super().__init__(TextCore(num_envs, config), render_mode, autoreset_mode)
 

@@ -107,7 +107,7 @@ def test_a_function_that_hangs_is_left_alone() -> None:
     assert time.monotonic() - began < 30
     once = failing(1, lambda completions: released.wait(60))
     assert score(once, timeout=0.5, retries=1).tolist() == [1, 2, 3, 4]
-    left = [thread for thread in threading.enumerate() if thread.name == "reward"]
+    left = [thread for thread in threading.enumerate() if thread.name == "limited"]
     assert left
     assert all(thread.daemon for thread in left)  # they do not keep the process alive
     released.set()

@@ -19,3 +19,8 @@ if "TextRLHF-v0" not in gym.registry:  # importing twice (tests, reloads) must n
         entry_point="textrl.envs.candidates:TextCandidatesEnv",
         vector_entry_point="textrl.envs.candidates:vector_candidates",
     )
+    gym.register(
+        id="TextTurns-v0",
+        entry_point="textrl.envs.text_turns:TextTurnsEnv",
+        vector_entry_point="textrl.envs.text_turns:TextTurnsVectorEnv",
+    )

@@ -10,20 +10,18 @@ is a mistake in the function, and stops the run at once.
 import contextlib
 import inspect
 import math
-import queue
 import reprlib
-import threading
 import time
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from textrl.chat import Chat
 from textrl.errors import UserError
 from textrl.stopping import Terminated
+from textrl.time_limit import TooLongError, within
 
 LARGEST = float(np.finfo(np.float32).max)
 """The largest allowed score; a larger one would be infinite in an agent's float32. A comparison
@@ -110,10 +108,10 @@ class PatientReward:
         batch = f"a batch of {len(prompts)} that starts with {_shorten(prompts[0], completions[0])}"
         timeout = self.patience.timeout
         try:
-            values = _within(call, timeout) if timeout else call()
+            values = within(call, timeout) if timeout else call()
         except (UserError, KeyboardInterrupt, Terminated):
             raise
-        except _LateError as error:
+        except TooLongError as error:
             raise TooSlow(
                 f"reward function {self.name!r} took longer than reward_timeout={timeout:g} s on "
                 f"{batch}"
@@ -132,38 +130,6 @@ def _raised(
         f"reward function {name!r} raised {type(error).__name__}: {error} on {batch}"
         f"{hint if chats else ''}"
     )
-
-
-class _LateError(Exception):
-    """A call has not returned in time."""
-
-
-def _within(call: Callable[[], Any], seconds: float) -> Any:
-    """Return what a call returns within so many seconds.
-
-    It runs in a thread of its own, which is left alone when it is late and ends with the process.
-
-    Raises:
-        _LateError: It is late.
-    """
-    answers: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
-    gradients = torch.is_grad_enabled()  # a thread begins with gradients
-
-    def work() -> None:
-        try:
-            with torch.set_grad_enabled(gradients):
-                answers.put((True, call()))
-        except BaseException as error:  # handed over to the thread that waits
-            answers.put((False, error))
-
-    threading.Thread(target=work, daemon=True, name="reward").start()
-    try:
-        returned, value = answers.get(timeout=seconds)
-    except queue.Empty:
-        raise _LateError from None
-    if not returned:
-        raise value
-    return value
 
 
 def checked(values: Any, name: str, prompts: list[str], completions: list[str]) -> np.ndarray:

@@ -10,6 +10,11 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     return _decoded(tokenizer, ids, skip_special_tokens=True)
 
 
+def decode_whole(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Return the text of token ids with special tokens, but without ids beyond the tokenizer."""
+    return _decoded(tokenizer, ids, skip_special_tokens=False)
+
+
 def decode_completion(
     tokenizer: PreTrainedTokenizerBase,
     prompt_ids: Sequence[int],

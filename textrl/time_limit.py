@@ -1,9 +1,13 @@
-"""A limit on the time of Python code that others wrote, such as the template of a tokenizer."""
+"""Limits on the time of code that others wrote: templates, reward functions, worlds."""
 
 import ctypes
+import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
+
+import torch
 
 
 class TooLongError(Exception):
@@ -33,3 +37,31 @@ def time_limit(seconds: float) -> Iterator[None]:
         with lock:
             ended = True
         timer.cancel()
+
+
+def within(call: Callable[[], Any], seconds: float) -> Any:
+    """Return what a call returns within so many seconds.
+
+    It runs in a thread of its own, which is left alone when it is late and ends with the process.
+
+    Raises:
+        TooLongError: It is late.
+    """
+    answers: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
+    gradients = torch.is_grad_enabled()  # a thread begins with gradients
+
+    def work() -> None:
+        try:
+            with torch.set_grad_enabled(gradients):
+                answers.put((True, call()))
+        except BaseException as error:  # handed over to the thread that waits
+            answers.put((False, error))
+
+    threading.Thread(target=work, daemon=True, name="limited").start()
+    try:
+        returned, value = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise TooLongError(f"it takes longer than {seconds:g} s") from None
+    if not returned:
+        raise value
+    return value

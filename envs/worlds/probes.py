@@ -115,7 +115,6 @@ class ProbeLaterTurn(World):
         self._right = False
 
     def _begin(self, options: dict[str, Any]) -> str:
-        self._right = False
         return f"say {self.target}\n"
 
     def _reply(self, turn: str) -> Reply:

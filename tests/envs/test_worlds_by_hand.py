@@ -35,7 +35,14 @@ def test_guess_number_by_hand() -> None:
         ("a number?\n", 0.0, False),
         ("yes\n", 1.0, True),
     ]
-    turns = ["0", "21", "1e1", "-13", "13.0", "12"]  # five that are none, and the sixth is the last
+    turns = [
+        "0",
+        "21",
+        "\u0661\u0663",
+        "-13",
+        "13.0",
+        "12",
+    ]  # five that are none, and the sixth is the last
     replies = game(env, *turns, target=13)[1:]
     assert [text for text, _, _ in replies[:5]] == ["a number?\n"] * 5
     assert replies[5] == ("no, 13\n", 0.0, True)
@@ -84,6 +91,11 @@ def test_mastermind_by_hand() -> None:
     ]
     got = game(make("Mastermind", guesses=2), "AAA", "", code="ADB")
     assert got[-1] == ("no, ADB\n", 0.0, True)
+    env = make("Mastermind", colors=8, pegs=2)
+    assert game(env, "\ufb00", "ff", code="FF")[1:] == [  # the ligature is FF in capitals
+        ("2 letters?\n", 0.0, False),
+        ("yes\n", 1.0, True),
+    ]
 
 
 def test_the_mastermind_expert_finds_every_code() -> None:

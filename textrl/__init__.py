@@ -1,7 +1,8 @@
 """textrl: reinforcement learning from human feedback as a Gymnasium problem.
 
-Importing this package registers `TextRLHF-v0` and `TextRLHFCandidates-v0`. It loads neither torch
-nor transformers; import the parts by name (`from textrl.agents import PPO`).
+Importing this package registers `TextRLHF-v0`, `TextRLHFCandidates-v0`, `TextTurns-v0` and the
+worlds (`textrl/GuessNumber-v0` and so on, see `textrl.envs.worlds`). It loads neither torch nor
+transformers; import the parts by name (`from textrl.agents import PPO`).
 """
 
 import gymnasium as gym
@@ -24,3 +25,26 @@ if "TextRLHF-v0" not in gym.registry:  # importing twice (tests, reloads) must n
         entry_point="textrl.envs.text_turns:TextTurnsEnv",
         vector_entry_point="textrl.envs.text_turns:TextTurnsVectorEnv",
     )
+
+WORLDS = {
+    "textrl/GuessNumber-v0": ("guess_number:GuessNumber", 0.95),
+    "textrl/Mastermind-v0": ("mastermind:Mastermind", 0.9),
+    "textrl/Calculator-v0": ("calculator:Calculator", 0.9),
+    "textrl/HiddenFact-v0": ("hidden_fact:HiddenFact", 0.95),
+    "textrl/ReverseText-v0": ("reverse_text:ReverseText", 0.8),
+    "textrl/Arithmetic-v0": ("arithmetic:Arithmetic", 0.95),
+    "textrl/LetterCount-v0": ("letter_count:LetterCount", 0.9),
+    "textrl/ProbeConstant-v0": ("probes:ProbeConstant", 0.95),
+    "textrl/ProbePrompt-v0": ("probes:ProbePrompt", 0.95),
+    "textrl/ProbeDelayed-v0": ("probes:ProbeDelayed", 0.95),
+    "textrl/ProbeLaterTurn-v0": ("probes:ProbeLaterTurn", 0.95),
+}
+"""The class of each world and its `reward_threshold`: the mean return of a good policy."""
+
+for _id, (_place, _threshold) in WORLDS.items():
+    if _id not in gym.registry:
+        gym.register(
+            id=_id,
+            entry_point=f"textrl.envs.worlds.{_place}",
+            reward_threshold=_threshold,
+        )

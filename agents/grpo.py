@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from textrl.advantages import grpo_advantages
-from textrl.agents.collect import Rollout, ratio_report
 from textrl.agents.policy_gradient import episode_returns, spread_over_tokens
+from textrl.agents.rollout import Rollout, ratio_report
 from textrl.agents.text_agent import TextAgent
 from textrl.config import GRPOConfig
 from textrl.losses import ppo_policy_loss

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from textrl.agents.base import AnyVectorEnv
-from textrl.agents.collect import Rollout
+from textrl.agents.rollout import Rollout
 from textrl.agents.text_agent import TextAgent
 from textrl.config import OnlineDPOConfig
 from textrl.errors import UserError

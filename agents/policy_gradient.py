@@ -7,7 +7,7 @@ reward, and its advantage compares that return with the returns of other complet
 import torch
 from torch import Tensor
 
-from textrl.agents.collect import Rollout
+from textrl.agents.rollout import Rollout
 from textrl.errors import UserError
 
 

@@ -32,9 +32,10 @@ from transformers import PreTrainedModel
 
 from textrl.advantages import gae
 from textrl.agents.base import AnyVectorEnv
-from textrl.agents.collect import Rollout, Targets, collect, explained_variance, ratio_report
+from textrl.agents.collect import collect
 from textrl.agents.critic import Critic, make_critic, values_at
 from textrl.agents.kl_control import adapted_kl_coef
+from textrl.agents.rollout import Rollout, Targets, explained_variance, ratio_report
 from textrl.agents.saving import read_policy, restore
 from textrl.agents.text_agent import TextAgent
 from textrl.agents.text_env import TextEnv
@@ -316,9 +317,9 @@ def with_last_states(rollout: Rollout) -> Rollout:
     token in the slot (0) has no meaning.
     """
     mask, positions = pad(rollout.mask, (0, 1)), pad(rollout.positions, (0, 1))
-    cut = rollout.scores.isnan().nonzero().squeeze(1)
+    cut = rollout.truncated.nonzero().squeeze(1)
     slots = rollout.mask.sum(1)[cut]
-    mask[cut, slots], positions[cut, slots] = True, rollout.lengths[cut]
+    mask[cut, slots], positions[cut, slots] = True, rollout.text_lengths[cut]
     return replace(
         rollout,
         input_ids=pad(rollout.input_ids, (0, 1)),

@@ -20,16 +20,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from textrl.agents.base import AnyVectorEnv, Observation, State, check_timesteps
-from textrl.agents.collect import (
-    Rollout,
-    check_groups,
-    collect,
-    concatenate,
-    rollout_report,
-    without_masked,
-)
+from textrl.agents.collect import collect
 from textrl.agents.critic import Critic
 from textrl.agents.predict import next_tokens
+from textrl.agents.rollout import Rollout, check_groups, concatenate, rollout_report, without_masked
 from textrl.agents.saving import read_policy, restore, write_agent
 from textrl.agents.text_env import TextEnv, undone_on_failure
 from textrl.bounds import checked_config

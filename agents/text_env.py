@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import SyncVectorEnv, VectorEnv
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.adapters import check_apart
@@ -23,16 +23,22 @@ from textrl.trainable import check_live, check_same_width, check_trainable
 
 @dataclass(frozen=True, kw_only=True)
 class Paid:
-    """What an environment paid for one completion per row."""
+    """What an environment paid for some tokens of each row, and what it shows after them."""
 
     rewards: np.ndarray
     """The reward of each token. Float64 [B T]."""
     ref_logprobs: np.ndarray
     """The reference's log-probs of the tokens, in nats. Float64 [B T]."""
     scores: np.ndarray
-    """The score of each completion, NaN where it was truncated. Float64 [B]."""
+    """The score of each episode that ended, NaN where it has none. Float64 [B]."""
+    ended: np.ndarray
+    """Whether each episode ended. Bool [B]."""
     truncated: np.ndarray
     """Whether each episode was truncated. Bool [B]."""
+    input_ids: np.ndarray
+    """The whole texts, with what the environment appended. Int32 [B L]."""
+    lengths: np.ndarray
+    """The number of tokens of each text. Int64 [B]."""
 
 
 class TextEnv:
@@ -63,6 +69,10 @@ class TextEnv:
         self.temperature = float(self._get("temperature"))
         self.max_completion_tokens = int(self._get("max_completion_tokens"))
         self.max_prompt_tokens = int(self._get("max_prompt_tokens"))
+        self.max_turn_tokens = int(self._get("max_turn_tokens"))
+        self.by_sequence = hasattr(venv, "step_sequence")
+        """Whether a whole turn can be taken in one call; a wrapped environment has to see every
+        step."""
         self.group_size = int(self._get("group_size"))
         self.allowed: AllowedTokens = self._get("allowed")
         self.on_length = str(self._get("on_length"))
@@ -96,23 +106,22 @@ class TextEnv:
             base.set_attr("kl_coef", [value] * self.num_envs)
 
     def pay(self, actions: np.ndarray, mask: np.ndarray) -> Paid:
-        """Let the environment take one completion per row, and return what it pays.
-
-        It takes the actions in one call of `step_sequence` if it has that method, and otherwise
-        step by step; the rewards are the same.
+        """Let the environment take a turn of some rows, or a part of it; return what it pays.
 
         Args:
             actions: The token ids. Shape [B T].
             mask: Bool, True up to each row's last action. Shape [B T].
         """
-        if not hasattr(self.venv, "step_sequence"):  # a wrapped environment must see every step
-            return _pay_step_by_step(self, actions, mask)
-        rewards, infos = self.venv.step_sequence(actions, mask)
+        rewards, infos = self.venv.step_sequence(actions, mask)  # type: ignore[attr-defined]  # by_sequence
+        input_ids, lengths = observed_texts(infos["observation"])
         return Paid(
             rewards=rewards,
             ref_logprobs=infos["ref_logprobs"],
             scores=infos["score"],
+            ended=infos["terminated"] | infos["truncated"],
             truncated=infos["truncated"],
+            input_ids=input_ids,
+            lengths=lengths,
         )
 
     def score_tokens(self, prompts: list[list[int]], completions: list[list[int]]) -> np.ndarray:
@@ -191,82 +200,10 @@ class TextEnv:
         return isinstance(base, SyncVectorEnv) and base.envs[0].has_wrapper_attr(name)
 
 
-def _pay_step_by_step(env: TextEnv, actions: np.ndarray, mask: np.ndarray) -> Paid:
-    """Take the actions step by step; finished rows keep stepping in an episode that is ignored.
-
-    Unless the environment resets rows in the same step, the ignored episode gets a fixed prompt.
-    Thus all rows of a group draw equally many prompts from their prompt streams.
-    """
-    rewards, ref_logprobs = np.zeros(mask.shape), np.zeros(mask.shape)
-    scores = np.full(len(mask), np.nan)
-    truncated_rows = np.zeros(len(mask), dtype=bool)
-    same_step = env.venv.metadata.get("autoreset_mode") is AutoresetMode.SAME_STEP
-    over = np.zeros(len(mask), dtype=bool)
-    for t in range(mask.shape[1]):
-        if over.any() and not same_step:
-            env.venv.reset(options={"reset_mask": over, "index": 0})
-        counts = mask[:, t]
-        tokens = np.where(counts, actions[:, t], env.allowed.filler)
-        observation, reward, terminated, truncated, infos = env.venv.step(tokens)
-        if not isinstance(infos, dict):
-            raise UserError(f"{env.venv} gives its infos in another form; leave that wrapper out")
-        over = terminated | truncated
-        rewards[counts, t] = reward[counts]
-        ref_logprobs[counts, t] = _info(infos, "ref_logprob", over)[counts]
-        ended = counts & terminated
-        if ended.any():
-            scores[ended] = _info(infos, "score", over)[ended]
-        truncated_rows |= counts & truncated
-        going_on = mask[:, t + 1] if t + 1 < mask.shape[1] else np.zeros_like(over)
-        if (early := counts & over & going_on).any():
-            raise UserError(
-                f"a wrapper ended the episode of row {int(early.argmax())} after {t + 1} tokens, "
-                f"but the agent samples whole completions: let the environment end them, by an end "
-                f"token or max_completion_tokens"
-            )
-        _check_tokens(observation, tokens, counts & ~over)
-        last = np.where(ended, scores, 0.0) - env.missing_eos_penalty * (
-            ended & ~np.isin(tokens, env.end_token_ids)
-        )
-        _check_rewards(reward, env.kl_coef * ref_logprobs[:, t] + last, counts)
-    return Paid(rewards=rewards, ref_logprobs=ref_logprobs, scores=scores, truncated=truncated_rows)
-
-
-def _check_tokens(observation: Observation, tokens: np.ndarray, rows: np.ndarray) -> None:
-    """Raise UserError if a row shows a different token from the one that the agent gave."""
-    ends = np.asarray(observation["attention_mask"]).sum(1).astype(np.int64) - 1
-    shown = np.asarray(observation["input_ids"])[np.arange(len(tokens)), ends]
-    if (other := rows & (shown != tokens)).any():
-        row = int(other.argmax())
-        raise UserError(
-            f"a wrapper took token {shown[row]} in row {row} where the agent gave {tokens[row]}, "
-            f"so that it would learn of tokens never taken; leave that wrapper out"
-        )
-
-
-def _check_rewards(rewards: np.ndarray, expected: np.ndarray, rows: np.ndarray) -> None:
-    """Raise UserError if a row's reward is not what the unwrapped environment pays."""
-    far = np.abs(rewards - expected) > 1e-4 * (1 + np.abs(expected))
-    if (other := rows & far).any():
-        row = int(other.argmax())
-        raise UserError(
-            f"row {row} was paid {rewards[row]:.4g} where the environment pays "
-            f"{expected[row]:.4g}: a wrapper that changes rewards changes half of the KL alone (or "
-            f"the rows have settings of their own); change the reward function instead: "
-            f"reward=[score, (bonus, 1.0)]"
-        )
-
-
-def _info(infos: dict[str, Any], name: str, over: np.ndarray) -> np.ndarray:
-    """Return one entry of this step's infos, [B].
-
-    With same-step autoreset, the entries of the rows that ended are in `final_info`.
-    """
-    values = np.array(infos.get(name, np.zeros(len(over))), dtype=np.float64)
-    final = infos.get("final_info", {})
-    if name in final:
-        values[over] = np.asarray(final[name], dtype=np.float64)[over]
-    return values
+def observed_texts(observation: Observation) -> tuple[np.ndarray, np.ndarray]:
+    """Return the texts of observations, [B L], and the number of tokens of each, [B]."""
+    lengths = np.asarray(observation["attention_mask"]).sum(1).astype(np.int64)
+    return np.asarray(observation["input_ids"]), lengths
 
 
 @contextmanager

@@ -20,7 +20,7 @@ def tiny_tokenizer(letters: str = string.ascii_lowercase) -> PreTrainedTokenizer
     """Return a tokenizer of single letters, with ids <pad> 0, <bos> 1, <eos> 2, then letters."""
     vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *letters])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))  # nosec B106
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex("(?s:.)"), behavior="isolated")
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     backend.decoder = decoders.Fuse()
     backend.post_processor = processors.TemplateProcessing(
         single="<bos> $A", special_tokens=[("<bos>", 1)]

@@ -128,11 +128,7 @@ class TokenRows(ABC):
 
     @abstractmethod
     def chosen(self, options: dict[str, Any], row: int) -> Any:
-        """Return the episode that reset options choose for a row; it may be started.
-
-        Raises:
-            UserError: The options choose none.
-        """
+        """Return the episode that reset options choose for a row; UserError if there is none."""
 
     def drawn(self, stream: Stream, chosen: Any | None) -> Any:
         """Return the episode to start: the chosen one, or else the next of the stream."""
@@ -152,12 +148,10 @@ class TokenRows(ABC):
 
     @abstractmethod
     def _pay(self, ref_logprobs: np.ndarray, active: np.ndarray, last: np.ndarray) -> StepResult:
-        """Let the last tokens of the active rows have their consequences; return all rewards.
+        """Let new tokens have their consequences; return all rewards.
 
-        Args:
-            ref_logprobs: The reference's log-probs of the new tokens. Float64 [B T].
-            active: The rows that got tokens. Bool [B].
-            last: The index of each row's last new token. Int64 [B].
+        Args: the reference's log-probs of the tokens [B T], the rows that got tokens [B], and the
+            index of each row's last new token [B].
         """
 
     def step(self, actions: np.ndarray, active: np.ndarray) -> StepResult:
@@ -320,8 +314,7 @@ class TokenRows(ABC):
     def room(self) -> np.ndarray:
         """Return how many tokens each row's turn may still have, [B]."""
         left: np.ndarray = self.turn_budget - (self.lengths - self.turn_starts)
-        room: np.ndarray = np.minimum(left, self.max_length - self.lengths)
-        return room
+        return left.clip(max=self.max_length - self.lengths)
 
     def _check_sequence(self, actions: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Check that steps could take these actions; return the number of actions of each row."""

@@ -208,13 +208,13 @@ AGENTS = [
     *of(
         "agents/collect.py",
         f"{GRADIENT} -k 'separate-sampled-truncate'",
-        ("the bootstrap value is of one position early", "ends = prompt_lengths + mask.sum(1)", "ends = prompt_lengths + mask.sum(1) - 1"),
-        ("a gap between prompt and completion", "result[rows, prompt_lengths[rows] + steps]", "result[rows, lengths[rows] - 1 - steps]"),
+        ("the bootstrap value is of one position early", "ends = self.lengths.unsqueeze(1)", "ends = self.lengths.unsqueeze(1) - 1"),
+        ("actions that stand one further", "self._positions[row, slots] = self.lengths[row] + step", "self._positions[row, slots] = self.lengths[row] + step + 1"),
     ),
     *of(
         "agents/collect.py",
         "tests/agents/test_ppo.py -k bootstrap_values",
-        ("ended rows get a bootstrap value", "torch.where(truncated, after, 0.0)", "after"),
+        ("ended rows get a bootstrap value", "torch.where(self.truncated, after, 0.0)", "after"),
     ),
     *of(
         "textrl/updater.py",
@@ -394,7 +394,7 @@ KEPT = [
         ("micro-batches stay as large", "for batch in filled_batches(lengths, tokens):", "for batch in filled_batches(lengths, self.steps.micro_batch_tokens):"),
     ),
     *of(
-        "agents/collect.py",
+        "agents/rollout.py",
         "tests/test_reward_failures.py",
         ("masked episodes stay", "return rollout.rows(kept.nonzero().squeeze(1))", "return rollout"),
         ("a masked episode's group stays", ".all(1).repeat_interleave(group_size)", ".any(1).repeat_interleave(group_size)"),

@@ -39,7 +39,7 @@ from textrl.updater import Numbers, Steps
 from textrl.agents.text_agent import TextAgent
 from textrl.config import RaftConfig
 from textrl.masking import masked_mean
-from textrl.agents.collect import Rollout
+from textrl.agents.rollout import Rollout
 
 
 class Raft(TextAgent):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from textrl.agents import PPO, RLOO, PPOConfig, RLOOConfig
-from textrl.agents.collect import Rollout, rollout_report
+from textrl.agents.rollout import Rollout, rollout_report
 from textrl.envs import tiny_model
 
 
@@ -22,6 +22,9 @@ def rollout(**changes) -> Rollout:
         "entropies": zeros,
         "values": zeros,
         "bootstrap_values": torch.zeros(2),
+        "text_lengths": torch.tensor([3, 2]),
+        "truncated": torch.tensor([False, False]),
+        "turns": torch.tensor([1, 1]),
         "ref_logprobs": torch.tensor([[-2.0, -3.0], [-0.25, 0.0]]),
         "rewards": zeros,
         "scores": torch.tensor([1.0, 3.0]),

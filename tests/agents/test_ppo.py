@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import textrl  # noqa: F401  # registers TextRLHF-v0
 from textrl.agents import PPO, PPOConfig
-from textrl.agents.collect import collect, concatenate
+from textrl.agents.collect import collect
 from textrl.agents.critic import make_critic, values_at
 from textrl.agents.ppo import adapted_kl_coef
+from textrl.agents.rollout import concatenate
 from textrl.agents.saving import OtherEnvironment
 from textrl.agents.text_env import TextEnv
 from textrl.envs import tiny_model, tiny_score, tiny_tokenizer

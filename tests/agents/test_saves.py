@@ -25,6 +25,7 @@ from textrl.config import SFTConfig
 from textrl.durable import save_files
 from textrl.envs import tiny_model, tiny_tokenizer
 from textrl.errors import UserError
+from textrl.generation import ModelConversation
 from textrl.models import load_causal_lm
 from textrl.run_folder import held
 from textrl.trainers import SFTTrainer
@@ -94,7 +95,7 @@ def test_an_iteration_that_fails_in_collecting_has_not_been(name, where, monkeyp
             core = agent.env.venv.unwrapped.core
             target, method = {
                 "reward": (type(core.judge), "scores"),
-                "sampling": (type(agent.sampler), "sample"),
+                "sampling": (ModelConversation, "sample"),
             }[where]
             real, calls = getattr(target, method), itertools.count()
 

@@ -44,6 +44,8 @@ LEARNING_RATE = 3e-3
 TOKEN_BUDGETS = {0.05: 45_000, 0.1: 60_000, 0.25: 45_000, 0.5: 90_000, 1.0: 120_000}
 """By kl_coef. The gentler the tilt, the smaller the signal; at 0.1 the sparse task needs the longer
 way down (`kl_coef_after`)."""
+TURNS_BUDGET = 200_000
+"""Of the game of two turns, whose coin adds noise, at kl_coef 0.25."""
 PAIRS = 80_000
 """What every offline agent may read: once, or twice where the labels are nearly exact."""
 RATERS = 512
@@ -72,7 +74,7 @@ class Cell:
     @property
     def token_budget(self) -> int:
         """What an online agent may sample."""
-        return TOKEN_BUDGETS[self.kl_coef]
+        return TURNS_BUDGET if self.task == "turns" else TOKEN_BUDGETS[self.kl_coef]
 
     def kl_coef_after(self, tokens: int) -> float:
         """Return the kl_coef of a point in training: it falls from 1 during the first half.

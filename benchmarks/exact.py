@@ -34,6 +34,28 @@ class Value:
         return self.score - kl_coef * self.kl
 
 
+def regret_of(
+    value: Value, reference: Value, best_objective: Callable[[float], float], kl_coef: float
+) -> float:
+    """Return (J* - J(policy)) / (J* - J(reference)): 0 is the optimum, 1 is the reference.
+
+    Args:
+        value: What the policy is worth.
+        reference: What the reference is worth.
+        best_objective: J* by kl_coef.
+        kl_coef: Score units per nat.
+
+    Raises:
+        AssertionError: the policy lies above the exact frontier, here or at another kl_coef; then
+            the evaluation is wrong.
+    """
+    for other in (kl_coef, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0):
+        above = value.objective(other) - best_objective(other)
+        assert above < TOLERANCE, f"{above} above the frontier at kl_coef {other}: a bug"
+    best = best_objective(kl_coef)
+    return (best - value.objective(kl_coef)) / (best - reference.objective(kl_coef))
+
+
 class Enumeration:
     """All completions of some prompts: their scores and their probability under any policy.
 
@@ -83,18 +105,8 @@ class Enumeration:
         return float(kl_coef * (self.ref_logprobs + self.scores / kl_coef).logsumexp(1).mean())
 
     def regret(self, value: Value, kl_coef: float) -> float:
-        """Return (J* - J(policy)) / (J* - J(reference)): 0 is the optimum, 1 is the reference.
-
-        Raises:
-            AssertionError: the policy lies above the exact frontier, here or at another kl_coef;
-                then the evaluation is wrong.
-        """
-        for other in (kl_coef, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0):
-            above = value.objective(other) - self.best_objective(other)
-            assert above < TOLERANCE, f"{above} above the frontier at kl_coef {other}: a bug"
-        best = self.best_objective(kl_coef)
-        start = self.value(self.ref_logprobs).objective(kl_coef)
-        return (best - value.objective(kl_coef)) / (best - start)
+        """Return (J* - J(policy)) / (J* - J(reference)); see `regret_of`."""
+        return regret_of(value, self.value(self.ref_logprobs), self.best_objective, kl_coef)
 
     def best_of_n(self, n: int) -> Tensor:
         """Return the log-probs of best-of-n sampling from the reference, nats, [P N].

@@ -1,6 +1,6 @@
 """The exact-optimum suite: how far each agent is from the best policy there is.
 
-    python benchmarks/optimum.py              the whole: 10 seeds, 4 tasks, up to 5 kl_coefs
+    python benchmarks/optimum.py              the whole: 10 seeds, 5 tasks, up to 5 kl_coefs
     python benchmarks/optimum.py --quick      2 seeds, 1 value an agent: about 6 minutes on 2 cores
 
 Each cell (agent, task, kl_coef, seed) trains a policy and values it by enumeration (`exact.py`).
@@ -28,7 +28,11 @@ from statistics_of_seeds import summary
 from textrl.metrics import append_json_line, read_json_lines
 
 KL_COEFS = (0.05, 0.1, 0.25, 0.5, 1.0)
-TASKS = ("dense", "sparse", "length", "prompt")
+TASKS = ("dense", "sparse", "length", "prompt", "turns")
+TURN_AGENTS = ("ppo", "ppo_separate", "rloo", "grpo")
+"""Agents that play the game of two turns; its world pays, so that there is no reward model from
+which a critic could start."""
+TURNS_KL_COEF = 0.25
 ONLINE = ("ppo", "ppo_separate", "ppo_reward_model", "rloo", "grpo")
 BARS: dict[str, dict[float, float]] = {
     **{a: {0.05: 0.10, 0.1: 0.05, 0.25: 0.05, 0.5: 0.05, 1.0: 0.05} for a in ONLINE[:4]},
@@ -80,14 +84,16 @@ def cells_of(options: argparse.Namespace) -> list[Any]:
         tasks = ONE_LABEL_TASKS if agent in ONE_LABEL else TASKS
         for seed in range(seeds):
             for task in [task for task in tasks if task in options.tasks]:
-                for kl_coef in grid:
+                if task == "turns" and agent not in TURN_AGENTS:
+                    continue
+                for kl_coef in (TURNS_KL_COEF,) if task == "turns" else grid:
                     found.append(Cell(agent=agent, task=task, kl_coef=kl_coef, seed=seed))
     return found
 
 
 def settings_digest() -> str:
     """Return a digest of the code that decides what a cell means."""
-    names = ("cells", "drawn_labels", "small_tasks", "exact")
+    names = ("cells", "drawn_labels", "small_tasks", "two_turns", "exact")
     sources = [Path(__file__).parent / f"{name}.py" for name in names]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
 

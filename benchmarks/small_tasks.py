@@ -1,4 +1,6 @@
-"""Four tasks small enough to enumerate, with a real tiny transformer as their reference.
+"""Tasks small enough to enumerate, with a real tiny transformer as their reference.
+
+Four are of one turn; the fifth, "turns", is the game of `two_turns.py` with the same reference.
 
 Nine tokens (pad, bos, eos, letters a to f), four prompts, at most four tokens: 4,681 completions
 of each prompt. The reference is a two-layer Llama after SFT on strings of a Markov chain, so its
@@ -14,6 +16,7 @@ import numpy as np
 from exact import Enumeration, ScoreOf
 from gymnasium.vector import VectorEnv
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from two_turns import TurnEnumeration, make_two_turns
 
 import textrl  # noqa: F401  # registers TextRLHF-v0
 from textrl.config import SFTConfig
@@ -89,8 +92,10 @@ def new_policy() -> PreTrainedModel:
 
 
 @functools.cache
-def enumeration(task: str) -> Enumeration:
-    """Return all completions of a task, with its standardised score."""
+def enumeration(task: str) -> Enumeration | TurnEnumeration:
+    """Return all completions of a task, with its standardised score, or all games of "turns"."""
+    if task == "turns":
+        return TurnEnumeration(tokenizer(), reference())
     return Enumeration(PROMPTS, tokenizer(), reference(), score_of(task), MAX_TOKENS)
 
 
@@ -121,30 +126,30 @@ def make_venv(
     """Return the task as a vector environment.
 
     Args:
-        task: a key of TASKS.
+        task: a key of TASKS, or "turns".
         kl_coef: score units per nat.
         num_envs: rows.
         group_size: rows of one prompt.
         reward_model: weighs nothing in the score; the critic may start from it.
         options: further arguments of the environment.
     """
+    settings = {"autoreset_mode": "Disabled", "num_envs": num_envs, "kl_coef": kl_coef} | options
+    settings["group_size"] = group_size
+    if task == "turns":
+        return make_two_turns(tokenizer(), reference(), **settings)
     function = score_of(task)
 
     def score(prompts: list[str], completions: list[str]) -> list[float]:
         return [function(p, c) for p, c in zip(prompts, completions, strict=True)]
 
     rewards: list[Any] = [score] if reward_model is None else [score, (reward_model, 0.0)]
-    settings = {"autoreset_mode": "Disabled"} | options
     return gym.make_vec(
         "TextRLHF-v0",
-        num_envs=num_envs,
         reference=reference(),
         tokenizer=tokenizer(),
         reward=rewards,
         prompts=PROMPTS,
         max_prompt_tokens=4,
         max_completion_tokens=MAX_TOKENS,
-        kl_coef=kl_coef,
-        group_size=group_size,
         **settings,
     )

@@ -77,7 +77,7 @@ def load_prompts(
     Raises:
         UserError: there are no prompts, or one is empty or over the limit (its place is named).
     """
-    records = load_records(source if isinstance(source, str | Path) else _as_rows(source))
+    records = load_records(as_rows(source))
     records.require("prompt")
     prompts = [
         encode_one(prompt_of(row, place), tokenizer, max_prompt_tokens, place)
@@ -103,7 +103,8 @@ def encode_one(
     return Prompt(text=prompt, ids=ids)
 
 
-def _as_rows(source: Sequence[Any]) -> Sequence[Row]:
+def as_rows(source: PromptSource) -> str | Path | Sequence[Row]:
+    """Return a source of prompts whose strings and chats have become rows with a prompt."""
     if not isinstance(source, list | tuple):
         return source  # a Dataset; load_records refuses anything else
     return [

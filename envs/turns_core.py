@@ -17,7 +17,7 @@ from textrl.data import load_records
 from textrl.digests import data_digest, weights_digest
 from textrl.envs import tasks
 from textrl.envs.reference import load_reference
-from textrl.envs.texts import PromptStream, Stream
+from textrl.envs.texts import PromptStream, Stream, as_rows
 from textrl.envs.token_rows import TOKENS_PER_PASS, StepResult, TokenRows
 from textrl.envs.turns_config import TurnsConfig
 from textrl.envs.world_calls import Answer, Worlds
@@ -88,7 +88,7 @@ class TurnsCore(TokenRows):
             tokenizer, self.end_token_ids, config.system_prompt, config.chat_template_kwargs
         )
         self.worlds = Worlds(num_rows, config)
-        self.prompts = [] if config.prompts is None else load_records(config.prompts).rows
+        self.prompts = [] if config.prompts is None else load_records(as_rows(config.prompts)).rows
         self.turn = np.zeros(num_rows, dtype=np.int64)
         """The number of turns that each row's episode has had."""
         self.returns = np.zeros(num_rows)

@@ -9,10 +9,10 @@ import math
 import random
 import re
 import string
-import sys
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from typing import Any
 
 import gymnasium as gym
@@ -64,14 +64,14 @@ class Isolation:
 
     Within `with isolation():` the global generators of `random` and numpy are the world's own: a
     game depends on the seed of its reset and on its actions, whatever else draws in between, and
-    the caller's generators are where they were. What is printed is dropped (unless `quiet=False`),
-    and NLTK fetches nothing: data that is not on this machine is a `UserError`. These things
-    belong to the whole process, so one world calls at a time; a call that hangs holds up the
-    others. Other generators (`numpy.random.default_rng()`, torch's) are not touched.
+    the caller's generators are where they were. What is printed or warned of is dropped (unless
+    `quiet=False`), and NLTK fetches nothing: data that is not on this machine is a `UserError`.
+    These things belong to the whole process, so one world calls at a time; a call that hangs holds
+    up the others. Other generators (`numpy.random.default_rng()`, torch's) are not touched.
 
     Args:
         who: The world, for messages.
-        quiet: Whether what is printed is dropped.
+        quiet: Whether what is printed or warned of is dropped.
     """
 
     def __init__(self, who: str, *, quiet: bool = True) -> None:
@@ -84,13 +84,13 @@ class Isolation:
     @contextmanager
     def __call__(self, seed: int | None = None) -> Iterator[None]:
         """Isolate what is called within; with a seed, the world's generators begin anew there."""
-        with _ONE_AT_A_TIME, _kept_generators(), _no_downloads(self.who):
+        quiet = _silence() if self.quiet else nullcontext()
+        with _ONE_AT_A_TIME, _kept_generators(), quiet, _no_downloads(self.who):
             _restore(self._generators)
             if seed is not None:
                 _seed(seed)
             try:
-                with redirect_stdout(io.StringIO() if self.quiet else sys.stdout):
-                    yield
+                yield
             except LookupError as error:
                 if type(error) is not LookupError:  # an IndexError or a KeyError is no missing data
                     raise
@@ -111,6 +111,13 @@ def _states() -> tuple[Any, Any]:
 def _restore(states: tuple[Any, Any]) -> None:
     random.setstate(states[0])
     np.random.set_state(states[1])  # noqa: NPY002
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextmanager
@@ -182,7 +189,7 @@ class ForeignWorld(gym.Env[str, str]):
 
     Args:
         who: The world, for messages: "GEM's game:Sudoku-v0-easy".
-        quiet: Whether what the foreign code prints is dropped.
+        quiet: Whether what the foreign code prints or warns of is dropped.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}

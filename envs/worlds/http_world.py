@@ -81,15 +81,15 @@ class HttpWorld(ForeignWorld):
         found, info = self._read("/step", reply)
         if "done" not in reply and "terminated" not in reply:
             raise UserError(f"{self.who}/step: no field 'done' or 'terminated'; {_fields(reply)}")
-        truncated = reply.get("truncated", False)
-        terminated = reply.get("terminated", reply.get("done") and not truncated)
-        for name, value in (("reward", reply.get("reward")), ("done", terminated)):
-            if not isinstance(value, int | float | None):
-                raise UserError(f"{self.who}/step: {name} {shown(value)}; expected a number")
-        reward = reply.get("reward")
-        return self.replied(
-            found, 0.0 if reward is None else reward, bool(terminated), bool(truncated), info
-        )
+        for name in ("reward", "done", "terminated", "truncated"):
+            kinds = (int, float, type(None)) if name == "reward" else (bool, type(None))
+            if not isinstance(reply.get(name), kinds):
+                wanted = "a number or null" if name == "reward" else "true or false"
+                raise UserError(f"{self.who}/step: {name} {shown(reply[name])}; expected {wanted}")
+        truncated = bool(reply.get("truncated"))
+        terminated = bool(reply.get("terminated", reply.get("done") and not truncated))
+        reward = 0.0 if reply.get("reward") is None else reply["reward"]
+        return self.replied(found, reward, terminated, truncated, info)
 
     def _read(self, path: str, reply: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         """Return the observation's text, and its other fields as the info."""
@@ -137,7 +137,8 @@ class HttpWorld(ForeignWorld):
                         raise TimeoutError
                 return b"".join(parts)
         except urllib.error.HTTPError as error:
-            raise UserError(f"{where}: {_status(error)}") from error
+            with error:
+                raise UserError(f"{where}: {_status(error)}") from error
         except TimeoutError as error:
             raise UserError(f"{where}: no reply within {self._timeout:g} s (timeout=)") from error
         except (OSError, http.client.HTTPException) as error:

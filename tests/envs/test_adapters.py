@@ -10,6 +10,7 @@ import logging
 import os
 import random
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -151,7 +152,9 @@ def test_the_global_generators_are_lent_and_given_back(capsys: pytest.CaptureFix
         two.reset(),
         two.reset(),
     ]
-    assert one.reset()[0] != one.reset()[0]
+    first, draw = one.reset(seed=9)[0], random.Random(9)
+    drawn = [first, one.step("a")[0], one.step("a")[0]]
+    assert [float(text.split()[0]) for text in drawn] == [draw.random() for _ in range(3)]
     assert capsys.readouterr().out == ""
     checked(Drawing)
     state = random.getstate()
@@ -236,7 +239,6 @@ def test_gem_games_that_need_no_network(game: str, offline: None) -> None:
 
 def test_gem_refuses_in_one_line(offline: None) -> None:
     needs("gem")
-    handlers, level = logging.getLogger().handlers[:], logging.getLogger().level
     for game, message in (
         ("game:GuessTheNumber-v0-esy", "did you mean 'game:GuessTheNumber-v0-easy'"),
         ("game:FifteenPuzzle-v0-random", "could not be made: TypeError"),  # a fault of GEM 0.1.0
@@ -245,7 +247,18 @@ def test_gem_refuses_in_one_line(offline: None) -> None:
             GemWorld(game)
     with pytest.raises(UserError, match="takes no options; found level"):
         GemWorld("game:GuessTheNumber-v0-easy").reset(options={"level": 2})
-    assert (logging.getLogger().handlers, logging.getLogger().level) == (handlers, level)
+
+
+def test_importing_gem_leaves_the_root_logger_alone() -> None:
+    """In a process of its own: GEM's import calls logging.basicConfig, which pytest forestalls."""
+    needs("gem")
+    code = (
+        "import logging; from textrl.envs.worlds.gem import GemWorld; "
+        "GemWorld('game:GuessTheNumber-v0-easy'); root = logging.getLogger(); "
+        "print(root.handlers, root.level)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == f"[] {logging.WARNING}\n", done.stderr
 
 
 @pytest.mark.parametrize(
@@ -560,7 +573,7 @@ def test_http_forms_of_text_end_and_headers() -> None:
     [
         (500, b"broken\nhere", r"/step: status 500 Internal Server Error: broken\\nhere"),
         (404, b"", "/step: status 404"),
-        (302, b"", "a redirect to 'file:///etc/passwd'; give that URL"),
+        (302, b"", "a redirect to '/reset'; give that URL"),
         (307, b"", "a redirect to"),
         (200, b"<html>", "the reply is no JSON: b'<html>'"),
         (200, b"[" * 100_000, "the reply is no JSON"),
@@ -582,7 +595,7 @@ def test_http_errors_are_one_line(status: int, data: bytes, message: str) -> Non
     def answer(path: str, body: dict[str, Any]) -> tuple[int, bytes, dict[str, str]]:
         if path == "/reset":
             return guessing(path, body)
-        return status, data, {"Location": "file:///etc/passwd"}
+        return status, data, {"Location": "/reset"}
 
     with serving(answer) as url:
         world = HttpWorld(url, timeout=5)

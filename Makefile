@@ -17,12 +17,16 @@ RUN ?= runs/demo-$(PRESET)
 # `make TORCH=torch ...` takes the newest build; elsewhere name the CPU build you can get.
 TORCH ?= torch==2.13.0
 
+# Without what they require: TextArena's chess is under the GPL, and of OpenEnv, whose server is tested
+# against, gradio and openai are not needed.
+NO_DEPS := textarena==0.7.4 openenv-core==0.3.0
+
 # Another environment begins as a copy of the first, of links to its files: pip replaces a file and
 # never writes into it, so that only what differs is installed anew.
 COPY := $(PYTHON) -c "import os, shutil, sys; a, b = sys.argv[1:]; assert a != b; \
 	shutil.rmtree(b, True); shutil.copytree(a, b, symlinks=True, copy_function=os.link)"
 
-.PHONY: demo test test-slow test-floor test-proof mutants check environments format examples proof clean
+.PHONY: demo test test-slow test-floor test-worlds test-proof mutants check environments format examples proof clean
 
 demo: $(VENV)/.stamp-demo
 	$(BIN)/textrl demo --preset $(PRESET) --output_dir $(RUN) --overwrite
@@ -55,6 +59,10 @@ GAIN_reasoning_gym_task := 0.3
 GAIN_rllib_ppo := 0.05
 example-%: $(EXAMPLES)/.stamp-examples
 	$(EXAMPLES)/bin/python tests/check_example.py $(GAIN_$*) examples/$*.py
+
+# The adapters to other people's environments, with the real packages: none may be missing.
+test-worlds: $(EXAMPLES)/.stamp-examples
+	TEXTRL_WORLDS=1 OMP_NUM_THREADS=1 $(EXAMPLES)/bin/python -m pytest tests/envs/test_adapters.py
 
 check: $(VENV)/.stamp-dev
 	$(BIN)/ruff format --check .
@@ -98,7 +106,8 @@ $(VENV)/.stamp-slow: setup.cfg $(VENV)/.stamp-torch
 
 $(EXAMPLES)/.stamp-examples: $(VENV)/.stamp-test | $(VENV)/.stamp-dev
 	$(COPY) $(VENV) $(EXAMPLES)
-	$(EXAMPLES)/bin/python -m pip install --quiet -e ".[rllib,torchrl,reasoning]"
+	$(EXAMPLES)/bin/python -m pip install --quiet -e ".[rllib,torchrl,reasoning,worlds]" "fastmcp>=3"
+	$(EXAMPLES)/bin/python -m pip install --quiet --no-deps $(NO_DEPS)
 	touch $@
 
 $(VENV)/.stamp-dev: setup.cfg $(VENV)/.stamp-torch | $(VENV)/.stamp-test

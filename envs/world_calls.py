@@ -52,17 +52,19 @@ class Worlds:
         """
         self.config = config
         world = config.world
-        if isinstance(world, gym.Env) and num_rows > 1:
+        by_name = isinstance(world, str)
+        self._made = isinstance(world, gym.Env) or not (by_name or callable(world))
+        if self._made and num_rows > 1:
             raise UserError(
                 f"world is one environment and there are {num_rows} rows; give its id, or a "
                 f"function that makes one for each row"
             )
         self._worlds = [make_world(world, config.world_arguments) for _ in range(num_rows)]
         spec = self._worlds[0].spec
-        self.name = spec.id if spec is not None else type(self._worlds[0].unwrapped).__name__
+        own_name = type(self._worlds[0].unwrapped).__name__ if spec is None else spec.id
+        self.name = str(world) if by_name else own_name
         """The name of the world in messages."""
         self._kept: dict[int, tuple[str, Answer]] = {}
-        self._begun: set[int] = set()
 
     def reset(self, row: int, seed: int | None, options: dict[str, Any]) -> tuple[str, Any]:
         """Begin an episode in a row's world; return its first text and its info.
@@ -132,7 +134,7 @@ class Worlds:
         except (KeyboardInterrupt, Terminated):
             raise
         except TooLongError as error:
-            if not isinstance(self.config.world, gym.Env):
+            if not self._made:
                 self._worlds[row] = make_world(self.config.world, self.config.world_arguments)
             raise WorldFailure(
                 f"{place} took longer than world_timeout={seconds:g} s; reset the row, or raise "

@@ -229,14 +229,19 @@ class Decoder:
             self._cache.restart(slots)
             return self.lm.cached_hidden(ids, self._cache)
         places = positions.masked_fill(~real, self._cache.max_length)
+        first = bool((slots < len(rows)).all())  # then they are read without a copy of the cache
+        if first:
+            order = slots.argsort()
+            ids, positions, places = ids[order], positions[order], places[order]
         width, found = min(ids.shape[1], self.lm.max_appended), []
         for part in (slice(k, k + width) for k in range(0, ids.shape[1], width)):
             at = positions[:, part]
             used = int(at.max()) + 1
-            self._cache.go_on(places[:, part], used, slots)
+            self._cache.go_on(places[:, part], used, None if first else slots)
             mask = step_mask(at, used, self.lm.model.dtype)
             found.append(self.lm.cached_hidden(ids[:, part], self._cache, mask, at))
-        return torch.cat(found, dim=1)
+        states = torch.cat(found, dim=1)
+        return states[slots] if first else states
 
     @torch.no_grad()
     def step(self, tokens: Tensor, rows: Tensor | None = None) -> Tensor:

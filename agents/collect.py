@@ -96,7 +96,7 @@ class Episodes:
     def begun_and_budget(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return how many tokens some rows' turns have, and how many more they may have, [R]."""
         begun = (self.lengths - self.turn_starts)[rows]
-        room = self.max_length - self.lengths[rows]
+        room = (self.prompt_lengths + self.env.max_completion_tokens - self.lengths)[rows]
         return begun, (self.env.max_turn_tokens - begun).minimum(room)
 
     def turn_is_over(self, samples: Samples, budget: Tensor) -> Tensor:

@@ -106,13 +106,14 @@ def concatenate(parts: list[Rollout]) -> Rollout:
 
 
 MOST_MASKED = 0.5
-"""Share of an iteration's episodes that may be left out because the reward function failed."""
+"""Share of an iteration's episodes that may be left out because the reward function or world
+failed."""
 
 
 def without_masked(rollout: Rollout, on_length: str, group_size: int) -> Rollout:
     """Return the episodes that have a score or were truncated by the budget.
 
-    The others are those on which the reward function failed (on_reward_error="mask").
+    The others are those on which the reward function or the world failed ("mask").
 
     Args:
         rollout: The episodes.
@@ -129,8 +130,9 @@ def without_masked(rollout: Rollout, on_length: str, group_size: int) -> Rollout
     kept = (~masked).view(-1, group_size).all(1).repeat_interleave(group_size)
     if int(kept.sum()) < max(2, (1 - MOST_MASKED) * len(kept)):
         raise UserError(
-            f"the reward function failed on {int(masked.sum())} of {len(masked)} episodes, so that "
-            f"{int((~kept).sum())} of an iteration would be left out, more than half; mend it"
+            f"the reward function or the world failed on {int(masked.sum())} of {len(masked)} "
+            f"episodes, so that {int((~kept).sum())} of an iteration would be left out, more than "
+            f"half; mend it"
         )
     return rollout.rows(kept.nonzero().squeeze(1))
 

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.envs.core import TextCore
 from textrl.envs.core_config import Shaping
-from textrl.envs.token_rows import StepResult, TokenRows
+from textrl.envs.step_result import StepResult
+from textrl.envs.token_rows import TokenRows
 from textrl.envs.token_space import TokenIds
 from textrl.errors import UserError, shown
 from textrl.logprobs import AllowedTokens
@@ -168,6 +169,17 @@ def step_infos(result: StepResult, stepped: np.ndarray) -> Infos:
         if (rows & stepped).any():
             infos |= {name: values, f"_{name}": rows & stepped}
     return infos
+
+
+def merged(infos: Infos, later: Infos) -> Infos:
+    """Return vector infos with those of other rows; where a row has both, the later one counts."""
+    both = infos | later
+    for name in infos.keys() & later.keys():
+        if not name.startswith("_"):
+            rows = later[f"_{name}"]
+            both[name] = np.where(rows, later[name], infos[name])
+            both[f"_{name}"] = rows | infos[f"_{name}"]
+    return both
 
 
 def row_info(infos: Infos, row: int) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from textrl.digests import weights_digest
 from textrl.envs import tasks
 from textrl.envs.core_config import CoreConfig, Shaping
 from textrl.envs.reference import load_reference
+from textrl.envs.step_result import StepResult
 from textrl.envs.texts import Judge, Prompt, PromptSet, PromptStream, chosen_prompt, load_prompts
-from textrl.envs.token_rows import StepResult, TokenRows
+from textrl.envs.token_rows import TokenRows
 from textrl.errors import UserError
 from textrl.models import pick_device, pick_dtype
 from textrl.reward_calls import Patience

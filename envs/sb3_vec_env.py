@@ -16,38 +16,39 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from textrl.envs.attributes import Observation
 from textrl.envs.candidates import VectorCandidateActions
-from textrl.envs.vector import TextRLHFVectorEnv
+from textrl.envs.vector import TokenVectorEnv
 from textrl.errors import UserError, did_you_mean
 
 Indices = int | Iterable[int] | None
 Batch = Observation | np.ndarray
-"""Observations of all rows: those of TextRLHF-v0, or states from `VectorCandidateActions`."""
+"""Observations of all rows: texts, or states from `VectorCandidateActions`."""
 
 
 class TextVecEnv(VecEnv):
-    """A `TextRLHF-v0` vector environment behind SB3's interface.
+    """A `TextRLHF-v0` or `TextTurns-v0` vector environment behind SB3's interface.
 
     A row's info has the entries of the single environment's info. At the end of an episode it also
-    has `terminal_observation`, `TimeLimit.truncated` (True only with on_length="truncate": a scored
-    text has no value after it) and Monitor's `episode` (return, length, seconds).
+    has `terminal_observation`, `TimeLimit.truncated` (in TextRLHF-v0 True only with
+    on_length="truncate": a scored text has no value after it) and Monitor's `episode` (return,
+    length, seconds); `reset_infos` then has what the reset of the next one tells.
     """
 
     def __init__(self, venv: gym.vector.VectorEnv[Any, Any, Any]) -> None:
         """Wrap a vector environment.
 
         Args:
-            venv: An environment from `gym.make_vec("TextRLHF-v0", autoreset_mode="SameStep", ...)`,
-                bare or in `VectorCandidateActions`.
+            venv: An environment from `gym.make_vec("TextRLHF-v0", autoreset_mode="SameStep", ...)`
+                or of `TextTurns-v0`, bare or in `VectorCandidateActions`.
 
         Raises:
             UserError: it is another environment, has another wrapper, or another autoreset mode.
         """
-        if not isinstance(venv, TextRLHFVectorEnv | VectorCandidateActions):
+        if not isinstance(venv, TokenVectorEnv | VectorCandidateActions):
             raise UserError(
                 f'TextVecEnv needs gym.make_vec("TextRLHF-v0", ...) as it comes (one batched core '
                 f"for all rows), got {venv}"
             )
-        self.base: TextRLHFVectorEnv = venv.unwrapped  # type: ignore[assignment]  # checked above
+        self.base: TokenVectorEnv = venv.unwrapped  # type: ignore[assignment]  # checked above
         if self.base.autoreset_mode is not AutoresetMode.SAME_STEP:
             raise UserError(
                 f"SB3 resets a row in the step that ends it; make the environment with "
@@ -89,7 +90,9 @@ class TextVecEnv(VecEnv):
         rows = self._rows(infos)
         if dones.any():
             final, last = infos["final_obs"], self._rows(infos["final_info"])
+            begun = self.base.core.reset_infos()
             for row in dones.nonzero()[0].tolist():
+                self.reset_infos[row] = {name: values[row] for name, values in begun.items()}
                 length, seconds = int(self._steps[row]), time.monotonic() - self._began
                 rows[row] = last[row] | {
                     "terminal_observation": _row_of(final, row),

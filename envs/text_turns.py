@@ -75,8 +75,9 @@ class TextTurnsEnv(TurnAttributes, TokenEnv):
 
     ## End of an episode
     `terminated` and `truncated` are the world's. If its reply, and a token after it, has no room
-    within L, the episode is `truncated` too. `finish_reason` in `info` is "world", "world_limit"
-    (the world truncated), "length" (no room) or "world_error" (only with on_world_error="mask").
+    within `max_completion_tokens` after the first text, the episode is `truncated` too.
+    `finish_reason` in `info` is "world", "world_limit" (the world truncated), "length" (no room) or
+    "world_error" (only with on_world_error="mask").
 
     ## Info
     Each step has `ref_logprob` (nats). The last step of a turn also has `turn` (its number, from

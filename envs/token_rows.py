@@ -8,7 +8,6 @@ with a KV cache or for a sequence at once. What an action leads to is in the two
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from textrl.chat import end_ids
 from textrl.decoding import Decoder
 from textrl.envs.core_config import Shaping
 from textrl.envs.reference import check_positions
+from textrl.envs.step_result import StepResult
 from textrl.envs.texts import Stream
 from textrl.errors import UserError, shown
 from textrl.limits import check_vocabulary
@@ -34,26 +34,6 @@ from textrl.task_config import TokensConfig
 
 TOKENS_PER_PASS = 8192
 """Number of tokens that the reference reads in one forward pass."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepResult:
-    """The result of one step (T = 1) or of a sequence of T steps; rows that ended have a score."""
-
-    rewards: np.ndarray
-    """The rewards, 0 where no action was taken. Float64 [B T]."""
-    ref_logprobs: np.ndarray
-    """The reference's log-probs in nats, 0 where no action was taken. Float64 [B T]."""
-    terminated: np.ndarray
-    """Whether each row's episode terminated. Bool [B]."""
-    truncated: np.ndarray
-    """Whether each row's episode was truncated. Bool [B]."""
-    score: np.ndarray
-    """The score of each row, NaN unless its episode ended with a score. Float64 [B]."""
-    finish_reason: np.ndarray
-    """Why each episode ended, None while it goes on. Object [B]."""
-    extras: dict[str, tuple[np.ndarray, np.ndarray]]
-    """What else infos show, by name: object [B], and the rows that have it, Bool [B]."""
 
 
 class TokenRows(ABC):
@@ -134,6 +114,10 @@ class TokenRows(ABC):
         """Return the episode to start: the chosen one, or else the next of the stream."""
         return stream.next() if chosen is None else chosen
 
+    def draws(self, chosen: Any | None) -> bool:
+        """Return whether `drawn` takes an episode of the stream."""
+        return chosen is None
+
     @abstractmethod
     def start(self, row: int, episode: Any) -> None:
         """Begin an episode in a row, one of the stream or one that was chosen."""
@@ -163,16 +147,16 @@ class TokenRows(ABC):
         places = self.lengths - self.turn_starts
         self.allowed.check(as_tokens(actions[active]), torch.as_tensor(places[active]))
         self._require_running(active)
-        states = self.current_states(active)
         tokens = torch.as_tensor(np.where(active, actions, 0), device=self.lm.device)
-        with torch.no_grad():
-            logits = self.lm.head(states)
-            logits = self.allowed.restrict(logits, torch.as_tensor(places, device=logits.device))
-        found = token_logprobs(logits, tokens, temperature=self.temperature)
-        found_array = found.double().cpu().numpy()
-        ref_logprobs = np.where(active, found_array, 0.0)
         rows = active.nonzero()[0]
         with self._taken_back_on_failure(self.lengths.copy()):
+            states = self.current_states(active)
+            with torch.no_grad():
+                logits = self.lm.head(states)
+                at = torch.as_tensor(places, device=logits.device)
+                logits = self.allowed.restrict(logits, at)
+            found = token_logprobs(logits, tokens, temperature=self.temperature)
+            ref_logprobs = np.where(active, found.double().cpu().numpy(), 0.0)
             self.input_ids[rows, self.lengths[rows]] = actions[rows]
             self.lengths[rows] += 1
             last = np.zeros(self.num_rows, dtype=np.int64)
@@ -303,7 +287,8 @@ class TokenRows(ABC):
         except BaseException:  # Ctrl+C too
             self.lengths = starts
             self.input_ids[np.arange(self.max_length) >= starts[:, None]] = 0
-            self._forget((self._known > starts).nonzero()[0])
+            half_read = self._decoder.lengths.cpu().numpy() != self._known
+            self._forget(((self._known > starts) | half_read).nonzero()[0])
             raise
 
     def _require_running(self, active: np.ndarray) -> None:
@@ -314,7 +299,12 @@ class TokenRows(ABC):
     def room(self) -> np.ndarray:
         """Return how many tokens each row's turn may still have, [B]."""
         left: np.ndarray = self.turn_budget - (self.lengths - self.turn_starts)
-        return left.clip(max=self.max_length - self.lengths)
+        return left.clip(max=self.ends() - self.lengths)
+
+    def ends(self) -> np.ndarray:
+        """Return how many tokens each row's text may have, [B]: its prompt and the budget."""
+        ends: np.ndarray = self.prompt_lengths + self.config.max_completion_tokens
+        return ends
 
     def _check_sequence(self, actions: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Check that steps could take these actions; return the number of actions of each row."""

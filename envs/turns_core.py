@@ -17,8 +17,9 @@ from textrl.data import load_records
 from textrl.digests import data_digest, weights_digest
 from textrl.envs import tasks
 from textrl.envs.reference import load_reference
+from textrl.envs.step_result import StepResult
 from textrl.envs.texts import PromptStream, Stream, as_rows
-from textrl.envs.token_rows import TOKENS_PER_PASS, StepResult, TokenRows
+from textrl.envs.token_rows import TOKENS_PER_PASS, TokenRows
 from textrl.envs.turns_config import TurnsConfig
 from textrl.envs.world_calls import Answer, Worlds
 from textrl.envs.world_texts import WorldTexts
@@ -28,6 +29,7 @@ from textrl.packing import filled_batches
 from textrl.seams import decode_completion
 
 UNCOMPARED = {"kl_coef", "world", "reference", "tokenizer", "device", "dtype", "prompts"}
+UNCOMPARED |= {"world_timeout", "on_world_error"}  # what a run may set anew after a world failed
 """Arguments that are no settings of the rewards, or have a digest of their own."""
 
 
@@ -148,10 +150,14 @@ class TurnsCore(TokenRows):
 
     def drawn(self, stream: Stream, chosen: Episode | None) -> Episode:
         """Return the episode to start; options without an index are for the stream's next one."""
-        if chosen is not None and chosen.seed is not None:
+        if chosen is not None and not self.draws(chosen):
             return chosen
         episode: Episode = stream.next()
         return episode if chosen is None else replace(episode, options=chosen.options)
+
+    def draws(self, chosen: Episode | None) -> bool:
+        """Return whether the next episode is one of the stream."""
+        return chosen is None or chosen.seed is None
 
     def start(self, row: int, episode: Episode) -> None:
         """Begin an episode in a row."""
@@ -243,7 +249,7 @@ class TurnsCore(TokenRows):
         self.messages[row].append({"role": answer.role, "content": answer.text})
         start, going_on = self.lengths[row], not (answer.terminated or answer.truncated)
         end = start + len(ids)
-        if end + going_on > self.max_length:
+        if end + going_on > self.ends()[row]:
             return False
         self.input_ids[row, start:end] = ids
         self.lengths[row] = self.turn_starts[row] = end

@@ -22,6 +22,7 @@ from textrl.envs.attributes import (
     as_array,
     as_flags,
     checked_options,
+    merged,
     observation_space,
     observe,
     step_infos,
@@ -84,8 +85,8 @@ class TokenVectorEnv(TokenAttributes, VectorEnv[Observation, np.ndarray, np.ndar
             self._seed_streams(None, np.ones(self.num_envs, dtype=bool))
         if seed is not None:
             self._seed_streams(seed, rows)
-        if not choice:
-            self._align_groups(rows)
+        draws = [self.core.draws(chosen.get(row)) for row in range(self.num_envs)]
+        self._align_groups(rows & draws)
         for row in rows.nonzero()[0].tolist():
             self.core.start(row, self.core.drawn(self._streams[row], chosen.get(row)))
         self._ended &= ~rows
@@ -106,14 +107,14 @@ class TokenVectorEnv(TokenAttributes, VectorEnv[Observation, np.ndarray, np.ndar
         infos: Infos = {}
         if restarting.any():  # NEXT_STEP: this step of an ended row only resets it
             infos = self._restart(restarting)  # no sooner: a refused step changes nothing
-        infos |= step_infos(result, ~restarting)
+        infos = merged(infos, step_infos(result, ~restarting))
         self._ended = result.terminated | result.truncated
         observation = observe(self.core)
         if self.autoreset_mode is AutoresetMode.SAME_STEP and self._ended.any():
             over = self._ended.copy()
             infos |= {"final_obs": observation, "_final_obs": over}
             infos |= {"final_info": step_infos(result, over), "_final_info": over}
-            infos |= self._restart(over)
+            infos = merged(infos, self._restart(over))
             observation = observe(self.core)
         rewards = result.rewards[:, 0]
         return observation, rewards, result.terminated, result.truncated, infos

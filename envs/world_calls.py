@@ -60,6 +60,11 @@ class Worlds:
                 f"function that makes one for each row"
             )
         self._worlds = [make_world(world, config.world_arguments) for _ in range(num_rows)]
+        if len({id(one.unwrapped) for one in self._worlds}) < num_rows:
+            raise UserError(
+                "world returns one and the same world for several rows, which would play in each "
+                "other's games; let it make a new one at each call"
+            )
         spec = self._worlds[0].spec
         own_name = type(self._worlds[0].unwrapped).__name__ if spec is None else spec.id
         self.name = str(world) if by_name else own_name
@@ -157,8 +162,7 @@ def _checked(value: Any, place: str) -> Answer:
     text, reward, terminated, truncated, info = value
     if not isinstance(text, str):
         raise WorldFailure(f"{place} returned the text {shown(text)}; expected a string")
-    number = isinstance(reward, Real | np.number | np.bool_) and not isinstance(reward, complex)
-    if not number or not math.isfinite(float(reward)):
+    if not isinstance(reward, Real | np.bool_) or not _finite(reward):
         raise WorldFailure(f"{place} returned the reward {shown(reward)}; expected a finite number")
     for flag in (terminated, truncated):
         if not isinstance(flag, bool | np.bool_):
@@ -177,6 +181,13 @@ def _checked(value: Any, place: str) -> Answer:
         truncated=bool(truncated),
         info=dict(info),
     )
+
+
+def _finite(number: Any) -> bool:
+    try:
+        return math.isfinite(float(number))
+    except OverflowError:  # of a whole number
+        return False
 
 
 def _check_info(info: Any, place: str) -> None:

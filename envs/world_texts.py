@@ -78,9 +78,10 @@ class WorldTexts:
         if self.tokenizer.chat_template:
             before, after = self._parts(tuple(roles), role)
             text = text.strip()
-            name = next((name for name in self._names if before.startswith(name)), None)
+            ending = before.lstrip()  # Llama 2 writes a space before the end token
+            name = next((name for name in self._names if ending.startswith(name)), None)
             if name is not None:
-                before, end = before[len(name) :], self._names[name]
+                before, end = ending[len(name) :], self._names[name]
         closing = [] if own and own[-1] in self.ends else [end]
         context = [*list(own)[-CONTEXT:], *closing]
         whole = f"{before}{text}{after}"
@@ -99,8 +100,10 @@ class WorldTexts:
             turns = [part for one in said for part in (one, ("assistant", OWN))]
             before = self._rendered(turns[:-1], place)
             whole = self._rendered([*turns, (role, REPLY)], place)
-            found = whole.removeprefix(before + OWN).split(REPLY)
-            if not whole.startswith(before + OWN) or len(found) != 2:
+            said_on = whole.removeprefix(before).lstrip()  # the policy says the space itself
+            found = said_on.removeprefix(OWN).split(REPLY)
+            appends = whole.startswith(before) and said_on.startswith(OWN)
+            if not appends or len(found) != 2:
                 raise UserError(
                     f"{place}: the chat template rewrites earlier turns once a reply follows, so "
                     f"that the policy would not see what it said; set a tokenizer.chat_template "

@@ -227,7 +227,9 @@ def test_a_reward_that_mostly_fails_stops_the_run() -> None:
         raise ConnectionError("no route to host")
 
     agent = RLOO(tiny_model(seed=3), make_venv(hopeless), RLOOConfig(episodes_per_iteration=16))
-    with pytest.raises(UserError, match="the reward function failed on 16 of 16 episodes"):
+    with pytest.raises(
+        UserError, match="the reward function or the world failed on 16 of 16 episodes"
+    ):
         agent.iterate()
     assert agent.whole
 

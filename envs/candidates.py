@@ -35,12 +35,14 @@ from textrl.envs.attributes import Infos, Observation, TextAttributes
 from textrl.envs.core import TextCore
 from textrl.envs.core_config import Shaping
 from textrl.envs.text_rlhf import TextRLHFEnv
-from textrl.envs.vector import TextRLHFVectorEnv
+from textrl.envs.token_env import TokenEnv
+from textrl.envs.token_rows import TokenRows
+from textrl.envs.vector import TextRLHFVectorEnv, TokenVectorEnv
 from textrl.errors import UserError, did_you_mean
 
 CANDIDATES = 8
 SHAPING: Shaping = "potential"
-"""The default shaping; docs/adr/0007 has the measurements behind this choice."""
+"""The default shaping of `TextRLHF-v0`; docs/adr/0007 has the measurements behind this choice."""
 STATE_BOUND = 1e6
 """Bound of the observation space, which Gymnasium's checker requires; no real state is as large."""
 
@@ -54,14 +56,18 @@ class CandidateActions(
     """
 
     def __init__(
-        self, env: gym.Env[Observation, np.int64], k: int = CANDIDATES, shaping: Shaping = SHAPING
+        self,
+        env: gym.Env[Observation, np.int64],
+        k: int = CANDIDATES,
+        shaping: Shaping | None = None,
     ) -> None:
-        """Wrap a `TextRLHF-v0` environment.
+        """Wrap a `TextRLHF-v0` or `TextTurns-v0` environment.
 
         Args:
             env: The environment, from `gym.make`.
             k: The number of tokens among which an action chooses.
-            shaping: The reward of a token in addition to the score (see the module).
+            shaping: The reward of a token in addition to the score (see the module); by default
+                "potential", or "none" where a world pays for turns.
 
         Raises:
             UserError: it is another environment, the shaping is unknown, or fewer than k tokens are
@@ -69,15 +75,17 @@ class CandidateActions(
         """
         RecordConstructorArgs.__init__(self, k=k, shaping=shaping)
         super().__init__(env)  # type: ignore[arg-type]  # Gymnasium's own types forget ObsType
-        if not isinstance(env.unwrapped, TextRLHFEnv):
-            raise UserError(f"CandidateActions chooses tokens of TextRLHF-v0, got {env}")
+        if not isinstance(env.unwrapped, TokenEnv):
+            raise UserError(
+                f"CandidateActions chooses tokens of TextRLHF-v0 or TextTurns-v0, got {env}"
+            )
         if env.has_wrapper_attr("pays_policy_kl"):
             raise UserError(
                 "PolicyKL pays a policy over all tokens its half of the KL; leave it out below "
                 "CandidateActions"
             )
-        self._core, self._k, self._shaping = env.unwrapped.core, k, shaping
-        _prepare(self._core, k, shaping)
+        self._core, self._k = env.unwrapped.core, k
+        self._shaping = _prepare(self._core, k, shaping)
         self.observation_space, self.action_space = state_space(self._core), spaces.Discrete(k)
         self.candidates = np.zeros(k, dtype=np.int64)
         """The tokens that the actions stand for in the present state, [k]."""
@@ -118,21 +126,21 @@ class VectorCandidateActions(VectorWrapper):
         self,
         env: VectorEnv[Observation, Any, np.ndarray],
         k: int = CANDIDATES,
-        shaping: Shaping = SHAPING,
+        shaping: Shaping | None = None,
     ) -> None:
-        """Wrap a `gym.make_vec("TextRLHF-v0")` environment.
+        """Wrap a `gym.make_vec` environment of `TextRLHF-v0` or `TextTurns-v0`.
 
         Raises:
             UserError: it is another environment, or fewer than k tokens are sensible.
         """
         super().__init__(env)
-        if not isinstance(env, TextRLHFVectorEnv):
+        if not isinstance(env, TokenVectorEnv):
             raise UserError(
                 f'VectorCandidateActions needs gym.make_vec("TextRLHF-v0", ...) as it comes, '
                 f"got {env}"
             )
-        self._core, self._k, self._shaping = env.core, k, shaping
-        _prepare(self._core, k, shaping)
+        self._core, self._k = env.core, k
+        self._shaping = _prepare(self._core, k, shaping)
         self.single_observation_space = state_space(self._core)
         self.single_action_space = spaces.Discrete(k)
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
@@ -181,7 +189,7 @@ class VectorCandidateActions(VectorWrapper):
 
 
 @torch.no_grad()
-def look(core: TextCore, k: int) -> tuple[np.ndarray, np.ndarray]:
+def look(core: TokenRows, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the reference's state after each row's text and its k likeliest sensible tokens.
 
     Shapes: float32 [B H], int64 [B k], the likeliest first.
@@ -194,7 +202,7 @@ def look(core: TextCore, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @torch.no_grad()
-def states_after(core: TextCore, input_ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+def states_after(core: TokenRows, input_ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Return the reference's state after texts [N L] of these lengths, float32 [N H]."""
     ids = torch.as_tensor(input_ids[:, : lengths.max()], device=core.lm.device).long()
     hidden = core.lm.hidden(ids)[torch.arange(len(ids)), torch.as_tensor(lengths) - 1]
@@ -202,19 +210,27 @@ def states_after(core: TextCore, input_ids: np.ndarray, lengths: np.ndarray) -> 
     return states
 
 
-def state_space(core: TextCore) -> spaces.Box:
+def state_space(core: TokenRows) -> spaces.Box:
     """Return the observation space of the reference's last hidden state."""
     return spaces.Box(-STATE_BOUND, STATE_BOUND, (core.lm.state_size,), np.float32)
 
 
-def _prepare(core: TextCore, k: int, shaping: Shaping) -> None:
-    """Check both settings and set the shaping of the core."""
+def _prepare(core: TokenRows, k: int, shaping: Shaping | None) -> Shaping:
+    """Check both settings, set the shaping of the core, and return it."""
     sensible = int(core.action_masks()[0].sum())
     if not isinstance(k, Integral) or not 2 <= k <= sensible:
         raise UserError(f"k is {k!r}; expected 2 to {sensible}, the tokens that may come first")
-    if shaping not in (known := get_args(Shaping)):
-        raise UserError(f"shaping is {shaping!r}; expected one of {list(known)}")
-    core.shaping = shaping
+    one_turn = isinstance(core, TextCore)
+    chosen: Shaping = (SHAPING if one_turn else "none") if shaping is None else shaping
+    if chosen not in (known := get_args(Shaping)):
+        raise UserError(f"shaping is {chosen!r}; expected one of {list(known)}")
+    if chosen == "potential" and not one_turn:
+        raise UserError(
+            "shaping 'potential' scores a text before its end, and a world pays whole turns; use "
+            "shaping='none'"
+        )
+    core.shaping = chosen
+    return chosen
 
 
 def _check_ranks(actions: np.ndarray, k: int, rows: int) -> None:

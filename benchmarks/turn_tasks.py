@@ -1,0 +1,287 @@
+"""Games and tasks from a weak SFT start to good play, with PPO: what is learnt in 15 minutes.
+
+    python benchmarks/turn_tasks.py [--tasks guess calculator reverse arithmetic] [--seeds 0 1 2]
+
+Each task has demonstrations of players who mostly do not know how to play; a small Llama over
+characters learns to imitate them (SFT), and then PPO learns from the world's rewards. A row says
+which share of 512 games of other seeds is won before and after, and how long it took. Rows are kept
+in OUTPUT/rows.jsonl; the exit status is 1 where a bar of `RECIPES` is missed.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+import textrl  # noqa: F401  # registers the environments
+from textrl.agents import PPO, PPOConfig
+from textrl.agents.collect import collect
+from textrl.agents.text_env import TextEnv
+from textrl.config import SFTConfig
+from textrl.envs import tiny_character_tokenizer
+from textrl.envs.worlds.experts import EXPERTS, Expert, played
+from textrl.generation import ModelSampler
+from textrl.metrics import append_json_line
+from textrl.models import split_lm
+from textrl.trainers import SFTTrainer
+
+PLAIN = (
+    "{{ bos_token }}{% for message in messages %}{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+)
+"""How `TextTurns-v0` writes a game for a tokenizer without a chat template."""
+EVALUATION_SEED = 54_321
+EVALUATED = 512
+SECONDS = 870
+"""Time after which a run stops, SFT included: 15 minutes, less the evaluation."""
+
+Players = Callable[[np.random.Generator], Expert]
+"""Returns the player of one game."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A task and how it is learnt."""
+
+    world: str
+    players: Players
+    hidden: int = 128
+    layers: int = 3
+    games: int = 2500
+    sft_epochs: int = 2
+    max_turn_tokens: int
+    max_completion_tokens: int
+    kl_coef: float = 0.01
+    token_budget: int
+    """Tokens over which the learning rate falls to 0."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    start_below: float
+    end_at_least: float
+
+
+def guessers(rng: np.random.Generator) -> Expert:
+    """Return a player who guesses at random, or, one in twenty, one who halves what is left."""
+    if rng.random() < 0.05:
+        return EXPERTS["textrl/GuessNumber-v0"]
+    return lambda texts: str(rng.integers(1, 21))
+
+
+def calculators(rng: np.random.Generator) -> Expert:
+    """Return a player who answers at random, with or without a call, or one in eight who copies."""
+    expert = EXPERTS["textrl/Calculator-v0"]
+    if rng.random() < 0.12:
+        return expert
+    calls = rng.random() < 0.3
+
+    def play(texts: list[str]) -> str:
+        if calls and len(texts) == 1:
+            return expert(texts)
+        return str(rng.integers(0, 10 ** int(rng.integers(1, 5))))
+
+    return play
+
+
+def reversers(rng: np.random.Generator) -> Expert:
+    """Return a player who writes the letters in any order, or, one in five, backwards."""
+    expert = EXPERTS["textrl/ReverseText-v0"]
+    if rng.random() < 0.2:
+        return expert
+    return lambda texts: "".join(rng.permutation(list(expert(texts))))
+
+
+def adders(rng: np.random.Generator) -> Expert:
+    """Return a player who says any sum of two digits, or, one in five, the right one."""
+    expert = EXPERTS["textrl/Arithmetic-v0"]
+    if rng.random() < 0.2:
+        return expert
+    return lambda texts: str(rng.integers(0, 19))
+
+
+RECIPES = {
+    "guess": Recipe(
+        world="textrl/GuessNumber-v0",
+        players=guessers,
+        max_turn_tokens=3,
+        max_completion_tokens=120,
+        token_budget=520_000,
+        settings={"gae_lambda": 1.0},
+        start_below=0.35,
+        end_at_least=0.80,
+    ),
+    "calculator": Recipe(
+        world="textrl/Calculator-v0",
+        players=calculators,
+        games=3000,
+        max_turn_tokens=12,
+        max_completion_tokens=70,
+        token_budget=400_000,
+        start_below=0.20,
+        end_at_least=0.90,
+    ),
+    "reverse": Recipe(
+        world="textrl/ReverseText-v0",
+        players=reversers,
+        hidden=256,
+        layers=6,
+        max_turn_tokens=6,
+        max_completion_tokens=16,
+        token_budget=200_000,
+        start_below=0.70,
+        end_at_least=0.80,
+    ),
+    "arithmetic": Recipe(
+        world="textrl/Arithmetic-v0",
+        players=adders,
+        hidden=256,
+        layers=6,
+        max_turn_tokens=4,
+        max_completion_tokens=12,
+        token_budget=100_000,
+        start_below=0.50,
+        end_at_least=0.95,
+    ),
+}
+
+
+def model(recipe: Recipe, seed: int) -> PreTrainedModel:
+    """Return a Llama over characters with seeded random weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        made = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tiny_character_tokenizer()),
+                hidden_size=recipe.hidden,
+                intermediate_size=2 * recipe.hidden,
+                num_hidden_layers=recipe.layers,
+                num_attention_heads=recipe.hidden // 32,
+                max_position_embeddings=512,
+                pad_token_id=0,
+                bos_token_id=1,
+                eos_token_id=2,
+            )
+        )
+    return made.eval()
+
+
+def demonstrations(recipe: Recipe, seed: int) -> list[dict[str, Any]]:
+    """Return games as messages, in which only the player's turns are learnt."""
+    rng, rows = np.random.default_rng(seed), []
+    world = gym.make(recipe.world)
+    for _ in range(recipe.games):
+        texts, _ = played(world, recipe.players(rng), seed=int(rng.integers(2**31)))
+        roles = ("user", "assistant")
+        said = [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts[:-1])]
+        rows.append({"messages": said})
+    return rows
+
+
+def started(recipe: Recipe, seed: int) -> PreTrainedModel:
+    """Return a model that imitates the demonstrations."""
+    start, tokenizer = model(recipe, seed), tiny_character_tokenizer()
+    tokenizer.chat_template = PLAIN
+    config = SFTConfig(
+        learning_rate=1e-3,
+        minibatch_size=64,
+        num_epochs=recipe.sft_epochs,
+        max_length=400,
+        seed=seed,
+        heldout_share=0.0,
+    )
+    rows = demonstrations(recipe, seed)
+    SFTTrainer(start, tokenizer, rows, config, shown=False).train()
+    return start
+
+
+def make_venv(recipe: Recipe, reference: PreTrainedModel, rows: int) -> Any:
+    """Return the task as a vector environment of tokens."""
+    return gym.make_vec(
+        "TextTurns-v0",
+        num_envs=rows,
+        world=recipe.world,
+        reference=reference,
+        tokenizer=tiny_character_tokenizer(),
+        kl_coef=recipe.kl_coef,
+        max_turn_tokens=recipe.max_turn_tokens,
+        max_completion_tokens=recipe.max_completion_tokens,
+        autoreset_mode="Disabled",
+    )
+
+
+def measured(recipe: Recipe, policy: PreTrainedModel, reference: PreTrainedModel) -> Any:
+    """Return the mean return and KL of a policy in games of other seeds."""
+    venv = make_venv(recipe, reference, EVALUATED)
+    venv.reset(seed=EVALUATION_SEED)
+    generator = torch.Generator().manual_seed(EVALUATION_SEED)
+    found = collect(ModelSampler(split_lm(policy)), TextEnv(venv), generator)
+    return float(found.scores.mean()), float(found.sequence_kl.mean())
+
+
+def run(name: str, seed: int) -> dict[str, Any]:
+    """Learn a task; return the row."""
+    recipe, began = RECIPES[name], time.monotonic()
+    reference = started(recipe, seed)
+    policy = model(recipe, seed)
+    policy.load_state_dict(reference.state_dict())
+    before, _ = measured(recipe, policy, reference)
+    config = PPOConfig(
+        episodes_per_iteration=256,
+        minibatch_size=64,
+        num_epochs=2,
+        learning_rate=1e-3,
+        decay_timesteps=recipe.token_budget,
+        seed=seed,
+        **recipe.settings,
+    )
+    agent = PPO(policy, make_venv(recipe, reference, 256), config)
+    curve: list[list[float]] = []
+    while agent.env_steps < recipe.token_budget and time.monotonic() - began < SECONDS:
+        numbers = agent.iterate()
+        curve.append([agent.env_steps, numbers["rollout/score"], numbers["rollout/kl"]])
+        if agent.iteration % 20 == 0:
+            share, score = agent.env_steps / recipe.token_budget, numbers["rollout/score"]
+            print(f"[{name}, seed {seed}] {share:.0%}: score {score:.3f}", flush=True)
+    after, kl = measured(recipe, policy, reference)
+    return {
+        "task": name,
+        "seed": seed,
+        "before": before,
+        "after": after,
+        "kl": kl,
+        "tokens": agent.env_steps,
+        "minutes": (time.monotonic() - began) / 60,
+        "passes": before < recipe.start_below and after >= recipe.end_at_least,
+        "curve": curve,
+    }
+
+
+def main() -> int:
+    """Run what the command line says; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", nargs="+", default=list(RECIPES), choices=list(RECIPES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--output", type=Path, default=Path("runs/turn_tasks"))
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    options.output.mkdir(parents=True, exist_ok=True)
+    good = True
+    for name in options.tasks:
+        for seed in options.seeds:
+            row = run(name, seed)
+            append_json_line(options.output / "rows.jsonl", row)
+            print(json.dumps({k: v for k, v in row.items() if k != "curve"}), flush=True)
+            good = good and row["passes"]
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -76,14 +76,12 @@ def guessers(rng: np.random.Generator) -> Expert:
 
 
 def calculators(rng: np.random.Generator) -> Expert:
-    """Return a player who answers at random, with or without a call, or one in eight who copies."""
+    """Return a player who may call the tool (four in five) and may say its value (three in ten)."""
     expert = EXPERTS["textrl/Calculator-v0"]
-    if rng.random() < 0.12:
-        return expert
-    calls = rng.random() < 0.3
+    calls, copies = rng.random() < 0.8, rng.random() < 0.3
 
     def play(texts: list[str]) -> str:
-        if calls and len(texts) == 1:
+        if calls and (copies or len(texts) == 1):
             return expert(texts)
         return str(rng.integers(0, 10 ** int(rng.integers(1, 5))))
 
@@ -112,7 +110,7 @@ RECIPES = {
         players=guessers,
         max_turn_tokens=3,
         max_completion_tokens=120,
-        token_budget=520_000,
+        token_budget=700_000,
         settings={"gae_lambda": 1.0},
         start_below=0.35,
         end_at_least=0.80,
@@ -120,7 +118,9 @@ RECIPES = {
     "calculator": Recipe(
         world="textrl/Calculator-v0",
         players=calculators,
-        games=3000,
+        layers=4,
+        games=6000,
+        sft_epochs=4,
         max_turn_tokens=12,
         max_completion_tokens=70,
         token_budget=400_000,

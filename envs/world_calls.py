@@ -170,7 +170,7 @@ def _checked(value: Any, place: str) -> Answer:
     _check_info(info, place)
     try:
         refuse_unreadable(text, place)
-        role = role_of(info, place)
+        role = role_of(info)
     except UserError as error:
         raise WorldFailure(str(error)) from error
     return Answer(

@@ -139,7 +139,7 @@ def own_turn(tokenizer: Any, rng: np.random.Generator, budget: int) -> list[int]
     words = ["hello", "world", "yes", "no", "great", "movie"]
     ids: list[int] = []
     while len(ids) < budget:
-        ids = tokenizer(" ".join(rng.choice(words, 5)), add_special_tokens=False).input_ids
+        ids = tokenizer(" ".join(rng.choice(words, 8)), add_special_tokens=False).input_ids
     return list(ids[:budget])
 
 

@@ -57,6 +57,13 @@ def agent_in(name: str, venv: Any, model: Any = None, **changes: Any) -> Any:
     return kind(model or policy(), venv, config(**settings | options | changes))
 
 
+def without_attention(trunk: Any) -> None:
+    """Let the states of a trunk depend on the last token only, from now on."""
+    for layer in trunk.layers:
+        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+        layer.self_attn.requires_grad_(False)
+
+
 def graded(turn: str) -> tuple:
     """Pay for the turn's letters, so that rewards differ."""
     return "more\n", sum(map(ord, turn)) % 7 / 7, False, False, {}
@@ -124,14 +131,15 @@ def test_the_length_of_the_worlds_texts_changes_no_number(name: str) -> None:
             return reply, *graded(turn)[1:]
 
         reference, model = policy(1), policy(2)
-        for one in (reference, model):
-            for layer in one.model.layers:
-                torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+        without_attention(reference.model)
+        without_attention(model.model)
         script = scripted(answer, answer, ends_after)
         given = dict(reference=reference, max_completion_tokens=150, kl_coef=0.2)
         given["tokenizer"] = single(script).unwrapped.tokenizer
         venv = vector(script, 8, group_size=4, autoreset_mode="Disabled", **given)
         agent = agent_in(name, venv, model)
+        if name == "ppo separate":
+            without_attention(agent.critic.trunk)
         kept: list[Rollout] = []
         collect = agent.collect
         agent.collect = lambda *arguments: kept.append(collect(*arguments)) or kept[0]
@@ -155,14 +163,13 @@ def test_a_vector_of_single_environments_gives_the_same_rollout(name: str, mode:
     mode_of = gym.vector.AutoresetMode(mode)
     theirs = gym.vector.SyncVectorEnv([partial(single, world)] * 4, autoreset_mode=mode_of)
     ours = vector(world, 4)
-    one, other = agent_in(name, ours), agent_in(name, theirs)
+    one, other = (agent_in(name, venv, episodes_per_iteration=4) for venv in (ours, theirs))
     for agent in (one, other):
         head = getattr(agent, "critic", None)
         for parameter in head.parameters() if head is not None and name == "ppo" else ():
             torch.nn.init.constant_(parameter, 0.1)
-    for _ in range(2):
+    for _ in range(rounds(mode)):
         same_rollout(one.collect(), other.collect())
-    assert one.iterate()["rollout/turns"] == other.iterate()["rollout/turns"]
 
 
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep", "Disabled"])
@@ -171,8 +178,13 @@ def test_a_wrapper_that_sees_every_step_gives_the_same_rollout(name: str, mode: 
     world, groups = babbling(ends=0.2), dict(group_size=4, autoreset_mode=mode)
     one = agent_in(name, vector(world, 8, **groups))
     other = agent_in(name, RecordEpisodeStatistics(vector(world, 8, **groups)))
-    for _ in range(2):
+    for _ in range(rounds(mode)):
         same_rollout(one.collect(), other.collect())
+
+
+def rounds(mode: str) -> int:
+    """Return for how many collects the episodes are the same: rows that are over draw others."""
+    return 1 if mode == "SameStep" else 2
 
 
 def same_rollout(one: Rollout, other: Rollout) -> None:

@@ -101,7 +101,7 @@ def both(rows: int = 2, **settings) -> TextTurnsVectorEnv:
 def test_next_step_autoreset_by_hand() -> None:
     venv = both()
     venv.reset(seed=0)
-    _, _, terminated, truncated, infos = venv.step(np.array([EOS, EOS]))
+    _, _, terminated, _, infos = venv.step(np.array([EOS, EOS]))
     assert terminated.tolist() == [True, False]
     assert infos["_score"].tolist() == [True, False]
     assert infos["_reply"].tolist() == [True, True]

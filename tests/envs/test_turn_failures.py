@@ -127,7 +127,7 @@ def test_a_pass_that_fails_half_way_is_forgotten(by_sequence: bool, monkeypatch)
         actions, mask = np.array([[7, 8, EOS]] * 2), np.ones((2, 3), dtype=bool)
         venv.step_sequence(actions, mask)
 
-        def step(venv=venv) -> np.ndarray:
+        def step(venv=venv, actions=actions, mask=mask) -> np.ndarray:
             if by_sequence:
                 return venv.step_sequence(actions, mask)[0]
             return np.array([venv.step(actions[:, slot])[1] for slot in range(3)])

@@ -51,12 +51,14 @@ mutants: $(VENV)/.stamp-test
 proof: $(VENV)/.stamp-slow
 	$(BIN)/python benchmarks/proof.py $(STEPS)
 
-examples: example-own_reward example-torchrl_rollout example-reasoning_gym_task example-rllib_ppo
+examples: example-own_reward example-torchrl_rollout example-reasoning_gym_task example-rllib_ppo \
+	example-other_worlds
 
 GAIN_own_reward := 0.1
 GAIN_torchrl_rollout := 0.05
 GAIN_reasoning_gym_task := 0.3
 GAIN_rllib_ppo := 0.05
+GAIN_other_worlds := 0.3
 example-%: $(EXAMPLES)/.stamp-examples
 	$(EXAMPLES)/bin/python tests/check_example.py $(GAIN_$*) examples/$*.py
 

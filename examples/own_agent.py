@@ -36,13 +36,11 @@ class MyAgent:
 
     def step(self, rollout, advantages):
         """Make the tokens of better completions likelier."""
-        ids = rollout.input_ids
-        logits = self.policy(input_ids=ids).logits[:, :-1] / self.env.temperature
-        logprobs = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
-        position = torch.arange(1, ids.shape[1])
-        prompt, end = rollout.prompt_lengths[:, None], rollout.lengths[:, None]
-        sampled = (position >= prompt) & (position < end)
-        loss = -(advantages[:, None] * logprobs * sampled).sum() / sampled.sum()
+        logits = self.policy(input_ids=rollout.input_ids).logits / self.env.temperature
+        rows = torch.arange(len(logits))[:, None]
+        before = (rollout.positions - 1).clamp_min(0)  # the state that chose an action
+        logprobs = logits.log_softmax(-1)[rows, before, rollout.completion_ids]
+        loss = -(advantages[:, None] * logprobs * rollout.mask).sum() / rollout.mask.sum()
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

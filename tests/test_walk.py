@@ -1,4 +1,4 @@
-"""How far a reader walks through one PPO iteration (ADR 11)."""
+"""How far a reader walks through one PPO iteration (ADR 11 and 12)."""
 
 from walk import walk
 

@@ -328,14 +328,14 @@ TRAINING = [
         ("a sequence's score on its first token", "rewards[np.arange(self.num_rows), last] += bonus", "rewards[np.arange(self.num_rows), 0] += bonus"),
     ),
     *of(
-        "envs/core.py",
+        "envs/token_rows.py",
         "tests/envs/test_vector.py -k counts_its_places",
-        ("the least length counts from the step", "positions=positions - prompts.unsqueeze(1)", "positions=positions - before.unsqueeze(1)"),
+        ("the least length counts from the step", "positions=positions - starts.unsqueeze(1)", "positions=positions - positions[:, :1]"),
     ),
     *of(
-        "envs/core.py",
+        "envs/token_rows.py",
         f"{GRADIENT} -k 'value_head-sampled-score'",
-        ("the reference at temperature 1", "temperature=self.config.temperature,", "temperature=1.0,"),
+        ("the reference at temperature 1", "temperature=self.temperature,", "temperature=1.0,"),
     ),
     *of(
         "envs/texts.py",
@@ -457,9 +457,55 @@ RESUMED = [
         ("a foreign file of checksums", "if not all(name and isinstance(value, str) for name, value in sums.items()):", "if False:"),
     ),
     *of(
-        "envs/core.py",
+        "envs/token_rows.py",
         "tests/envs/test_vector.py tests/test_hostile.py",
         ("tokens of a failed pass stay", "self.lengths = starts", "pass"),
+    ),
+    *of(
+        "textrl/decoding.py",
+        "tests/test_conversations.py",
+        ("padding is written into the text", "positions.masked_fill(~real, self._cache.max_length)", "positions"),
+        ("rows that are brought forward keep their old cache", "self._cache.move(sources, targets, int(self.lengths.max()))", "pass"),
+        ("states in the order of the slots", "return states[slots] if first else states", "return states"),
+        ("a new token sees what comes after it", "> positions.unsqueeze(-1)", "> positions.unsqueeze(-1) + 1"),
+    ),
+    *of(
+        "textrl/generation.py",
+        "tests/test_conversations.py tests/agents/test_turns.py -k 'draw or single_environments or wrapper_that_sees'",
+        ("a row draws again what it drew", "self._drawn[rows] = places + 1", "self._drawn[rows] = places"),
+    ),
+    *of(
+        "envs/turns_core.py",
+        "tests/envs/test_text_turns.py tests/envs/test_turn_episodes.py",
+        ("a turn is paid at its first token", "rewards[row, last[row]] += answers[row].reward", "rewards[row, 0] += answers[row].reward"),
+        ("the score is the last turn's reward", "self.returns[row] += answer.reward", "self.returns[row] = answer.reward"),
+        ("a reply that leaves no room for a token", "if end + going_on > self.ends()[row]:", "if end > self.ends()[row]:"),
+        ("a turn begins before the reply", "self.lengths[row] = self.turn_starts[row] = end", "self.lengths[row] = end"),
+        ("the state before a turn is forgotten", "hidden = torch.cat([before.to(states.dtype), states], dim=1)", "hidden = torch.cat([0 * before.to(states.dtype), states], dim=1)"),
+        ("options choose no episode", "return episode if chosen is None else replace(episode, options=chosen.options)", "return episode"),
+    ),
+    *of(
+        "envs/world_calls.py",
+        "tests/envs/test_turn_failures.py",
+        ("a world takes a turn twice", "if kept is None:", "if True:"),
+        ("a late world stays", "self._worlds[row] = make_world(", "make_world("),
+    ),
+    *of(
+        "envs/world_texts.py",
+        "tests/agents/test_turn_texts.py",
+        ("a cut turn has no end", "closing = [] if own and own[-1] in self.ends else [end]", "closing = []"),
+        ("every turn has two ends", "closing = [] if own and own[-1] in self.ends else [end]", "closing = [end]"),
+    ),
+    *of(
+        "agents/collect.py",
+        "tests/agents/test_turns.py tests/agents/test_turn_texts.py",
+        ("actions of a later turn overwrite those before", "slots = self.counts[row] + step", "slots = step"),
+        ("the budget of a turn is that of all", "self.turn_starts = self.turn_starts.index_copy(", "self.turn_starts.index_copy("),
+    ),
+    *of(
+        "agents/stepping.py",
+        "tests/agents/test_turns.py tests/agents/test_wrappers.py",
+        ("a wrapper may end a turn", "early := counts & over & ~may_end", "early := counts & over & False"),
     ),
     *of(
         "envs/attributes.py",
@@ -469,7 +515,7 @@ RESUMED = [
     *of(
         "envs/vector.py",
         "tests/test_hostile.py tests/envs/test_vector.py",
-        ("a refused reset begins rows", "chosen = self._chosen(choice, rows)", "chosen = {row: chosen_prompt(choice, row) for row in rows.nonzero()[0].tolist()} if choice else {}"),
+        ("options of the first row only", "for row in listed}", "for row in listed[:1]}"),
     ),
     *of(
         "textrl/labels/reports.py",

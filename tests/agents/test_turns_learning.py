@@ -1,4 +1,4 @@
-"""Agents learn from worlds, each beside a control that does not learn and must fail the same bar."""
+"""Agents learn from worlds; a control that does not learn must fail the same bar."""
 
 from functools import partial
 

@@ -54,7 +54,6 @@ RUBBISH = {
     "flag 1": (("more", 0.0, False, 1, {}), r"returned the flag 1; expected True or False"),
     "no info": (("more", 0.0, False, False, None), r"returned the info None"),
     "half a character": (("a\ud800", 0.0, False, False, {}), r"half a|surrogate|character"),
-    "a role": (("more", 0.0, False, False, {"role": "system"}), r"'user' or 'tool'"),
 }
 
 

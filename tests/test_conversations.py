@@ -9,7 +9,7 @@ from families import VOCAB
 from families import make as family
 
 from textrl.decoding import Decoder
-from textrl.generation import ModelSampler
+from textrl.generation import ModelSampler, draw
 from textrl.logprobs import AllowedTokens, token_logprobs
 from textrl.models import split_lm
 
@@ -175,3 +175,27 @@ def test_what_a_row_draws_does_not_depend_on_when_other_turns_end() -> None:
         return texts[0][2:]
 
     assert said([6]) == said([1] * 6) == said([2, 3, 1])
+
+
+def test_each_token_of_a_row_takes_the_next_number_of_that_row() -> None:
+    """Turns of different lengths: the k-th own token of row r is drawn by the k-th number of r."""
+    lm = split_lm(family("Llama"))
+    numbers = torch.rand(8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    conversation = ModelSampler(lm).converse(2, 20, torch.Generator().manual_seed(5))
+    texts, drawn = [[3, 4], [5, 6, 7]], [0, 0]
+    for budgets in ([3, 1], [2, 4]):
+        lengths = torch.tensor([len(text) for text in texts])
+        ids = torch.zeros(2, 20, dtype=torch.long)
+        for row, text in enumerate(texts):
+            ids[row, : len(text)] = torch.tensor(text)
+        samples = conversation.sample(
+            torch.arange(2), ids, lengths, max_new_tokens=torch.tensor(budgets), end_ids=()
+        )
+        for row, text in enumerate(texts):
+            for token in samples.completion_ids[row][samples.mask[row]].tolist():
+                log_p = whole_logits(lm, text)[-1:].log_softmax(-1)
+                assert token == draw(log_p, numbers[drawn[row], row : row + 1]).item()
+                drawn[row] += 1
+                text.append(token)
+            text.append(8)  # what another said
+    assert drawn == [5, 5]

@@ -147,3 +147,13 @@ def test_wrong_arguments_are_refused_by_name() -> None:
     ):
         with pytest.raises(Exception, match=message):
             vector(**dict(world=Script, rows=1) | settings)
+
+
+def test_the_score_is_the_sum_of_what_the_world_paid() -> None:
+    paid = [("a\n", 0.5, False, False, {}), ("b\n", -2.0, False, False, {})]
+    env = single(scripted(*paid, ("end\n", 0.25, True, False, {})))
+    for _ in range(2):  # the second episode begins at 0 again
+        env.reset(seed=0)
+        infos = [env.step(EOS)[4] for _ in range(3)]
+        assert [info["turn_reward"] for info in infos] == [0.5, -2.0, 0.25]
+        assert infos[-1]["score"] == -1.25  # 0.5 - 2 + 0.25

@@ -16,6 +16,7 @@ from families_of_tokenizers import (
     r1,
 )
 from families_of_tokenizers import QWEN3 as THINKING
+from tokenizers import normalizers, pre_tokenizers
 from turn_worlds import Babble, Script, babbling, scripted, vector
 
 from textrl.agents.collect import collect
@@ -41,14 +42,24 @@ def plain_pieces() -> Any:
     return pieces_tokenizer(["<s>", "</s>"], None, bos_token="<s>", eos_token="</s>")
 
 
+def first_only() -> Any:
+    """Return a tokenizer that adds a space at the beginning of a text, and not after an end."""
+    tokenizer = plain_pieces()
+    backend = tokenizer.backend_tokenizer
+    backend.normalizer = normalizers.Sequence([])
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    return tokenizer
+
+
 TOKENIZERS: dict[str, Callable[[], Any]] = {
     "character": tiny_character_tokenizer,
     "bytes": plain_bytes,
     "pieces": plain_pieces,
+    "first only": first_only,
     "no end": lambda: plain_bytes(NO_END),
     **{name: make for name, (make, _) in FAMILIES.items()},
 }
-BY_PIECES = ("pieces", "phi3", "llama2", "mistral")
+BY_PIECES = ("pieces", "first only", "phi3", "llama2", "mistral")
 REPLIES = (
     "yes",
     " a space before",

@@ -273,6 +273,19 @@ def test_the_budget_counts_from_the_first_text_whatever_its_length() -> None:
         assert (rollout.text_lengths - rollout.prompt_lengths <= 8).all()
 
 
+def test_a_turn_that_the_episodes_budget_cuts_is_over() -> None:
+    """Of 5 tokens the first turn takes 2 and its reply none, so that the next one has 3, not 4."""
+    env = single(scripted(("", 0.0, False, False, {})), max_completion_tokens=5)
+    env.reset(seed=0)
+    ends = [env.step(token)[3] for token in (7, EOS, 7, 8, 9)]
+    assert ends == [False, False, False, False, True]
+    venv = vector(scripted(("", 0.0, False, False, {})), 2, max_completion_tokens=5)
+    venv.reset(seed=0)
+    venv.step_sequence(np.array([[7, EOS]] * 2), np.ones((2, 2), dtype=bool))
+    with pytest.raises(UserError, match="row 0 has 4 actions but room for 3"):
+        venv.step_sequence(np.full((2, 4), 7), np.ones((2, 4), dtype=bool))
+
+
 def test_masked_failures_are_left_out_of_the_update() -> None:
     number = iter(range(99))
 

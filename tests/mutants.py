@@ -471,7 +471,7 @@ RESUMED = [
     ),
     *of(
         "textrl/generation.py",
-        "tests/test_conversations.py tests/agents/test_turns.py -k 'draw or single_environments or wrapper_that_sees'",
+        "tests/test_conversations.py tests/agents/test_turns.py -k 'next_number or single_environments or wrapper_that_sees'",
         ("a row draws again what it drew", "self._drawn[rows] = places + 1", "self._drawn[rows] = places"),
     ),
     *of(

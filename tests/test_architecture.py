@@ -8,7 +8,7 @@ import pytest
 from house import ROOT, arrows, cycles, imported, modules, room_arrows, room_of
 
 ALLOWED = {
-    "textrl": "",
+    "textrl": "ground",
     "ground": "",
     "maths": "ground",
     "labels": "ground",
@@ -34,6 +34,7 @@ LIGHT = (
     "loss_names",
     "rows",
     "task_config",
+    "task_ids",
     "cli.options",
     "cli.agent_options",
 )

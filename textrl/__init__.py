@@ -1,11 +1,14 @@
 """textrl: reinforcement learning from human feedback as a Gymnasium problem.
 
-Importing this package registers `TextRLHF-v0`, `TextRLHFCandidates-v0`, `TextTurns-v0` and the
-worlds (`textrl/GuessNumber-v0` and so on, see `textrl.envs.worlds`). It loads neither torch nor
-transformers; import the parts by name (`from textrl.agents import PPO`).
+Importing this package registers `TextRLHF-v0`, `TextRLHFCandidates-v0`, `TextTurns-v0`, the
+worlds (`textrl/GuessNumber-v0` and so on, see `textrl.envs.worlds`) and the tasks on them
+(`TextRLHF/GuessNumber-v0`, see `textrl.task_ids`). It loads neither torch nor transformers; import
+the parts by name (`from textrl.agents import PPO`).
 """
 
 import gymnasium as gym
+
+from textrl.task_ids import TASKS
 
 __version__ = "0.1.0"
 
@@ -47,4 +50,23 @@ for _id, (_place, _threshold) in WORLDS.items():
             id=_id,
             entry_point=f"textrl.envs.worlds.{_place}",
             reward_threshold=_threshold,
+        )
+
+for _id, _task in TASKS.items():
+    if _id in gym.registry:
+        continue
+    if _task.world is None:
+        gym.register(
+            id=_id,
+            entry_point="textrl.demo.task:reviews",
+            vector_entry_point="textrl.demo.task:vector_reviews",
+            reward_threshold=_task.reward_threshold,
+        )
+    else:
+        gym.register(
+            id=_id,
+            entry_point="textrl.envs.text_turns:TextTurnsEnv",
+            vector_entry_point="textrl.envs.text_turns:TextTurnsVectorEnv",
+            reward_threshold=WORLDS[_task.world][1],
+            kwargs=_task.arguments,
         )

@@ -67,6 +67,12 @@ def split_reviews(
     return sides
 
 
+def review_prompts(reviews: Sequence[Review], count: int) -> list[str]:
+    """Return the first `count` words of each review that is at least twice as long."""
+    words = [review.text.split() for review in reviews]
+    return [" ".join(w[:count]) for w in words if len(w) >= 2 * count]
+
+
 def review_pairs(
     reviews: Sequence[Review], count: int, rng: np.random.Generator, min_gap: float = 0.0
 ) -> list[dict[str, str | float]]:

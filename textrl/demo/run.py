@@ -36,6 +36,7 @@ from textrl.demo.reviews import (
     Review,
     load_reviews,
     review_pairs,
+    review_prompts,
     review_rankings,
     split_reviews,
 )
@@ -77,9 +78,7 @@ class Job:
 
     def prompts(self, reviews: list[Review]) -> list[str]:
         """Return the first words of the reviews that are long enough to be continued."""
-        words = [review.text.split() for review in reviews]
-        count = self.preset.prompt_words
-        return [" ".join(w[:count]) for w in words if len(w) >= 2 * count]
+        return review_prompts(reviews, self.preset.prompt_words)
 
 
 def run(config: DemoConfig) -> dict[str, Any]:

@@ -246,6 +246,18 @@ def test_a_truncated_episode_is_bootstrapped_after_its_last_token(name: str, cri
     assert rollout.scores.tolist() == [0.0 if name == "TimeLimit" else 0.5] * 4
 
 
+def test_beside_truncated_rows_one_that_is_over_is_not_bootstrapped() -> None:
+    number = iter(range(4))
+    cut = ("so\n", 0.5, False, True, {})
+    venv = vector(lambda: Script([DONE if next(number) == 1 else cut]), 4)
+    agent = agent_in("ppo", venv, episodes_per_iteration=4)
+    for parameter in agent.critic.parameters():
+        torch.nn.init.constant_(parameter, 0.5)
+    rollout = agent.collect()
+    assert rollout.truncated.tolist() == [True, False, True, True]
+    assert (rollout.bootstrap_values != 0).tolist() == [True, False, True, True]
+
+
 @pytest.mark.parametrize("name", list(TRUNCATED))
 def test_flags_and_reasons_are_passed_on(name: str) -> None:
     world, settings = TRUNCATED[name]

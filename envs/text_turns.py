@@ -149,5 +149,6 @@ class TextTurnsVectorEnv(TurnAttributes, TokenVectorEnv):
         super().__init__(TurnsCore(num_envs, config), render_mode, autoreset_mode)
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Close the worlds."""
-        self.core.worlds.close()
+        """Close the worlds, of which there are none if the environment could not be made."""
+        if "core" in self.__dict__:
+            self.core.worlds.close()

@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from textrl.envs.attributes import Observation
 from textrl.envs.candidates import VectorCandidateActions
-from textrl.envs.vector import TextRLHFVectorEnv
+from textrl.envs.vector import TokenVectorEnv
 from textrl.errors import UserError, did_you_mean
 
 Indices = int | Iterable[int] | None
@@ -42,12 +42,12 @@ class TextVecEnv(VecEnv):
         Raises:
             UserError: it is another environment, has another wrapper, or another autoreset mode.
         """
-        if not isinstance(venv, TextRLHFVectorEnv | VectorCandidateActions):
+        if not isinstance(venv, TokenVectorEnv | VectorCandidateActions):
             raise UserError(
                 f'TextVecEnv needs gym.make_vec("TextRLHF-v0", ...) as it comes (one batched core '
                 f"for all rows), got {venv}"
             )
-        self.base: TextRLHFVectorEnv = venv.unwrapped  # type: ignore[assignment]  # checked above
+        self.base: TokenVectorEnv = venv.unwrapped  # type: ignore[assignment]  # checked above
         if self.base.autoreset_mode is not AutoresetMode.SAME_STEP:
             raise UserError(
                 f"SB3 resets a row in the step that ends it; make the environment with "

@@ -12,8 +12,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 FOLDERS = {"textrl": "textrl", "agents": "textrl.agents", "envs": "textrl.envs"}
 FLOORS = {
-    "ground": "errors bounds paths rows types config resolve loss_names task_config task_ids durable "
-    "stopping locks time_limit",
+    "ground": "errors bounds paths rows types config resolve loss_names task_config task_ids "
+    "durable stopping locks time_limit",
     "maths": "masking logprobs advantages losses preference_losses",
     "models": "finite digests precision packing policy decoding trunks limits heads adapters "
     "models generation devices trainable",

@@ -29,6 +29,7 @@ from textrl.benchmark.agents import find, importable, make_subject
 from textrl.benchmark.config import BenchmarkConfig
 from textrl.benchmark.task import Task
 from textrl.durable import write_json
+from textrl.envs import VectorCandidateActions
 from textrl.memory import keep_freed_memory
 from textrl.metrics import StageProgress, append_json_line, read_json_lines
 
@@ -184,5 +185,7 @@ def check(config: BenchmarkConfig) -> None:
     for name in config.agent_names():
         find(name)
     task = Task(config)
-    task.environment()
+    venv = task.environment()
     task.environment(heldout=True)
+    if any(name == "random" or name.startswith("mlp:") for name in config.agent_names()):
+        VectorCandidateActions(venv, k=config.candidates)

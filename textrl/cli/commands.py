@@ -204,7 +204,7 @@ def _environment(policy: AgentRunConfig, env: EnvConfig) -> "TextRLHFVectorEnv":
         tokenizer=load_tokenizer(policy.model),
         reward=resolve_reward(env.reward),
         prompts=env.prompts,
-        **env.task(),
+        **env.arguments(),
         device=policy.device,
         autoreset_mode="Disabled",
     )

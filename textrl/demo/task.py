@@ -48,8 +48,8 @@ def _arguments(models: str | Path, heldout: bool) -> dict[str, Any]:
         if not (folder / name / "config.json").exists():
             raise UserError(
                 f"{folder / name} holds no model; train the models of this task once with `textrl "
-                f'demo --output_dir {models}`, or name the folder of such a run, gym.make("TextRLHF/'
-                f'Reviews-v0", models=FOLDER)'
+                f"demo --output_dir {models}`, or name the folder of such a run, "
+                f'gym.make("TextRLHF/Reviews-v0", models=FOLDER)'
             )
     train, kept = split_reviews(load_reviews())
     return {

@@ -28,10 +28,10 @@ from stable_baselines3.common.utils import set_random_seed
 from textrl.benchmark.agents import find, importable, make_subject
 from textrl.benchmark.config import BenchmarkConfig
 from textrl.benchmark.task import Task
-from textrl.durable import write_json
+from textrl.durable import append_json_line, write_json
 from textrl.envs import VectorCandidateActions
 from textrl.memory import keep_freed_memory
-from textrl.metrics import StageProgress, append_json_line, read_json_lines
+from textrl.metrics import StageProgress, read_json_lines
 
 CELLS = "cells.jsonl"
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")

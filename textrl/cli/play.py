@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import fmean
 
+from textrl.cli.words import shown
 from textrl.cli.world_options import PlayConfig
 from textrl.envs.worlds.experts import expert_of
 from textrl.envs.worlds.making import make_world
@@ -104,16 +105,6 @@ def _expert_turn(turn: Turn) -> None:
 
 def _nothing(turn: Turn) -> None:
     """Show nothing."""
-
-
-def shown(text: str) -> str:
-    r"""Return a text for a terminal: what moves a cursor is escaped, line breaks inside it stay.
-
-    >>> shown("higher\n"), shown("a\x1b[2J")
-    ('higher', 'a\\x1b[2J')
-    """
-    printable = (c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text.rstrip("\n"))
-    return "".join(printable)
 
 
 def _target(save: str | None) -> Path | None:

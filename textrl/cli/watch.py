@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from textrl.cli.commands import check_same_tokens
-from textrl.cli.play import shown
+from textrl.cli.words import shown
 from textrl.cli.world_options import PlayConfig
 from textrl.envs import TextTurnsVectorEnv
 from textrl.envs.worlds.transcripts import Transcript

@@ -47,13 +47,14 @@ class BestOfN:
         """Keep a policy unchanged; it may be the environment's reference itself.
 
         Raises:
-            UserError: the environment pays something other than the scores, by which samples are
-                compared.
+            UserError: the environment scores no text by itself, or pays something other than the
+                scores, by which samples are compared.
         """
         check_live(policy)
         self.config = checked_config(self, config, BestOfNConfig)
         self.env, self.policy, self.lm = TextEnv(venv), policy, split_lm(policy)
         self.sampler: Sampler = ModelSampler(self.lm)
+        self.env.score_tokens([], [])  # refused where a world pays for turns that are taken
         if self.env.on_length == "truncate":
             raise UserError(
                 "best of n compares scores, and a truncated text has none; make the environment "

@@ -25,7 +25,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # a process a core, a thread a process
 
 from statistics_of_seeds import summary
 
-from textrl.metrics import append_json_line, read_json_lines
+from textrl.durable import append_json_line
+from textrl.metrics import read_json_lines
 
 KL_COEFS = (0.05, 0.1, 0.25, 0.5, 1.0)
 TASKS = ("dense", "sparse", "length", "prompt", "turns")

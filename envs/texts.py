@@ -243,6 +243,8 @@ class Judge:
         Raises:
             UserError: a prompt is in the set several times, with different columns.
         """
+        if not prompts:
+            return np.zeros(0)
         known: dict[tuple[int, ...], int] = {}
         for index, prompt in enumerate(self.prompts.prompts):
             first = known.setdefault(tuple(prompt.ids), index)

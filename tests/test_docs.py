@@ -22,6 +22,7 @@ from textrl.benchmark.agents import LANGUAGE_MODEL, STOCK
 from textrl.envs import tiny_model, tiny_tokenizer
 from textrl.generation import ModelSampler
 from textrl.metrics import open_logger, read_progress
+from textrl.task_ids import PROBES, TASKS
 from textrl.trainers import DPOTrainer, RewardTrainer, SFTTrainer, reward_model_from
 
 ROOT = Path(__file__).parent.parent
@@ -48,10 +49,42 @@ def test_readme_options_exist() -> None:
     from textrl.cli.parser import make_parser
 
     _, known = make_parser()
-    text = (ROOT / "README.md").read_text() + (ROOT / "docs/own_agent.md").read_text()
+    pages = ("README.md", "docs/own_agent.md", "docs/turns.md")
+    text = "\n".join((ROOT / page).read_text() for page in pages)
     for command, rest in re.findall(r"^textrl (\w+) (.*)$", text, re.M):
         for option in re.findall(r"--(\w+)", rest):
             assert option in known[command], f"textrl {command} --{option}"
+
+
+def test_the_page_about_turns_runs_and_its_ppo_learns(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs/turns.md").read_text()
+    printed = []
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "turns.md", "exec"), {})
+        printed.append(capsys.readouterr().out)
+    assert len(printed) == 4
+    assert printed[0] == "Guess my number from 1 to 20.\n\nhigher\n\n"
+    assert printed[1] == "10 higher\n 0.0\n"
+    before, after = map(float, printed[2].split())
+    assert before < 0.05
+    assert after > 0.7
+    assert (tmp_path / "runs/start/chat_template.jinja").exists()
+
+
+def test_the_page_about_turns_says_what_is_there() -> None:
+    """Its task ids are all of them, with their purposes, and its messages are in the sources."""
+    page = (ROOT / "docs/turns.md").read_text()
+    tasks = dict(re.findall(r"^\| `(TextRLHF/\w+-v0)` \| (.*?) \|", page, re.M))
+    assert list(tasks) == list(TASKS)
+    for name, purpose in tasks.items():
+        assert name in PROBES or purpose == TASKS[name].purpose
+    folders = (ROOT / "textrl", ROOT / "envs", ROOT / "agents")
+    sources = "".join(path.read_text() for folder in folders for path in folder.rglob("*.py"))
+    plain = re.sub(r'"\s+f?"', "", sources)  # strings over several lines
+    messages = re.findall(r"^\| `([^`/]+)` \|", page.partition("## What goes wrong")[2], re.M)
+    assert len(messages) >= 9
+    assert [message for message in messages if message not in plain] == []
 
 
 def test_example_learns(learning) -> None:

@@ -29,6 +29,13 @@ PARTS = ("tool_calls", "reasoning_content", "reasoning", "thinking")
 EMPTY: tuple[Any, ...] = (None, "", [], {})
 CODE = re.compile(r"\{\{.*?\}\}|\{%.*?%\}", re.S)
 """The parts of a template that are code, not text."""
+PLAIN_TEMPLATE = (
+    "{{ bos_token or '' }}{% for message in messages %}"
+    "{% if message.role == 'assistant' %}{{ message.content ~ eos_token }}"
+    "{% else %}{{ (message.content | trim) ~ '\\n' }}{% endif %}{% endfor %}"
+)
+"""A chat template for tokenizers that have none: texts one after another, a line for each of the
+others' and EOS after each of the assistant's. `TextTurns-v0` has the same tokens without it."""
 OURS = {"tokenize", "add_generation_prompt", "continue_final_message", "tools", "return_dict"}
 
 
@@ -151,7 +158,8 @@ def render(
     if not tokenizer.chat_template:
         raise UserError(
             f"{place}: holds chat messages but the tokenizer has no chat template; set "
-            f"tokenizer.chat_template or give plain text"
+            f"tokenizer.chat_template (textrl.chat.PLAIN_TEMPLATE is a plain one), or give plain "
+            f"text"
         )
     continued = for_reply and chat.awaits_more and not new_turn
     try:

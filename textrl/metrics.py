@@ -180,13 +180,6 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def append_json_line(path: Path, row: Mapping[str, Any]) -> None:
-    """Append a row to a file, on a new line even if the last line is incomplete."""
-    cut = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
-    with path.open("a", encoding="utf-8") as file:
-        file.write("\n" * cut + json.dumps(row) + "\n")
-
-
 def log(logger: Logger, step: int, numbers: Mapping[str, float]) -> None:
     """Record the numbers and write them out as one row at this step."""
     for name, value in numbers.items():

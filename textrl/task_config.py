@@ -76,6 +76,6 @@ class TaskConfig(TokensConfig):
         fits = self.min_completion_tokens <= most
         require(self, "min_completion_tokens", fits, f"at most max_completion_tokens, {most}")
 
-    def task(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Any]:
         """Return the fields of the task as arguments of the environment."""
         return {field.name: self.__dict__[field.name] for field in fields(TaskConfig)}

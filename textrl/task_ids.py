@@ -93,7 +93,7 @@ TASKS: dict[str, TaskId] = {
         optimum=1.0,
     ),
     "TextRLHF/Reviews-v0": TaskId(
-        purpose="continue a movie review so that people like it (models: `textrl demo`)",
+        purpose="continue a movie review well; needs the models of `textrl demo`",
         world=None,
         reward_threshold=1.0,
         max_turn_tokens=24,

@@ -8,7 +8,6 @@ the environment nor its arguments. The texts of the agent need not be the expert
 can take over any running game.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -23,8 +22,10 @@ from textrl.envs.worlds import (
     probes,
     reverse_text,
 )
+from textrl.envs.worlds.transcripts import Player, play_game
+from textrl.errors import UserError, did_you_mean
 
-Expert = Callable[[list[str]], str]
+Expert = Player
 
 EXPERTS: dict[str, Expert] = {
     "textrl/GuessNumber-v0": guess_number.expert,
@@ -41,6 +42,18 @@ EXPERTS: dict[str, Expert] = {
 }
 
 
+def expert_of(world: str) -> Expert:
+    """Return the expert of a world.
+
+    Raises:
+        UserError: the world has none.
+    """
+    if world not in EXPERTS:
+        hint = did_you_mean(world, EXPERTS)
+        raise UserError(f"no expert plays {world!r}{hint}; known: {', '.join(EXPERTS)}")
+    return EXPERTS[world]
+
+
 def played(
     world: gym.Env[str, str],
     player: Expert,
@@ -55,12 +68,5 @@ def played(
     >>> played(world, calculator.expert, options={"question": "37*45"})
     (['37*45=?\n', 'calc 37*45', '1665\n', '1665', 'yes\n'], 1.0)
     """
-    text, _ = world.reset(seed=seed, options=options)
-    texts, total, over = [text], 0.0, False
-    while not over:
-        turn = player(texts)
-        text, reward, terminated, truncated, _ = world.step(turn)
-        texts += [turn, text]
-        total += float(reward)
-        over = terminated or truncated
-    return texts, total
+    game = play_game(world, player, seed=seed, options=options)
+    return game.texts, game.total

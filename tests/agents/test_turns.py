@@ -15,6 +15,7 @@ from textrl.agents import (
     GRPO,
     PPO,
     RLOO,
+    BestOfN,
     GRPOConfig,
     OnlineDPO,
     OnlineDPOConfig,
@@ -352,3 +353,8 @@ def test_an_iteration_that_a_world_stopped_is_repeated_exactly() -> None:
     one, other = rollout(False), rollout(True)
     assert torch.equal(one.input_ids, other.input_ids)
     assert np.allclose(one.rewards, other.rewards)
+
+
+def test_best_of_n_is_refused_when_it_is_made() -> None:
+    with pytest.raises(UserError, match="scores no text by itself"):
+        BestOfN(policy(), vector(babbling(), 2))

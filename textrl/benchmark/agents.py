@@ -192,7 +192,7 @@ def _shared_settings(factory: type[TextAgent], config: BenchmarkConfig, seed: in
 def _language_model(kind: type[OnPolicyAlgorithm], task: Task, seed: int) -> Subject:
     """Make an SB3 agent that trains the language model, with our sizes of rollout and minibatch."""
     config = task.config
-    rollout = config.episodes_per_iteration * config.max_completion_tokens
+    rollout = config.episodes_per_iteration * task.own_tokens
     options: dict[str, Any] = {"batch_size": max(rollout // 4, 2)}
     if kind.__name__ in ("PPO", "MaskablePPO"):
         options["n_epochs"] = 2
@@ -203,7 +203,7 @@ def _language_model(kind: type[OnPolicyAlgorithm], task: Task, seed: int) -> Sub
         text_sb3.MaskableCausalLMPolicy if masked else text_sb3.CausalLMPolicy,
         TextVecEnv(task.environment()),
         learning_rate=config.learning_rate,
-        n_steps=_steps(kind, config),
+        n_steps=_steps(kind, task),
         gamma=1.0,
         gae_lambda=0.95,
         policy_kwargs={"model": task.policy()},
@@ -223,12 +223,12 @@ def _stock(kind: type[OnPolicyAlgorithm | OffPolicyAlgorithm], task: Task, seed:
     """Make an unmodified MlpPolicy agent of SB3 that chooses among candidates."""
     config = task.config
     venv = VectorCandidateActions(task.environment(), k=config.candidates)
-    tokens = config.episodes_per_iteration * config.max_completion_tokens
-    options: dict[str, Any] = {"n_steps": _steps(kind, config), "gae_lambda": 0.95}
+    tokens = config.episodes_per_iteration * task.own_tokens
+    options: dict[str, Any] = {"n_steps": _steps(kind, task), "gae_lambda": 0.95}
     if kind.__name__ == "PPO":
         options |= {"batch_size": max(tokens // 4, 2), "n_epochs": 4}
     if kind.__name__ == "A2C":  # one small step per rollout, so use many short rollouts
-        options["n_steps"] = max(8, config.max_completion_tokens // 2)
+        options["n_steps"] = max(8, task.own_tokens // 2)
     if issubclass(kind, OffPolicyAlgorithm):
         options = {
             "buffer_size": 50_000,
@@ -259,11 +259,11 @@ def _stock(kind: type[OnPolicyAlgorithm | OffPolicyAlgorithm], task: Task, seed:
     return Subject(agent, acting_measure(heldout, act))
 
 
-def _steps(kind: type[Any], config: BenchmarkConfig) -> int:
+def _steps(kind: type[Any], task: Task) -> int:
     """Return the steps per rollout for our agents' tokens; fewer for A2C, with one update each."""
     if kind.__name__ == "A2C":
-        return 2 * config.max_completion_tokens
-    return config.episodes_per_iteration * config.max_completion_tokens // config.num_envs
+        return 2 * task.own_tokens
+    return task.config.episodes_per_iteration * task.own_tokens // task.config.num_envs
 
 
 def _reference(task: Task, seed: int) -> Subject:

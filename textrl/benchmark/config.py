@@ -3,10 +3,19 @@
 This module imports the standard library only.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from textrl.bounds import Positive, require
-from textrl.task_config import TaskConfig
+from textrl.errors import did_you_mean
+from textrl.task_config import TaskConfig, TokensConfig
+from textrl.task_ids import TASKS
+
+OF_THE_TASK = (
+    *("prompts", "reward", "heldout", "max_prompt_tokens", "max_completion_tokens"),
+    *(name for name in TaskConfig.__dataclass_fields__ if name not in TokensConfig.__annotations__),
+)
+"""The options that a task id determines, which therefore cannot be given with one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,9 +25,13 @@ class BenchmarkConfig(TaskConfig):
     agents: str
     """Comma-separated names of agents: registered ones (ppo, rloo), sb3:PPO, mlp:DQN,
     package.module:Class, reference, random."""
+    task: str | None = None
+    """Id of a task (`textrl tasks` lists them) in place of prompts and reward. The score is the
+    return of its world."""
     model: str | None = None
     """Folder or hub id of the policy to start from, which is also the reference. Without it, the
-    task is the tiny built-in one (letters in rising order)."""
+    task is the tiny built-in one (letters in rising order). With a task id, the default is the
+    reference of that task."""
     prompts: str | None = None
     """File, or `hub:OWNER/NAME`, with a `prompt` column."""
     reward: str | None = None
@@ -63,8 +76,24 @@ class BenchmarkConfig(TaskConfig):
         grouped = self.num_envs % self.group_size == 0
         require(self, "num_envs", grouped, f"a multiple of group_size {self.group_size}")
         require(self, "mlp_learning_rate", self.mlp_learning_rate >= 0, "0 or a positive number")
+        if self.task is not None:
+            self._check_task(self.task)
+            return
         together = (self.model is None) == (self.prompts is None) == (self.reward is None)
         require(self, "model", together, "model, prompts and reward together, or none of them")
+
+    def _check_task(self, task: str) -> None:
+        """Raise UserError for a task that is not there, or an option that it would ignore."""
+        hint = did_you_mean(task, TASKS)
+        require(self, "task", task in TASKS, f"a task id{hint}; `textrl tasks` lists them")
+        for name in OF_THE_TASK:
+            left = self.__dict__[name] == type(self).__dataclass_fields__[name].default
+            require(self, name, left, f"nothing, as the task {task} determines it; leave it out")
+
+    def recorded(self) -> dict[str, Any]:
+        """Return the settings that ran: with a task id, without those that it determines."""
+        left_out = () if self.task is None else OF_THE_TASK
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     def agent_names(self) -> list[str]:
         """Return the names of the agents without duplicates."""

@@ -25,12 +25,13 @@ import numpy as np
 import torch
 from stable_baselines3.common.utils import set_random_seed
 
+from textrl.agents.text_env import TextEnv
 from textrl.benchmark.agents import find, importable, make_subject
 from textrl.benchmark.config import BenchmarkConfig
 from textrl.benchmark.task import Task
-from textrl.durable import write_json
+from textrl.durable import append_json_line, write_json
 from textrl.memory import keep_freed_memory
-from textrl.metrics import StageProgress, append_json_line, read_json_lines
+from textrl.metrics import StageProgress, read_json_lines
 
 CELLS = "cells.jsonl"
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -60,7 +61,7 @@ def run(config: BenchmarkConfig, folder: Path) -> list[dict[str, Any]]:
             shown = {name: row[name] for name in ("score", "kl") if row.get(name) is not None}
             progress.show(count, shown)
     rows = [done[cell] for cell in cells]
-    write_json(folder / "results.json", {"config": asdict(config), "rows": rows})
+    write_json(folder / "results.json", {"config": config.recorded(), "rows": rows})
     (folder / "table.md").write_text(table(rows) + "\n", encoding="utf-8")
     _draw(rows, folder / "curves.png")
     return rows
@@ -185,4 +186,6 @@ def check(config: BenchmarkConfig) -> None:
         find(name)
     task = Task(config)
     task.environment()
-    task.environment(heldout=True)
+    heldout = task.environment(heldout=True)
+    if "best_of_n" in config.agent_names():
+        TextEnv(heldout).score_tokens([], [])  # refused where a world pays

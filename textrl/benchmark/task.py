@@ -1,8 +1,10 @@
 """The task that all agents of a benchmark share, and the functions that measure an agent on it."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -11,9 +13,11 @@ from textrl.agents.collect import collect
 from textrl.agents.text_env import TextEnv
 from textrl.benchmark.config import BenchmarkConfig
 from textrl.envs import TextRLHFVectorEnv, VectorCandidateActions, tiny_model
+from textrl.envs.vector import TokenVectorEnv
 from textrl.generation import ModelSampler
 from textrl.models import load_causal_lm, load_tokenizer, split_lm
 from textrl.resolve import resolve_reward
+from textrl.task_ids import TASKS
 
 MEASURE_SEED = 1234
 """The seed of every measurement, so that all use the same prompts."""
@@ -36,14 +40,26 @@ class Task:
             self.tokenizer = load_tokenizer(config.model)
 
     def policy(self) -> PreTrainedModel:
-        """Return the starting policy, to be trained."""
-        if self.config.model is None:
+        """Return the starting policy, to be trained: a copy of the reference."""
+        if self.config.model is not None:
+            return load_causal_lm(self.config.model, dtype="float32")
+        if self.config.task is None:
             return tiny_model()
-        return load_causal_lm(self.config.model, dtype="float32")
+        model = copy.deepcopy(self.environment().reference).float()
+        assert isinstance(model, PreTrainedModel)
+        return model.requires_grad_(True)
 
-    def environment(self, *, heldout: bool = False) -> TextRLHFVectorEnv:
+    @property
+    def own_tokens(self) -> int:
+        """The maximum number of tokens of an episode that the policy chooses."""
+        task = self.config.task
+        return self.config.max_completion_tokens if task is None else TASKS[task].own_tokens
+
+    def environment(self, *, heldout: bool = False) -> TokenVectorEnv:
         """Return the environment for training, or the held-out one for measurements."""
         config = self.config
+        if config.task is not None:
+            return self._of_the_task_id(config.task, heldout)
         prompts = config.heldout if heldout and config.heldout else config.prompts
         return TextRLHFVectorEnv(
             num_envs=config.eval_episodes if heldout else config.num_envs,
@@ -52,11 +68,28 @@ class Task:
             reward=None if config.reward is None else resolve_reward(config.reward),
             prompts=prompts,
             autoreset_mode="SameStep",
-            **config.task() | ({"group_size": 1} if heldout else {}),
+            **config.arguments() | ({"group_size": 1} if heldout else {}),
         )
 
+    def _of_the_task_id(self, task: str, heldout: bool) -> TokenVectorEnv:
+        config = self.config
+        arguments: dict[str, Any] = {
+            "kl_coef": config.kl_coef,
+            "temperature": config.temperature,
+            "banned_token_ids": config.banned_token_ids,
+            "group_size": 1 if heldout else config.group_size,
+        }
+        if config.model is not None:
+            arguments["reference"] = config.model
+        if heldout and TASKS[task].has_heldout:
+            arguments["heldout"] = True
+        rows = config.eval_episodes if heldout else config.num_envs
+        venv = gym.make_vec(task, num_envs=rows, autoreset_mode="SameStep", **arguments)
+        assert isinstance(venv, TokenVectorEnv)
+        return venv
 
-def model_measure(venv: TextRLHFVectorEnv, policy: Callable[[], PreTrainedModel]) -> Measure:
+
+def model_measure(venv: TokenVectorEnv, policy: Callable[[], PreTrainedModel]) -> Measure:
     """Return a function that measures a language model on one sampled episode per held-out row."""
 
     def measure() -> tuple[float, float | None]:
@@ -69,7 +102,7 @@ def model_measure(venv: TextRLHFVectorEnv, policy: Callable[[], PreTrainedModel]
 
 
 def acting_measure(
-    venv: TextRLHFVectorEnv | VectorCandidateActions, act: Act, known_kl: float | None = None
+    venv: TokenVectorEnv | VectorCandidateActions, act: Act, known_kl: float | None = None
 ) -> Measure:
     """Return a function that measures any agent: it acts in one episode of every held-out row."""
 

@@ -178,7 +178,7 @@ def run_outside_agent(
     print(f"saved to {folder}")
 
 
-def _check_same_tokens(model: str, reference: str) -> None:
+def check_same_tokens(model: str, reference: str) -> None:
     """Raise UserError if the reference has a tokenizer with a different vocabulary."""
     from textrl.models import load_tokenizer
 
@@ -197,14 +197,14 @@ def _environment(policy: AgentRunConfig, env: EnvConfig) -> "TextRLHFVectorEnv":
     from textrl.envs import TextRLHFVectorEnv
     from textrl.models import load_tokenizer
 
-    _check_same_tokens(policy.model, env.reference or policy.model)
+    check_same_tokens(policy.model, env.reference or policy.model)
     return TextRLHFVectorEnv(
         num_envs=policy.num_envs,
         reference=env.reference or policy.model,
         tokenizer=load_tokenizer(policy.model),
         reward=resolve_reward(env.reward),
         prompts=env.prompts,
-        **env.task(),
+        **env.arguments(),
         device=policy.device,
         autoreset_mode="Disabled",
     )
@@ -246,7 +246,7 @@ def run_evaluate(config: EvaluateConfig) -> None:
     from textrl.models import load_causal_lm, load_tokenizer
     from textrl.rewards import make_scorer
 
-    _check_same_tokens(config.model, config.reference)
+    check_same_tokens(config.model, config.reference)
     records = load_records(config.prompts)
     records.require("prompt")
     scorer = make_scorer(resolve_reward(config.reward))

@@ -34,6 +34,7 @@ from textrl.cli.options import (
     RunConfig,
 )
 from textrl.cli.words import PlainHelp, in_plain_words, read_plain_integers, with_plain_integers
+from textrl.cli.world_options import PlayConfig, ProbeConfig, TasksConfig
 from textrl.config import DPOConfig, RewardConfig, SFTConfig
 from textrl.demo.config import DemoConfig
 from textrl.errors import UserError, did_you_mean
@@ -59,6 +60,9 @@ COMMANDS: dict[str, tuple[str, tuple[type, ...]]] = {
     "generate": ("write completions of prompts", (GenerateConfig,)),
     "evaluate": ("measure score, KL and length on prompts", (EvaluateConfig,)),
     "benchmark": ("compare agents on one task", (BenchmarkConfig, RunConfig)),
+    "tasks": ("list the task ids", (TasksConfig,)),
+    "probe": ("find out whether, and where, an agent is broken", (ProbeConfig,)),
+    "play": ("play a world, or watch a policy play it", (PlayConfig,)),
     "collect": ("serve a page where people write and rank outputs", (CollectConfig,)),
     "collect-backup": ("copy the labels while labelers work", (BackupConfig,)),
     "export": ("write labels to a file for the trainers", (ExportConfig,)),
@@ -120,11 +124,13 @@ def _holds_state(config: object, began: float) -> bool:
 
 
 def _find(command: str) -> Callable[..., None]:
-    """Return the function of a command; all but the label commands load torch and transformers."""
+    """Return the function of a command; those for labels and worlds need no torch to begin."""
+    from textrl.cli import world_commands
     from textrl.feedback import commands as label_commands
 
-    if command in label_commands.RUN:
-        return label_commands.RUN[command]
+    for light in (label_commands.RUN, world_commands.RUN):
+        if command in light:
+            return light[command]
     from textrl.cli import commands
 
     return commands.RUN[command]
@@ -140,6 +146,8 @@ def parse(arguments: list[str]) -> tuple[str, list[Any]]:
     arguments = _named_agent(arguments)
     if arguments[:2] == ["collect", "backup"]:
         arguments = ["collect-backup", *arguments[2:]]
+    if arguments[:1] == ["probe"] and arguments[1:] and not arguments[1].startswith("-"):
+        arguments = ["probe", "--agent", *arguments[1:]]
     first = arguments[0] if arguments else ""
     if first and not first.startswith("-") and first not in COMMANDS:
         hint = did_you_mean(first, COMMANDS)

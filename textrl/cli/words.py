@@ -1,4 +1,4 @@
-"""Translation of a user's arguments for the parser, and of the parser's messages for the user."""
+"""Translation of a user's arguments for the parser, and of messages and texts for the terminal."""
 
 import re
 from argparse import Action
@@ -149,3 +149,13 @@ def in_plain_words(message: str, known: list[str]) -> str:
     ]
     hint = did_you_mean(value.group(1), names)
     return f"{key.group(1)} is {value.group(1)!r}; expected {' or '.join(words)}{hint}"
+
+
+def shown(text: str) -> str:
+    r"""Return a text for a terminal: what moves a cursor is escaped, line breaks inside it stay.
+
+    >>> shown("higher\n"), shown("a\x1b[2J")
+    ('higher', 'a\\x1b[2J')
+    """
+    printable = (c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text.rstrip("\n"))
+    return "".join(printable)

@@ -175,7 +175,7 @@ class BestOfN:
         lengths = prompt_lengths.tolist()
         prompts = [ids[:n] for ids, n in zip(texts, lengths, strict=True)]
         completions = [ids[n:] for ids, n in zip(texts, lengths, strict=True)]
-        scores = torch.as_tensor(self.env.score_tokens(prompts, completions))
+        scores = torch.as_tensor(self.env.score_tokens(prompts, completions, self.config.n))
         if scores.isnan().all():
             raise UserError("the reward function failed on all samples, so that none is the best")
         scores = scores.nan_to_num(nan=-torch.inf)  # masked: never the best

@@ -87,6 +87,7 @@ class Episodes:
         self.truncated = torch.zeros_like(self.running)
         self.turns = torch.zeros(rows, dtype=torch.long, device=device)
         self.scores = torch.full((rows,), math.nan, device=device)
+        self.named_scores = self.scores.unsqueeze(1).repeat(1, len(env.reward_names))
         self.counts = torch.zeros(rows, dtype=torch.long, device=device)
         numbers = torch.zeros(5, rows, slots, device=device)
         self._logprobs, self._entropies, self._observed, self._ref_logprobs, self._rewards = numbers
@@ -143,7 +144,8 @@ class Episodes:
             0, rows, torch.where(over, self.lengths[rows], self.turn_starts[rows])
         )
         done = rows[ended]
-        self.scores[done] = torch.as_tensor(paid.scores, dtype=torch.float32, device=device)[done]
+        for target, array in ((self.scores, paid.scores), (self.named_scores, paid.named_scores)):
+            target[done] = torch.as_tensor(array, dtype=torch.float32, device=device)[done]
         self.truncated[done] = torch.as_tensor(paid.truncated, device=device)[done]
         self.running[done] = False
 
@@ -186,6 +188,7 @@ class Episodes:
             ref_logprobs=self._ref_logprobs[:, :longest],
             rewards=self._rewards[:, :longest],
             scores=self.scores,
+            named_scores=self.named_scores,
             truncated=self.truncated,
             turns=self.turns,
             ended_by_eos=torch.isin(last, last.new_tensor(self.env.end_token_ids)),

@@ -62,6 +62,8 @@ class Rollout(TensorData):
     """The rewards that the environment paid. Shape [B T]."""
     scores: Tensor
     """The score of each episode, NaN if it has none. Shape [B]."""
+    named_scores: Tensor
+    """What each of K reward functions said of the episode, NaN where it has none. Shape [B K]."""
     truncated: Tensor
     """Whether the episode was truncated. Bool [B]."""
     turns: Tensor
@@ -97,7 +99,7 @@ def concatenate(parts: list[Rollout]) -> Rollout:
 
     def joined(name: str) -> Tensor:
         tensors = [part.__dict__[name] for part in parts]
-        if tensors[0].dim() == 1:
+        if tensors[0].dim() == 1 or name == "named_scores":
             return torch.cat(tensors)
         target = width if name == "input_ids" else steps
         return torch.cat([torch.nn.functional.pad(t, (0, target - t.shape[1])) for t in tensors])
@@ -153,8 +155,12 @@ def check_groups(rollout: Rollout, group_size: int, agent: str) -> None:
         )
 
 
-def rollout_report(rollout: Rollout, kl_coef: float) -> dict[str, float]:
+def rollout_report(
+    rollout: Rollout, kl_coef: float, names: tuple[str, ...] = ()
+) -> dict[str, float]:
     """Return statistics of an iteration's episodes.
+
+    `names` are those of the reward functions; of several, each has a mean and a spread.
 
     `rollout/kl` is the sampled KL(pi || pi_ref) (k1: unbiased, but a single batch may be below 0).
     `rollout/kl_error` is its standard error over episodes. `rollout/objective` is what RLHF
@@ -180,7 +186,21 @@ def rollout_report(rollout: Rollout, kl_coef: float) -> dict[str, float]:
         "rollout/turns": float(rollout.turns.float().mean()),
         "rollout/eos_share": float(rollout.ended_by_eos.float().mean()),
         "rollout/env_return": float(rollout.rewards.sum(1).mean()),
+        **_named_report(rollout, names),
     }
+
+
+def _named_report(rollout: Rollout, names: tuple[str, ...]) -> dict[str, float]:
+    """Return the mean and spread of what each of several reward functions said."""
+    report: dict[str, float] = {}
+    if len(names) < 2:
+        return report
+    for name, said in zip(names, rollout.named_scores.T, strict=True):
+        known = said[~said.isnan()]
+        report[f"rollout/scores/{name}"] = float(known.mean()) if len(known) else math.nan
+        spread = float(known.std(unbiased=False)) if len(known) else math.nan
+        report[f"rollout/scores/{name}_std"] = spread
+    return report
 
 
 def explained_variance(rollout: Rollout, targets: Targets) -> float:

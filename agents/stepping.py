@@ -25,6 +25,7 @@ class StepByStep:
         """Begin with rows that have just been reset."""
         self.env = env
         self._over = np.zeros(env.num_envs, dtype=bool)
+        self._dense = np.zeros(env.num_envs)  # the dense part of each score that has been paid
         self._same_step = env.venv.metadata.get("autoreset_mode") is AutoresetMode.SAME_STEP
 
     def pay(
@@ -60,13 +61,18 @@ class StepByStep:
         ref_logprobs = _info(infos, "ref_logprob", over)
         scores = np.where(over, _info(infos, "score", over, missing=np.nan), np.nan)
         paid = _info(infos, "turn_reward", over, missing=np.nan)
-        paid = np.where(np.isnan(paid), np.where(over, np.nan_to_num(scores), 0.0), paid)
+        dense = _info(infos, "dense_reward", over)
+        self._dense += dense
+        rest = np.where(over & ~np.isnan(scores), scores - self._dense, 0.0)
+        self._dense[over] = 0.0
+        paid = np.where(np.isnan(paid), dense + rest, paid)
         paid -= env.missing_eos_penalty * (terminated & ~np.isin(tokens, env.end_token_ids))
         _check_rewards(rewards, env.kl_coef * ref_logprobs + paid, counts)
         return Paid(
             rewards=np.where(counts, rewards, 0.0)[:, None],
             ref_logprobs=np.where(counts, ref_logprobs, 0.0)[:, None],
             scores=scores,
+            named_scores=env.named_scores(_named(infos, over)),
             ended=over,
             truncated=truncated,
             input_ids=ids,
@@ -126,4 +132,22 @@ def _info(infos: dict[str, Any], name: str, over: np.ndarray, missing: float = 0
         if name in source:
             there = rows & np.asarray(source.get(f"_{name}", np.ones_like(over)), dtype=bool)
             values[there] = np.asarray(source[name])[there].astype(np.float64)
+    return values
+
+
+def _named(infos: dict[str, Any], over: np.ndarray) -> np.ndarray:
+    """Return the entry `scores` of this step's infos, object [B] of dicts, None where none is.
+
+    Gymnasium's SyncVectorEnv makes a dict of arrays of dicts.
+    """
+    values = np.full(len(over), None, dtype=object)
+    for source, rows in ((infos, np.ones_like(over)), (infos.get("final_info", {}), over)):
+        if "scores" not in source:
+            continue
+        said, there = source["scores"], rows & np.asarray(source["_scores"], dtype=bool)
+        for row in there.nonzero()[0]:
+            if isinstance(said, dict):
+                values[row] = {k: v[row] for k, v in said.items() if not k.startswith("_")}
+            else:
+                values[row] = said[row]
     return values

@@ -168,7 +168,8 @@ class TextAgent(ABC):
                 collected = self.collect(lambda tokens: show(self._collect_share, tokens, {}))
                 rollout = self._with_agreeing_logprobs(collected)
             between, tokens = time.monotonic(), int(rollout.mask.sum())
-            report = rollout_report(rollout, kl_coef := self.env.kl_coef)
+            kl_coef, names = self.env.kl_coef, self.env.reward_names
+            report = rollout_report(rollout, kl_coef, names)
             episodes = {name: report[name] for name in ("rollout/score", "rollout/kl")}
             stack.enter_context(uninterrupted())
 

@@ -31,6 +31,9 @@ class Paid:
     """The reference's log-probs of the tokens, in nats. Float64 [B T]."""
     scores: np.ndarray
     """The score of each episode that ended, NaN where it has none. Float64 [B]."""
+    named_scores: np.ndarray
+    """What each reward function said of each episode that ended, NaN where nothing. Float64 [B K],
+    K functions."""
     ended: np.ndarray
     """Whether each episode ended. Bool [B]."""
     truncated: np.ndarray
@@ -66,6 +69,7 @@ class TextEnv:
         self.tokenizer: PreTrainedTokenizerBase = self._get("tokenizer")
         self.reference: PreTrainedModel = self._get("reference")
         self.reward_model: RewardModel | None = self._get("reward_model")
+        self.reward_names: tuple[str, ...] = tuple(self._get("reward_names"))
         self.temperature = float(self._get("temperature"))
         self.max_completion_tokens = int(self._get("max_completion_tokens"))
         self.max_prompt_tokens = int(self._get("max_prompt_tokens"))
@@ -118,18 +122,27 @@ class TextEnv:
             rewards=rewards,
             ref_logprobs=infos["ref_logprobs"],
             scores=infos["score"],
+            named_scores=self.named_scores(infos.get("scores")),
             ended=infos["terminated"] | infos["truncated"],
             truncated=infos["truncated"],
             input_ids=input_ids,
             lengths=lengths,
         )
 
-    def score_tokens(self, prompts: list[list[int]], completions: list[list[int]]) -> np.ndarray:
+    def named_scores(self, said: np.ndarray | None) -> np.ndarray:
+        """Return the entries of `scores` in infos, object [B] of dicts or None, as [B K]."""
+        rows: list[dict[str, float] | None] = [None] * self.num_envs if said is None else list(said)
+        found = [[(row or {}).get(name, np.nan) for name in self.reward_names] for row in rows]
+        return np.array(found, dtype=np.float64).reshape(self.num_envs, len(self.reward_names))
+
+    def score_tokens(
+        self, prompts: list[list[int]], completions: list[list[int]], group_size: int = 1
+    ) -> np.ndarray:
         """Return the scores that episodes of these token ids would get, float64 [N].
 
-        The environment takes no step.
+        The environment takes no step. `group_size` consecutive ones have the same prompt.
         """
-        found: np.ndarray = self._get("score_tokens")(prompts, completions)
+        found: np.ndarray = self._get("score_tokens")(prompts, completions, group_size)
         return found
 
     def check_groups(self, agent: str) -> None:

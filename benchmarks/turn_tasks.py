@@ -27,10 +27,10 @@ from textrl.agents import PPO, PPOConfig
 from textrl.agents.collect import collect
 from textrl.agents.text_env import TextEnv
 from textrl.config import SFTConfig
+from textrl.durable import append_json_line
 from textrl.envs import tiny_character_tokenizer
 from textrl.envs.worlds.experts import EXPERTS, Expert, played
 from textrl.generation import ModelSampler
-from textrl.metrics import append_json_line
 from textrl.models import split_lm
 from textrl.trainers import SFTTrainer
 

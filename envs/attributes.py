@@ -113,12 +113,19 @@ class TextAttributes(TokenAttributes):
         """The frozen reward model, or None if the reward is a plain function."""
         return self.core.reward_model
 
-    def score_tokens(self, prompts: list[list[int]], completions: list[list[int]]) -> np.ndarray:
+    @property
+    def reward_names(self) -> tuple[str, ...]:
+        """The names of the reward functions."""
+        return self.core.reward_names
+
+    def score_tokens(
+        self, prompts: list[list[int]], completions: list[list[int]], group_size: int = 1
+    ) -> np.ndarray:
         """Return the scores that episodes of these token ids would get, float64 [N].
 
-        The environment takes no step.
+        The environment takes no step. `group_size` consecutive ones have the same prompt.
         """
-        return self.core.score_tokens(prompts, completions)
+        return self.core.score_tokens(prompts, completions, group_size)
 
     @property
     def missing_eos_penalty(self) -> float:

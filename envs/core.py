@@ -13,6 +13,13 @@ import numpy as np
 from textrl.digests import weights_digest
 from textrl.envs import tasks
 from textrl.envs.core_config import CoreConfig, Shaping
+from textrl.envs.judging import (
+    NOTHING,
+    Judged,
+    check_causal,
+    check_kinds,
+    check_whole_groups,
+)
 from textrl.envs.reference import load_reference
 from textrl.envs.step_result import StepResult
 from textrl.envs.texts import Judge, Prompt, PromptSet, PromptStream, chosen_prompt, load_prompts
@@ -21,6 +28,7 @@ from textrl.errors import UserError
 from textrl.models import pick_device, pick_dtype
 from textrl.reward_calls import Patience
 from textrl.rewards import RewardModel, make_scorer
+from textrl.scorer import Scores, by_row
 from textrl.task_config import FAILURE_SETTINGS, TaskConfig
 
 TASK_SETTINGS = {field.name for field in fields(TaskConfig)} - {"kl_coef", *FAILURE_SETTINGS}
@@ -57,7 +65,10 @@ class TextCore(TokenRows):
             on_error=config.on_reward_error,
         )
         scorer = make_scorer(reward, device=device, dtype=config.dtype, patience=patience)
+        check_kinds(scorer, config, num_rows, self.prompts)
         self.judge = Judge(self.tokenizer, self.end_token_ids, scorer, self.prompts)
+        self._dense_paid = [np.zeros(0)] * num_rows  # what dense rewards said of each token so far
+        self._causal = False  # whether a dense reward was found to depend on no later token
         self._prompts = [Prompt(text="", ids=[])] * num_rows
         self.prompt_indices: list[int | None] = [None] * num_rows
 
@@ -79,6 +90,11 @@ class TextCore(TokenRows):
             "reference": weights_digest(self.reference),
             "reward": repr([*zip(rewards, scorer.weights, strict=True)]),
         }
+
+    @property
+    def reward_names(self) -> tuple[str, ...]:
+        """The names of the reward functions."""
+        return self.judge.scorer.names
 
     @property
     def prompts_digest(self) -> str:
@@ -114,7 +130,7 @@ class TextCore(TokenRows):
         self._begin(row, found.ids)
         self._prompts[row] = found
         self.prompt_indices[row] = episode if isinstance(episode, int) else None
-        self.potentials[row] = 0.0
+        self.potentials[row], self._dense_paid[row] = 0.0, np.zeros(0)
 
     def reset_infos(self) -> dict[str, list[Any]]:
         """Return what a reset tells of each row."""
@@ -135,61 +151,148 @@ class TextCore(TokenRows):
 
     def completion_text(self, row: int) -> str:
         """Return the text generated so far in a row, without special tokens."""
-        ids = self.input_ids[row, self.prompt_lengths[row] : self.lengths[row]].tolist()
-        return self.judge.completion(self._prompts[row].ids, ids)
+        return self.judge.completion(self._prompts[row].ids, self.completion_ids(row))
 
-    def score_tokens(self, prompts: list[list[int]], completions: list[list[int]]) -> np.ndarray:
+    def completion_ids(self, row: int) -> list[int]:
+        """Return the tokens generated so far in a row."""
+        ids: list[int] = self.input_ids[row, self.prompt_lengths[row] : self.lengths[row]].tolist()
+        return ids
+
+    def score_tokens(
+        self, prompts: list[list[int]], completions: list[list[int]], group_size: int = 1
+    ) -> np.ndarray:
         """Return the scores that episodes of these token ids would get, float64 [N].
 
         missing_eos_penalty is part of the reward, not of the score. A prompt of the set is scored
         with its text and columns; any other prompt is decoded and has no columns.
         """
-        return self.judge.scores_of_ids(prompts, completions)
+        return self.judge.scores_of_ids(prompts, completions, group_size)
 
     def _pay(self, ref_logprobs: np.ndarray, active: np.ndarray, last: np.ndarray) -> StepResult:
         """End the rows that are over, score them together, and return all rewards."""
-        config = self.config
-        final_token = self.input_ids[np.arange(self.num_rows), self.lengths - 1]
-        at_eos = active & np.isin(final_token, self.end_token_ids)
+        config, each = self.config, np.arange(self.num_rows)
+        at_eos = active & np.isin(self.input_ids[each, self.lengths - 1], self.end_token_ids)
         at_length = active & ~at_eos
         at_length &= self.lengths - self.prompt_lengths >= config.max_completion_tokens
         ended = at_eos | at_length
         truncated = at_length if config.on_length == "truncate" else np.zeros_like(ended)
-        terminated = ended & ~truncated
         finish_reason = np.full(self.num_rows, None, dtype=object)
         finish_reason[at_eos], finish_reason[at_length] = "eos", "length"
-        by_potential = self.shaping == "potential"
-        scored = active if by_potential else terminated
         completion = np.full(self.num_rows, None, dtype=object)
-        for row in (ended | scored).nonzero()[0]:
+        scorer, by_potential = self.judge.scorer, self.shaping == "potential"
+        for row in (active if by_potential or scorer.has_dense else ended).nonzero()[0]:
             completion[row] = self.completion_text(int(row))
-        score = np.full(self.num_rows, np.nan)
-        score[scored] = self._score(scored.nonzero()[0], completion)
-        failed = scored & np.isnan(score)  # masked: the episode ends without a score
-        scored = scored & ~failed
-        finish_reason[failed & ended] = "reward_error"
-        truncated, terminated = truncated | (failed & ended), terminated & ~failed
-        bonus = np.where(scored, score, 0.0)
+        shape, terminated = ref_logprobs.shape, ended & ~truncated
         if by_potential:
-            bonus = np.where(scored, score - self.potentials, 0.0)
-            self.potentials[scored] = score[scored]
-            completion[~ended], score[~terminated] = None, np.nan
-        bonus -= config.missing_eos_penalty * (at_length & terminated)
-        exact = self.shaping == "exact"
-        rewards = self.kl_coef * ref_logprobs if exact else np.zeros_like(ref_logprobs)
-        rewards[np.arange(self.num_rows), last] += bonus
+            judged = self._by_potential(shape, active, ended, terminated, completion)
+        else:
+            judged = self._by_episode(shape, active, terminated, last, completion)
+        ended = ended | judged.failed
+        truncated, terminated = truncated | judged.failed, terminated & ~judged.failed
+        finish_reason[judged.failed], completion[~ended] = "reward_error", None
+        rewards = self.kl_coef * ref_logprobs if self.shaping == "exact" else np.zeros(shape)
+        rewards = rewards + judged.bonus
+        rewards[each, last] -= config.missing_eos_penalty * (at_length & terminated)
         self.running &= ~ended
         return StepResult(
             rewards=rewards,
             ref_logprobs=ref_logprobs,
             terminated=terminated,
             truncated=truncated,
-            score=score,
+            score=judged.score,
             finish_reason=finish_reason,
-            extras={"completion": (completion, ended)},
+            extras={"completion": (completion, ended)} | judged.extras,
         )
 
-    def _score(self, rows: np.ndarray, completion: np.ndarray) -> np.ndarray:
-        indices = [self.prompt_indices[row] for row in rows]
+    def _by_episode(
+        self,
+        shape: tuple[int, ...],
+        active: np.ndarray,
+        terminated: np.ndarray,
+        last: np.ndarray,
+        completion: np.ndarray,
+    ) -> Judged:
+        """Pay the score at the end of an episode, and the dense part of it token by token."""
+        bonus, score = np.zeros(shape), np.full(self.num_rows, np.nan)
+        over = terminated.nonzero()[0]
+        scores = self._scores(over, completion, dense=False)
+        score[over] = scores.total
+        bonus[over, last[over]] = scores.total
+        found, failed, extras = [(over, scores)], terminated & np.isnan(score), {}
+        if self.judge.scorer.has_dense:
+            rows = active.nonzero()[0]
+            dense = self._dense_scores(rows, completion, last + 1)
+            found.append((rows, dense))
+            of_last = np.zeros(self.num_rows)
+            for row, numbers in zip(rows, dense.tokens, strict=True):
+                new = int(last[row]) + 1
+                bonus[row, :new] += numbers[-new:]
+                score[row] += numbers.sum()
+                failed[row] |= bool(np.isnan(numbers).any())
+                of_last[row] = 0.0 if failed[row] else numbers[-1]
+            extras["dense_reward"] = (of_last, active)
+        bonus[failed], score[failed] = 0.0, np.nan
+        named = by_row(found, self.reward_names, self.num_rows)
+        extras["scores"] = (named, terminated & ~failed)
+        return Judged(bonus=bonus, score=score, failed=failed, extras=extras)
+
+    def _dense_scores(self, rows: np.ndarray, completion: np.ndarray, new: np.ndarray) -> Scores:
+        """Return the numbers of all tokens of some rows, of which the last `new` [B] are new."""
+        dense = self._scores(rows, completion, dense=True)
+        for row, numbers in zip(rows, dense.tokens, strict=True):
+            check_causal(self._dense_paid[row], numbers[: -new[row]], completion[row])
+        if not self._causal and new.max() > 1:
+            self._check_a_beginning(int(new.argmax()), dense.tokens[int(new[rows].argmax())])
+        for row, numbers in zip(rows, dense.tokens, strict=True):
+            self._dense_paid[row] = numbers
+        return dense
+
+    def _check_a_beginning(self, row: int, numbers: np.ndarray) -> None:
+        """Check once that what dense rewards say of a token does not depend on those after it."""
+        ids, prompt = self.completion_ids(row)[:-1], self._prompts[row]
+        text = self.judge.completion(prompt.ids, ids)
+        part = self.judge.scores([prompt], [text], [self.prompt_indices[row]], [ids], dense=True)
+        check_causal(part.tokens[0], numbers[:-1], text)
+        self._causal = True
+
+    def _by_potential(
+        self,
+        shape: tuple[int, ...],
+        active: np.ndarray,
+        ended: np.ndarray,
+        terminated: np.ndarray,
+        completion: np.ndarray,
+    ) -> Judged:
+        """Pay each active row the growth of its text's score; steps have one token."""
+        rows, bonus = active.nonzero()[0], np.zeros(shape)
+        scores = self._scores(rows, completion, dense=None)
+        known = np.full(self.num_rows, np.nan)
+        known[rows] = scores.total
+        paid = active & ~np.isnan(known)
+        bonus[paid, 0] = (known - self.potentials)[paid]
+        self.potentials[paid] = known[paid]
+        over = terminated & paid
+        named = by_row([(rows, scores)], self.reward_names, self.num_rows)
+        return Judged(
+            bonus=bonus,
+            score=np.where(over, known, np.nan),
+            failed=ended & ~paid,
+            extras={"scores": (named, over)},
+        )
+
+    def _scores(self, rows: np.ndarray, completion: np.ndarray, *, dense: bool | None) -> Scores:
+        """Return the scores of some rows' completions by the dense functions, the others or all."""
+        if not len(rows):
+            return NOTHING
+        scorer, group_size = self.judge.scorer, self.config.group_size
         prompts = [self._prompts[row] for row in rows]
-        return self.judge.scores(prompts, [completion[row] for row in rows], indices)
+        if scorer.has_groups and dense is not True:
+            check_whole_groups(rows, [prompt.ids for prompt in prompts], group_size)
+        return self.judge.scores(
+            prompts,
+            [completion[row] for row in rows],
+            [self.prompt_indices[row] for row in rows],
+            [self.completion_ids(row) for row in rows],
+            group_size=group_size,
+            dense=dense,
+        )

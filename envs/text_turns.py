@@ -23,6 +23,8 @@ class TurnAttributes(TokenAttributes):
 
     core: TurnsCore
 
+    reward_names: tuple[str, ...] = ()
+    """There are none: a world pays."""
     reward_model = None
     """There is none: a world pays."""
     missing_eos_penalty = 0.0
@@ -30,7 +32,9 @@ class TurnAttributes(TokenAttributes):
     on_length = "score"
     """An episode that has no room left is truncated, but has the score that was paid so far."""
 
-    def score_tokens(self, prompts: list[list[int]], completions: list[list[int]]) -> np.ndarray:
+    def score_tokens(
+        self, prompts: list[list[int]], completions: list[list[int]], group_size: int = 1
+    ) -> np.ndarray:
         """Refuse to score texts that were not played.
 
         Raises:

@@ -19,8 +19,9 @@ from textrl.data import load_records
 from textrl.digests import data_digest
 from textrl.encoding import encode_prompt
 from textrl.errors import UserError, shown
-from textrl.rewards import Scorer
+from textrl.reward_calls import Texts
 from textrl.rows import Row, is_conversation
+from textrl.scorer import Scorer, Scores
 from textrl.seams import decode, decode_completion
 
 PromptSource = str | Path | Sequence[Any]
@@ -220,25 +221,41 @@ class Judge:
         return decode_completion(self.tokenizer, prompt_ids, completion_ids, self.end_ids)
 
     def scores(
-        self, prompts: list[Prompt], completions: list[str], indices: list[int | None]
-    ) -> np.ndarray:
-        """Return the scores of completions, float64 [N].
+        self,
+        prompts: list[Prompt],
+        completions: list[str],
+        indices: list[int | None],
+        ids: list[list[int]],
+        *,
+        group_size: int = 1,
+        dense: bool | None = None,
+    ) -> Scores:
+        """Return the scores of N completions, N > 0.
 
         Args:
             prompts: The prompt of each completion.
             completions: The texts of the completions.
             indices: The index of each prompt in the prompt set, None for any other prompt.
+            ids: The token ids of the completions.
+            group_size: Number of consecutive completions of the same prompt.
+            dense: Whether to call the dense reward functions, or the others; None for both.
         """
-        if not prompts:
-            return np.zeros(0)
+        texts = Texts(
+            prompts=[prompt.text for prompt in prompts],
+            completions=completions,
+            columns=self._columns(indices),
+            completion_ids=ids,
+        )
         chats: list[Chat | None] = [prompt.chat for prompt in prompts]
-        texts = [prompt.text for prompt in prompts]
-        return self.scorer(texts, completions, self._columns(indices), chats)
+        return self.scorer.scores(texts, chats, group_size=group_size, dense=dense)
 
-    def scores_of_ids(self, prompts: list[list[int]], completions: list[list[int]]) -> np.ndarray:
+    def scores_of_ids(
+        self, prompts: list[list[int]], completions: list[list[int]], group_size: int
+    ) -> np.ndarray:
         """Return the scores of token ids, float64 [N].
 
         A prompt of the set is scored with its text, messages and columns; any other is decoded.
+        `group_size` consecutive ones have the same prompt.
 
         Raises:
             UserError: a prompt is in the set several times, with different columns.
@@ -262,7 +279,8 @@ class Judge:
             for ids, index in zip(prompts, indices, strict=True)
         ]
         texts = [self.completion(*pair) for pair in zip(prompts, completions, strict=True)]
-        return self.scores(found, texts, indices)
+        found_scores = self.scores(found, texts, indices, completions, group_size=group_size)
+        return found_scores.total
 
     def _columns(self, indices: list[int | None]) -> dict[str, list[Any]]:
         """Return the data set's other columns for these prompts, None for a missing value."""

@@ -19,7 +19,7 @@ FLOORS = {
     "models generation devices trainable",
     "texts": "data data_files chat turns seams encoding shared_prompts",
     "training": "memory engine metrics checkpoint run_folder updater resuming loop",
-    "judging": "classifiers reward_calls rewards evaluation",
+    "judging": "classifiers reward_kinds reward_calls scorer rewards evaluation",
 }
 """The rooms that are no folders: which modules of `textrl/` belong together."""
 

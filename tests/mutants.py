@@ -312,20 +312,20 @@ TRAINING = [
     *of(
         "envs/core.py",
         "tests/envs/test_candidates.py -k potential",
-        ("what a text scored before is paid again", "score - self.potentials, 0.0)", "score, 0.0)"),
-        ("an episode begins with the last one's potential", "self.potentials[row] = 0.0", "pass"),
+        ("what a text scored before is paid again", "(known - self.potentials)[paid]", "known[paid]"),
+        ("an episode begins with the last one's potential", "self.potentials[row], self._dense_paid[row] = 0.0, np.zeros(0)", "self._dense_paid[row] = np.zeros(0)"),
     ),
     *of(
         "envs/core.py",
         "tests/envs/test_text_rlhf.py",
         ("sign of the reference's half of the KL", "rewards = self.kl_coef * ref_logprobs", "rewards = -self.kl_coef * ref_logprobs"),
-        ("a missing end is a bonus", "bonus -= config.missing_eos_penalty", "bonus += config.missing_eos_penalty"),
-        ("a truncated episode is scored", "terminated = ended & ~truncated", "terminated = ended"),
+        ("a missing end is a bonus", "rewards[each, last] -= config", "rewards[each, last] += config"),
+        ("a truncated episode is scored", "terminated = ref_logprobs.shape, ended & ~truncated", "terminated = ref_logprobs.shape, ended"),
     ),
     *of(
         "envs/core.py",
         "tests/agents/test_ppo.py -k step_sequence_give",
-        ("a sequence's score on its first token", "rewards[np.arange(self.num_rows), last] += bonus", "rewards[np.arange(self.num_rows), 0] += bonus"),
+        ("a sequence's score on its first token", "bonus[over, last[over]] = scores.total", "bonus[over, 0] = scores.total"),
     ),
     *of(
         "envs/token_rows.py",
@@ -402,7 +402,7 @@ KEPT = [
     *of(
         "envs/core.py",
         "tests/test_reward_failures.py -k truncated",
-        ("a masked episode terminates", "terminated & ~failed", "terminated"),
+        ("a masked episode terminates", "terminated & ~judged.failed", "terminated"),
     ),
     *of(
         "textrl/reward_calls.py",
@@ -410,6 +410,30 @@ KEPT = [
         ("sys.exit in a reward ends the run", "except BaseException as error:  # SystemExit", "except Exception as error:  # SystemExit"),
         ("pauses do not grow", "2.0**number", "1.0"),
         ("one try more", "range(self.patience.retries)", "range(self.patience.retries + 1)"),
+    ),
+    *of(
+        "envs/core.py",
+        "tests/test_reward_kinds.py",
+        ("dense rewards are paid from the left", "numbers[-new:]", "numbers[:new]"),
+        ("a dense reward is no part of the score", "score[row] += numbers.sum()", "pass"),
+        ("a dense reward of an earlier episode is compared", "self.potentials[row], self._dense_paid[row] = 0.0, np.zeros(0)", "self.potentials[row] = 0.0"),
+        ("a failed dense reward goes on", "failed[row] |= bool(np.isnan(numbers).any())", "pass"),
+        ("a beginning is not looked at", "if not self._causal and new.max() > 1:", "if False:"),
+        ("groups are not looked at", "if scorer.has_groups and dense is not True:", "if False:"),
+    ),
+    *of(
+        "textrl/scorer.py",
+        "tests/test_reward_kinds.py",
+        ("a metric counts", "if weight:", "if True:"),
+        ("None counts as 0 for all", "scored |= there", "scored |= True"),
+        ("dense rewards without weights", "weight * more if len(known) == 0 else known + weight * more", "more if len(known) == 0 else known + more"),
+        ("names carry the weight", "named[name] = said", "named[name] = weight * said"),
+    ),
+    *of(
+        "textrl/reward_calls.py",
+        "tests/test_reward_kinds.py",
+        ("all groups in one call", "found += self._masked(texts.part(range(first, first + group_size)), alone=False)", "return self._masked(texts, alone=False)"),
+        ("a group is tried row by row", "if alone and not isinstance(failure, TooSlow):", "if not isinstance(failure, TooSlow):"),
     ),
 ]
 

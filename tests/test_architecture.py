@@ -1,6 +1,7 @@
 """Who may import whom, and that files and functions stay readable in one sitting (DESIGN 3, 8)."""
 
 import ast
+import importlib
 import shutil
 from pathlib import Path
 
@@ -148,3 +149,15 @@ def test_nothing_draws_from_global_generators() -> None:
                 if module == "textrl.envs.worlds.foreign":
                     known += ("seed", "get_state", "set_state")
                 assert node.attr in known, (path, node.attr)
+
+
+def test_scripts_import_what_is_there() -> None:
+    """The benchmarks and examples are not type-checked, and a moved name must not break them."""
+    missing = []
+    for path in [*ROOT.glob("benchmarks/*.py"), *ROOT.glob("examples/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("textrl"):
+                module = importlib.import_module(str(node.module))
+                names = [alias.name for alias in node.names]
+                missing += [(path.name, name) for name in names if not hasattr(module, name)]
+    assert missing == []

@@ -72,6 +72,15 @@ def test_the_page_about_turns_runs_and_its_ppo_learns(tmp_path: Path, monkeypatc
     assert (tmp_path / "runs/start/chat_template.jinja").exists()
 
 
+def test_the_page_about_rewards_runs(capsys) -> None:
+    page = (ROOT / "docs/rewards.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 3
+    for block in blocks:
+        exec(compile(block, "rewards.md", "exec"), {})
+    assert capsys.readouterr().out == "1.0 0.0 1.0\n"
+
+
 def test_the_page_about_turns_says_what_is_there() -> None:
     """Its task ids are all of them, with their purposes, and its messages are in the sources."""
     page = (ROOT / "docs/turns.md").read_text()

@@ -149,7 +149,11 @@ def test_samples_that_cannot_be_scored_are_masked_alone() -> None:
         return [None if len(text) == 2 else float(len(text)) for text in completions]
 
     assert np.isnan(score(odd, on_error="mask")).tolist() == [False, True, False, False]
-    both = make_scorer([lengths, (odd, 2.0)], patience=Patience(on_error="mask"))
+
+    def failing(prompts, completions):
+        return [np.nan if len(text) == 2 else float(len(text)) for text in completions]
+
+    both = make_scorer([lengths, (failing, 2.0)], patience=Patience(on_error="mask"))
     found = both(PROMPTS, COMPLETIONS, {})
     assert found[[0, 2, 3]].tolist() == [3, 9, 12]
     assert np.isnan(found[1])

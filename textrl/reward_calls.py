@@ -1,10 +1,11 @@
-"""Scores of texts: calls of reward functions, what they may return, failures, the weighted sum.
+"""Calls of one reward function: what it may return, failures, further tries.
 
-The results are checked: None, NaN, a wrong length or an exception is an error that names the
-sample, never a silent 0. A call fails if the function raises, takes too long, or returns a number
+The results are checked: NaN, a wrong length or an exception is an error that names the sample,
+never a silent 0. A call fails if the function raises, takes too long, or returns a number
 that is not finite. It is tried again as often as `Patience` says, and then it stops the run, or its
 samples are masked: their episodes are left out. A value of a wrong type or a wrong number of values
-is a mistake in the function, and stops the run at once.
+is a mistake in the function, and stops the run at once. Next to read: `scorer.py` (several
+functions and their weighted sum).
 """
 
 import contextlib
@@ -12,14 +13,14 @@ import inspect
 import math
 import reprlib
 import time
-from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from textrl.chat import Chat
 from textrl.errors import UserError
+from textrl.reward_kinds import RewardKind
 from textrl.stopping import Terminated
 from textrl.time_limit import TooLongError, within
 
@@ -40,13 +41,48 @@ class Patience:
     """Whether the last failure stops the run, or gives its samples NaN."""
 
 
+Numbers = list[np.ndarray | None]
+"""What a reward function said of each text: one number, or, if it is dense, one a token (float64
+[1] or [n]); NaN where it failed and that is masked; None for a text that it does not score."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """Texts that are to be scored, and what else reward functions may ask for."""
+
+    prompts: list[str]
+    completions: list[str]
+    columns: dict[str, list[Any]]
+    """Other columns of the data set, and `messages` of chats."""
+    completion_ids: list[list[int]] | None = None
+    """The token ids of the completions, where they are known."""
+
+    def __len__(self) -> int:
+        """Return the number of texts."""
+        return len(self.prompts)
+
+    def part(self, rows: Sequence[int]) -> "Texts":
+        """Return some of the texts."""
+        ids = self.completion_ids
+        return Texts(
+            prompts=[self.prompts[row] for row in rows],
+            completions=[self.completions[row] for row in rows],
+            columns={name: [values[row] for row in rows] for name, values in self.columns.items()},
+            completion_ids=None if ids is None else [ids[row] for row in rows],
+        )
+
+    def shown(self, row: int) -> str:
+        """Return a text, shortened, for messages."""
+        return f"prompt {self.prompts[row][:60]!r}, completion {self.completions[row][:60]!r}"
+
+
 class RewardFailure(UserError):
     """A call of a reward function failed, and another one may not."""
 
-    def __init__(self, message: str, scores: np.ndarray | None = None) -> None:
-        """Take the message, and the scores [B] where some are known, NaN for the others."""
+    def __init__(self, message: str, numbers: Numbers | None = None) -> None:
+        """Take the message, and the numbers where some are known, NaN for the others."""
         super().__init__(message)
-        self.scores = scores
+        self.numbers = numbers
 
 
 class TooSlow(RewardFailure):
@@ -61,51 +97,69 @@ class PatientReward:
     name: str
     """The name of the function in messages."""
     patience: Patience
+    kind: RewardKind
+    optional: bool
+    """Whether it may return None for a text that it does not score."""
 
-    def scores(
-        self, prompts: list[str], completions: list[str], columns: dict[str, list[Any]]
-    ) -> np.ndarray:
-        """Return the scores, float64 [B]; NaN where the function failed and that is masked.
+    def numbers(self, texts: Texts, group_size: int = 1) -> Numbers:
+        """Return what the function says of each text.
 
-        Where a whole call raises, each sample is tried alone, so that one text that the function
-        cannot take does not cost the others.
+        Where a whole call raises, each text is tried alone, so that one that the function cannot
+        take does not cost the others. A function that compares a group is called once a group.
 
         Raises:
-            UserError: The function failed, or returned something else than one number per sample.
+            UserError: The function failed, or returned something else than it should.
         """
+        kind = self.kind
+        if kind.dense and texts.completion_ids is None:
+            raise UserError(
+                f"reward function {self.name!r} is dense, and there are no tokens here, only texts"
+            )
+        if not kind.group:
+            return self._masked(texts, alone=True)
+        if group_size < 2:
+            raise UserError(
+                f"reward function {self.name!r} compares the completions of a prompt, and here "
+                f"each prompt has one; make the environment with group_size=4"
+            )
+        found: Numbers = []
+        for first in range(0, len(texts), group_size):
+            found += self._masked(texts.part(range(first, first + group_size)), alone=False)
+        return found
+
+    def _masked(self, texts: Texts, *, alone: bool) -> Numbers:
+        """Return the numbers of one call, NaN where it failed and failures are masked."""
         try:
-            return self._with_retries(prompts, completions, columns)
+            return self._with_retries(texts)
         except RewardFailure as failure:
             if self.patience.on_error == "stop":
                 raise
-            if failure.scores is not None:
-                return failure.scores
-            scores = np.full(len(prompts), np.nan)
-            if isinstance(failure, TooSlow):
-                return scores
-            for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-                own = {name: [values[row]] for name, values in columns.items()}
-                with contextlib.suppress(RewardFailure):
-                    scores[row] = self._once([prompt], [completion], own)[0]
-            return scores
+            if failure.numbers is not None and alone:
+                return failure.numbers
+            found: Numbers = [self._failed(texts, row) for row in range(len(texts))]
+            if alone and not isinstance(failure, TooSlow):
+                for row in range(len(texts)):
+                    with contextlib.suppress(RewardFailure):
+                        found[row] = self._once(texts.part([row]))[0]
+            return found
 
-    def _with_retries(
-        self, prompts: list[str], completions: list[str], columns: dict[str, list[Any]]
-    ) -> np.ndarray:
+    def _failed(self, texts: Texts, row: int) -> np.ndarray:
+        dense, ids = self.kind.dense, texts.completion_ids
+        return np.full(len(ids[row]) if dense and ids is not None else 1, np.nan)
+
+    def _with_retries(self, texts: Texts) -> Numbers:
         for number in range(self.patience.retries):
             try:
-                return self._once(prompts, completions, columns)
+                return self._once(texts)
             except RewardFailure:
                 time.sleep(2.0**number)
-        return self._once(prompts, completions, columns)
+        return self._once(texts)
 
-    def _once(
-        self, prompts: list[str], completions: list[str], columns: dict[str, list[Any]]
-    ) -> np.ndarray:
+    def _once(self, texts: Texts) -> Numbers:
         def call() -> Any:
-            return called(self.function, prompts, completions, columns)
+            return called(self.function, texts)
 
-        batch = f"a batch of {len(prompts)} that starts with {_shorten(prompts[0], completions[0])}"
+        batch = f"a batch of {len(texts)} that starts with {texts.shown(0)}"
         timeout = self.patience.timeout
         try:
             values = within(call, timeout) if timeout else call()
@@ -117,14 +171,12 @@ class PatientReward:
                 f"{batch}"
             ) from error
         except BaseException as error:  # SystemExit too: it must not end the run as a success
-            raise _raised(self.name, error, batch, columns) from error
-        return checked(values, self.name, prompts, completions)
+            raise _raised(self.name, error, batch, texts) from error
+        return checked(values, self.name, texts, self.kind, optional=self.optional)
 
 
-def _raised(
-    name: str, error: BaseException, batch: str, columns: dict[str, list[Any]]
-) -> RewardFailure:
-    chats = "messages" in columns and isinstance(error, TypeError | AttributeError)
+def _raised(name: str, error: BaseException, batch: str, texts: Texts) -> RewardFailure:
+    chats = "messages" in texts.columns and isinstance(error, TypeError | AttributeError)
     hint = "; prompts and completions are texts, see textrl.rewards.conversational"
     return RewardFailure(
         f"reward function {name!r} raised {type(error).__name__}: {error} on {batch}"
@@ -132,33 +184,66 @@ def _raised(
     )
 
 
-def checked(values: Any, name: str, prompts: list[str], completions: list[str]) -> np.ndarray:
-    """Return what a reward function returned as float64 [B].
+def checked(
+    values: Any, name: str, texts: Texts, kind: RewardKind, *, optional: bool = False
+) -> Numbers:
+    """Return what a reward function returned as numbers.
 
     Raises:
-        UserError: It is not one number per sample.
+        UserError: It is not one number per text; or, of a dense function, one per token.
         RewardFailure: A number is not finite; the sample is named.
     """
     listed = _listed(values)
     if listed is None:
+        each = "lists, one per completion" if kind.dense else "floats, one per completion"
         raise UserError(
-            f"reward function {name!r} returned {' '.join(reprlib.repr(values).split())}, "
-            f"a {type(values).__name__}; expected a list of floats, one per completion"
+            f"reward function {name!r} returned {_brief(values)}, "
+            f"a {type(values).__name__}; expected a list of {each}"
         )
-    if len(listed) != len(prompts):
+    if len(listed) != len(texts):
         raise UserError(
-            f"reward function {name!r} returned {len(listed)} numbers for {len(prompts)} texts"
+            f"reward function {name!r} returned {len(listed)} numbers for {len(texts)} texts"
         )
-    scores = np.array([_number(value) for value in listed])
-    wrong = np.isnan(scores).nonzero()[0]
-    if len(wrong):
-        row = int(wrong[0])
+    if kind.dense:
+        numbers: Numbers = [_of_tokens(value, name, texts, i) for i, value in enumerate(listed)]
+    else:
+        numbers = [
+            None if value is None and optional else np.array([_number(value)]) for value in listed
+        ]
+    wrong = [
+        row for row, found in enumerate(numbers) if found is not None and np.isnan(found).any()
+    ]
+    if wrong:
+        row = wrong[0]
+        hint = ""
+        if not kind.dense and _listed(listed[row]) is not None:
+            hint = (
+                "; a function that returns a number a token is marked @reward_function(dense=True)"
+            )
         raise RewardFailure(
             f"reward function {name!r} returned {reprlib.repr(listed[row])} for sample {row}, "
-            f"{_shorten(prompts[row], completions[row])}; expected a finite number",
-            scores,
+            f"{texts.shown(row)}; expected {'finite numbers' if kind.dense else 'a finite number'}"
+            f"{hint}",
+            numbers,
         )
-    return scores
+    return numbers
+
+
+def _of_tokens(values: Any, name: str, texts: Texts, row: int) -> np.ndarray:
+    """Return the numbers of a text's tokens, NaN for what is not a finite number, float64 [n]."""
+    assert texts.completion_ids is not None
+    listed, tokens = _listed(values), len(texts.completion_ids[row])
+    if listed is None or len(listed) != tokens:
+        said = _brief(values) if listed is None else f"{len(listed)} numbers"
+        raise UserError(
+            f"reward function {name!r} is dense and returned {said} for sample {row}, "
+            f"{texts.shown(row)}; expected a list of {tokens} numbers, one a token"
+        )
+    return np.array([_number(value) for value in listed])
+
+
+def _brief(values: Any) -> str:
+    return " ".join(reprlib.repr(values).split())
 
 
 def _listed(values: Any) -> list[Any] | None:
@@ -183,103 +268,30 @@ def _number(value: Any) -> float:
     return number if abs(number) <= LARGEST else math.nan
 
 
-def called(
-    function: Callable[..., Any],
-    prompts: list[Any],
-    completions: list[Any],
-    columns: dict[str, list[Any]],
-) -> Any:
+def called(function: Callable[..., Any], texts: Texts) -> Any:
     """Call a function by keyword if it has an argument `completions`, as in TRL; else by position.
 
     It gets the columns that its signature accepts. A column with the name of an argument for texts
-    is not passed.
+    is not passed. `completion_ids` are passed to a function that names them.
     """
     parameters = inspect.signature(function).parameters
     everything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    extra = {name: c for name, c in columns.items() if everything or name in parameters}
+    extra: dict[str, Any] = {
+        name: values for name, values in texts.columns.items() if everything or name in parameters
+    }
     names = [name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD]
     if "completions" not in names and "prompts" in names[1:]:
         raise UserError(
             f"a reward function of {', '.join(names)} gets the prompts first and the completions "
             f"second; call its arguments prompts and completions, in any order"
         )
+    if "completion_ids" in names and texts.completion_ids is not None:
+        extra["completion_ids"] = texts.completion_ids
     if "completions" not in parameters:
         extra.pop("prompts", None)
         extra.pop("completions", None)
-        return function(prompts, completions, **extra)
-    extra |= {"completions": completions}
+        return function(texts.prompts, texts.completions, **extra)
+    extra |= {"completions": texts.completions}
     if everything or "prompts" in parameters:
-        extra |= {"prompts": prompts}
+        extra |= {"prompts": texts.prompts}
     return function(**extra)
-
-
-def _shorten(prompt: str, completion: str) -> str:
-    return f"prompt {prompt[:60]!r}, completion {completion[:60]!r}"
-
-
-class FrozenModel:
-    """The base class of `RewardModel`: it renders chats itself, and its failures are no function's.
-
-    It is here, below `rewards.py`, for `Scorer` to know one.
-    """
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scorer:
-    """Named reward functions with weights; the score of a text is their weighted sum."""
-
-    functions: tuple[Callable[..., Any], ...]
-    names: tuple[str, ...]
-    weights: tuple[float, ...]
-    patience: Patience = field(default_factory=Patience)
-    """What is done where one of the functions fails."""
-
-    def __call__(
-        self,
-        prompts: list[str],
-        completions: list[str],
-        columns: dict[str, list[Any]],
-        chats: list[Chat | None] | None = None,
-    ) -> np.ndarray:
-        """Return the weighted sum of all functions, float64 [B].
-
-        Args:
-            prompts: The prompts as texts.
-            completions: The completions as texts.
-            columns: The data set's other columns, by name.
-            chats: The prompts that are messages, and None for those that are plain text.
-
-        Returns: The sum for each sample; NaN where a function failed and failures are masked.
-
-        Raises:
-            UserError: a function failed, or did not return one number per sample.
-        """
-        total = np.zeros(len(prompts))
-        chats = chats or [None] * len(prompts)
-        if any(chats):
-            messages = [None if chat is None else chat.messages for chat in chats]
-            columns = columns | {"messages": messages}
-        for function, name, weight in zip(self.functions, self.names, self.weights, strict=True):
-            known = columns | {"chats": chats} if isinstance(function, FrozenModel) else columns
-            if isinstance(function, FrozenModel):
-                scores = _of_model(function, name, prompts, completions, known)
-            else:
-                reward = PatientReward(function, name, self.patience)
-                scores = reward.scores(prompts, completions, known)
-            total += weight * scores
-        return total
-
-
-def _of_model(
-    model: Callable[..., Any],
-    name: str,
-    prompts: list[str],
-    completions: list[str],
-    columns: dict[str, list[Any]],
-) -> np.ndarray:
-    """Return a reward model's scores, whose failure is none of a function's and never masked."""
-    try:
-        scores = called(model, prompts, completions, columns)
-    except UserError as error:
-        raise UserError(f"reward model {name!r}: {error}") from error
-    return checked(scores, name, prompts, completions)

@@ -4,7 +4,8 @@ Reward functions follow TRL's convention: `f(prompts, completions, **columns) ->
 with the data set's other columns by name. Prompts and completions are texts. For chat prompts, a
 function with an argument `messages` gets the messages, and a reward model with a chat template
 reads messages and completion rendered by its own template. `make_scorer` makes a `Scorer` of what a
-user gives. Next to read: `reward_calls.py` (the calls and their checks).
+user gives. Next to read: `scorer.py` (the sum), `reward_calls.py` (the calls and their checks),
+`reward_kinds.py` (a number a token, or a whole group).
 """
 
 import math
@@ -22,8 +23,10 @@ from textrl.classifiers import encode_for_scoring, max_text_length, split_classi
 from textrl.errors import UserError
 from textrl.limits import check_vocabulary
 from textrl.models import freeze, load_classifier, load_tokenizer
-from textrl.reward_calls import FrozenModel, Patience, called
-from textrl.reward_calls import Scorer as Scorer
+from textrl.reward_calls import Patience, Texts, called
+from textrl.reward_kinds import kind_of
+from textrl.reward_kinds import reward_function as reward_function
+from textrl.scorer import FrozenModel, Scorer
 
 
 class RewardFunction(Protocol):
@@ -74,10 +77,26 @@ def make_scorer(
         weights.append(weight)
     return Scorer(
         functions=tuple(functions),
-        names=tuple(names),
+        names=_different(names),
+        kinds=tuple(map(kind_of, functions)),
         weights=tuple(weights),
         patience=patience or Patience(),
     )
+
+
+def _different(names: list[str]) -> tuple[str, ...]:
+    """Return names of which no two are equal.
+
+    >>> _different(["score", "score", "bonus"])
+    ('score', 'score_2', 'bonus')
+    """
+    different: list[str] = []
+    for name in names:
+        number, candidate = 2, name
+        while candidate in different:
+            number, candidate = number + 1, f"{name}_{number}"
+        different.append(candidate)
+    return tuple(different)
 
 
 def _with_weight(entry: Any) -> tuple[Any, float]:
@@ -105,7 +124,8 @@ def conversational(function: Callable[..., Any]) -> Callable[..., Any]:
         if messages is None or None in messages:
             raise UserError("the prompts are plain text; a conversational function needs messages")
         replies = [[{"role": "assistant", "content": text.strip()}] for text in completions]
-        return called(function, list(messages), replies, columns)
+        texts: Any = Texts(prompts=messages, completions=replies, columns=columns)  # type: ignore[arg-type]  # messages in place of texts
+        return called(function, texts)
 
     score.__name__ = str(getattr(function, "__name__", type(function).__name__))
     return score

@@ -28,6 +28,7 @@ def rollout(**changes) -> Rollout:
         "ref_logprobs": torch.tensor([[-2.0, -3.0], [-0.25, 0.0]]),
         "rewards": zeros,
         "scores": torch.tensor([1.0, 3.0]),
+        "named_scores": torch.zeros(2, 0),
         "ended_by_eos": torch.tensor([True, True]),
     }
     return Rollout(**(fields | changes))

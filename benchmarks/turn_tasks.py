@@ -26,19 +26,16 @@ import textrl  # noqa: F401  # registers the environments
 from textrl.agents import PPO, PPOConfig
 from textrl.agents.collect import collect
 from textrl.agents.text_env import TextEnv
+from textrl.chat import PLAIN_TEMPLATE
 from textrl.config import SFTConfig
 from textrl.durable import append_json_line
 from textrl.envs import tiny_character_tokenizer
-from textrl.envs.worlds.experts import EXPERTS, Expert, played
+from textrl.envs.worlds.experts import EXPERTS, Expert
+from textrl.envs.worlds.transcripts import play_game
 from textrl.generation import ModelSampler
 from textrl.models import split_lm
 from textrl.trainers import SFTTrainer
 
-PLAIN = (
-    "{{ bos_token }}{% for message in messages %}{{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
-)
-"""How `TextTurns-v0` writes a game for a tokenizer without a chat template."""
 EVALUATION_SEED = 54_321
 EVALUATED = 512
 SECONDS = 870
@@ -61,6 +58,7 @@ class Recipe:
     max_turn_tokens: int
     max_completion_tokens: int
     kl_coef: float = 0.01
+    learning_rate: float = 1e-3
     token_budget: int
     """Tokens over which the learning rate falls to 0."""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -76,9 +74,9 @@ def guessers(rng: np.random.Generator) -> Expert:
 
 
 def calculators(rng: np.random.Generator) -> Expert:
-    """Return a player who may call the tool (four in five) and may say its value (three in ten)."""
+    """Return a player who may call the tool (four in five) and may say its value (one in five)."""
     expert = EXPERTS["textrl/Calculator-v0"]
-    calls, copies = rng.random() < 0.8, rng.random() < 0.3
+    calls, copies = rng.random() < 0.8, rng.random() < 0.2
 
     def play(texts: list[str]) -> str:
         if calls and (copies or len(texts) == 1):
@@ -97,9 +95,9 @@ def reversers(rng: np.random.Generator) -> Expert:
 
 
 def adders(rng: np.random.Generator) -> Expert:
-    """Return a player who says any sum of two digits, or, one in five, the right one."""
+    """Return a player who says any sum of two digits, or, two in five, the right one."""
     expert = EXPERTS["textrl/Arithmetic-v0"]
-    if rng.random() < 0.2:
+    if rng.random() < 0.4:
         return expert
     return lambda texts: str(rng.integers(0, 19))
 
@@ -118,12 +116,14 @@ RECIPES = {
     "calculator": Recipe(
         world="textrl/Calculator-v0",
         players=calculators,
-        layers=4,
-        games=6000,
+        games=20_000,
         sft_epochs=4,
         max_turn_tokens=12,
         max_completion_tokens=70,
-        token_budget=400_000,
+        kl_coef=0.03,
+        learning_rate=2e-4,
+        token_budget=250_000,
+        settings={"gae_lambda": 1.0},
         start_below=0.20,
         end_at_least=0.90,
     ),
@@ -134,7 +134,8 @@ RECIPES = {
         layers=6,
         max_turn_tokens=6,
         max_completion_tokens=16,
-        token_budget=200_000,
+        learning_rate=5e-4,
+        token_budget=110_000,
         start_below=0.70,
         end_at_least=0.80,
     ),
@@ -143,9 +144,12 @@ RECIPES = {
         players=adders,
         hidden=256,
         layers=6,
+        games=12_000,
+        sft_epochs=5,
         max_turn_tokens=4,
         max_completion_tokens=12,
-        token_budget=100_000,
+        learning_rate=2e-4,
+        token_budget=80_000,
         start_below=0.50,
         end_at_least=0.95,
     ),
@@ -177,17 +181,15 @@ def demonstrations(recipe: Recipe, seed: int) -> list[dict[str, Any]]:
     rng, rows = np.random.default_rng(seed), []
     world = gym.make(recipe.world)
     for _ in range(recipe.games):
-        texts, _ = played(world, recipe.players(rng), seed=int(rng.integers(2**31)))
-        roles = ("user", "assistant")
-        said = [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts[:-1])]
-        rows.append({"messages": said})
+        game = play_game(world, recipe.players(rng), seed=int(rng.integers(2**31)))
+        rows.append({"messages": game.row()["messages"]})
     return rows
 
 
 def started(recipe: Recipe, seed: int) -> PreTrainedModel:
     """Return a model that imitates the demonstrations."""
     start, tokenizer = model(recipe, seed), tiny_character_tokenizer()
-    tokenizer.chat_template = PLAIN
+    tokenizer.chat_template = PLAIN_TEMPLATE
     config = SFTConfig(
         learning_rate=1e-3,
         minibatch_size=64,
@@ -236,7 +238,7 @@ def run(name: str, seed: int) -> dict[str, Any]:
         episodes_per_iteration=256,
         minibatch_size=64,
         num_epochs=2,
-        learning_rate=1e-3,
+        learning_rate=recipe.learning_rate,
         decay_timesteps=recipe.token_budget,
         seed=seed,
         **recipe.settings,

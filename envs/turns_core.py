@@ -5,6 +5,7 @@ row's world takes the turn's text and pays, and its reply is appended as tokens 
 How worlds are called is in `world_calls.py`, how they are written in `world_texts.py`.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -108,7 +109,7 @@ class TurnsCore(TokenRows):
     def digest(self) -> dict[str, str]:
         """What the rewards depend on beside the prompts, by name; weights as digests."""
         settings = {
-            name: repr(value)
+            name: re.sub(r" at 0x[0-9a-f]+", "", repr(value))  # an address differs in each process
             for name, value in self.config.__dict__.items()
             if name not in UNCOMPARED
         }

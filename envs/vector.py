@@ -57,6 +57,8 @@ class TokenVectorEnv(TokenAttributes, VectorEnv[Observation, np.ndarray, np.ndar
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._streams: list[Stream] = []
         self._ended = np.zeros(self.num_envs, dtype=bool)
+        self._unbegun: dict[int, UserError] = {}
+        """Why the next episode of a row could not begin; the next step says so."""
 
     def reset(
         self,
@@ -89,6 +91,7 @@ class TokenVectorEnv(TokenAttributes, VectorEnv[Observation, np.ndarray, np.ndar
         self._align_groups(rows & draws)
         for row in rows.nonzero()[0].tolist():
             self.core.start(row, self.core.drawn(self._streams[row], chosen.get(row)))
+            self._unbegun.pop(row, None)
         self._ended &= ~rows
         return observe(self.core), self._reset_infos(rows)
 
@@ -96,6 +99,7 @@ class TokenVectorEnv(TokenAttributes, VectorEnv[Observation, np.ndarray, np.ndar
         self, actions: np.ndarray
     ) -> tuple[Observation, np.ndarray, np.ndarray, np.ndarray, Infos]:
         """Append one token to every row; return float64 rewards [B] and Bool flags [B]."""
+        self._require_begun()
         actions = as_array(actions, "actions")
         restarting = self._ended.copy()
         if self.autoreset_mode is AutoresetMode.DISABLED and restarting.any():
@@ -137,6 +141,7 @@ class TokenVectorEnv(TokenAttributes, VectorEnv[Observation, np.ndarray, np.ndar
         Raises:
             UserError: no sequence of steps could produce these shapes, ids or masks.
         """
+        self._require_begun()
         result = self.core.step_sequence(as_array(actions, "actions"), as_flags(mask, "mask"))
         self._ended |= result.terminated | result.truncated
         infos = {
@@ -222,10 +227,26 @@ class TokenVectorEnv(TokenAttributes, VectorEnv[Observation, np.ndarray, np.ndar
                         stream.load(furthest.state())
 
     def _restart(self, rows: np.ndarray) -> Infos:
+        """Begin new episodes in rows that are over; where one cannot begin, the next step says so.
+
+        This step has been taken by the other rows, which must not lose it.
+        """
+        begun = rows.copy()
         for row in rows.nonzero()[0].tolist():
-            self.core.start(row, self.core.drawn(self._streams[row], None))
+            try:
+                self.core.start(row, self.core.drawn(self._streams[row], None))
+            except UserError as error:
+                self._unbegun[row], begun[row] = error, False
         self._ended &= ~rows
-        return self._reset_infos(rows)
+        return self._reset_infos(begun)
+
+    def _require_begun(self) -> None:
+        """Raise UserError if an episode could not begin after the step before."""
+        for row, error in self._unbegun.items():
+            raise UserError(
+                f"{error}; no new episode has begun in row {row}, and nothing else is lost: go on "
+                f"with reset(options={{'reset_mask': ...}}) of this row, or of all"
+            ) from error
 
     def _reset_infos(self, rows: np.ndarray) -> Infos:
         infos: Infos = {}

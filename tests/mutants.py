@@ -542,6 +542,12 @@ RESUMED = [
         ("options of the first row only", "for row in listed}", "for row in listed[:1]}"),
     ),
     *of(
+        "envs/vector.py",
+        "tests/envs/test_turn_failures.py",
+        ("a row that has not begun is forgotten", "self._unbegun[row], begun[row] = error, False", "begun[row] = False"),
+        ("a row that has begun again is refused", "self._unbegun.pop(row, None)", "pass"),
+    ),
+    *of(
         "textrl/labels/reports.py",
         "tests/feedback/test_reports.py",
         ("a block is read once", "!= (answers, revisions)", "is None"),

@@ -187,7 +187,7 @@ class Decoder:
         Args:
             rows: The rows. Shape [R].
             ids: The tokens, right-padded. Shape [R K].
-            counts: The number of tokens of each row, >= 1. States beyond it are 0. Shape [R].
+            counts: The number of tokens of each row, >= 1. Later states mean nothing. Shape [R].
         """
         states: Tensor | None = None
         for part, found in self._passes(rows, ids, counts):

@@ -248,19 +248,36 @@ def test_a_reset_that_fails_names_row_and_world_and_may_be_tried_again(name: str
     assert venv.core.turn.tolist() == [1, 1]
 
 
-def test_a_reset_that_fails_while_a_row_restarts_keeps_that_row_over() -> None:
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
+def test_a_world_that_fails_while_its_row_restarts_costs_no_other_row_its_step(mode: str) -> None:
     bad: list[bool] = []
-    world = scripted(DONE, first=lambda own: raises() if bad else "go\n")
-    env = vector(world, 1, autoreset_mode="NextStep")
-    env.reset(seed=0)
-    env.step(ENDS[:1])
+    worlds = iter([scripted(DONE, first=lambda own: raises() if bad else "go\n"), scripted(MORE)])
+    venv = vector(lambda: next(worlds)(), 2, autoreset_mode=mode)
+    venv.reset(seed=0)
+    if mode == "NextStep":
+        venv.step(ENDS[:2])
     bad.append(True)
+    turns = venv.core.turn[1]
+    _, rewards, terminated, _, infos = venv.step(ENDS[:2])
+    assert venv.core.turn[1] == turns + 1  # the other row has had its turn
+    assert infos["reply"][1] == "more\n"
+    assert rewards[1] == pytest.approx(0.1 * infos["ref_logprob"][1])
+    assert terminated.tolist() == [mode == "SameStep", False]
+    if mode == "SameStep":
+        assert infos["final_info"]["score"][0] == 1.0
+        assert rewards[0] == pytest.approx(1.0 + 0.1 * infos["ref_logprob"][0])
+    for call in (lambda: venv.step(ENDS[:2]), lambda: venv.step_sequence(*np.ones((2, 2, 1), int))):
+        with pytest.raises(UserError, match=r"^row 0, reset of Script.* raised Zero.*reset_mask"):
+            call()
+    row = np.array([True, False])
     with pytest.raises(UserError, match="row 0, reset of Script"):
-        env.step(ENDS[:1])
+        venv.reset(options={"reset_mask": row})
+    with pytest.raises(UserError, match="no new episode has begun in row 0"):
+        venv.step(ENDS[:2])
     bad.clear()
-    _, rewards, terminated, _, infos = env.step(ENDS[:1])
-    assert infos["prompt"][0] == "go\n"
-    assert (rewards[0], terminated[0]) == (0.0, False)
+    venv.reset(options={"reset_mask": row})
+    venv.step(ENDS[:2])
+    assert venv.core.turn[1] == turns + 2
 
 
 def test_a_template_that_refuses_a_reply_takes_the_turn_back(monkeypatch) -> None:

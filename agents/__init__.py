@@ -5,6 +5,7 @@ if __name__ == "agents":
 
 from textrl.agents.base import Agent, make_agent, register, registered
 from textrl.agents.best_of_n import BestOfN
+from textrl.agents.callbacks import HeldoutEvaluation
 from textrl.agents.grpo import GRPO
 from textrl.agents.online_dpo import OnlineDPO
 from textrl.agents.ppo import PPO
@@ -27,6 +28,7 @@ __all__ = [
     "BestOfN",
     "BestOfNConfig",
     "GRPOConfig",
+    "HeldoutEvaluation",
     "OnlineDPO",
     "OnlineDPOConfig",
     "PPOConfig",

@@ -32,7 +32,7 @@ class Agent(Protocol):
     Time is counted in tokens, as SB3 counts environment steps.
     """
 
-    def learn(self, total_timesteps: int, progress_bar: bool = False) -> Self:
+    def learn(self, total_timesteps: int, *, progress_bar: bool = False) -> Self:
         """Train for at least this many more tokens; return the agent itself."""
         ...
 

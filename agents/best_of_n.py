@@ -72,8 +72,16 @@ class BestOfN:
         self._plans: dict[int, list[int]] = {}
         self._deterministic = False  # whether the present plans were made deterministically
 
-    def learn(self, total_timesteps: int, progress_bar: bool = False) -> Self:
-        """Return the agent unchanged: there is nothing to train."""
+    def learn(
+        self, total_timesteps: int, callback: None = None, progress_bar: bool = False
+    ) -> Self:
+        """Return the agent unchanged: there is nothing to train.
+
+        Raises:
+            UserError: there is a callback, which would never be called.
+        """
+        if callback is not None:
+            raise UserError("best of n trains nothing, so that no callback is called; leave it out")
         return self
 
     def predict(

@@ -5,11 +5,10 @@ holds the whole algorithm. Here are `learn`, `predict`, `save`, `load` and the o
 """
 
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -19,9 +18,10 @@ from stable_baselines3.common.logger import Logger
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from textrl.agents.base import AnyVectorEnv, Observation, State, check_timesteps
+from textrl.agents.base import AnyVectorEnv, Observation, State
 from textrl.agents.collect import collect
 from textrl.agents.critic import Critic
+from textrl.agents.learning import Learning, Show
 from textrl.agents.predict import next_tokens
 from textrl.agents.rollout import Rollout, check_groups, concatenate, rollout_report, without_masked
 from textrl.agents.saving import read_policy, restore, write_agent
@@ -32,13 +32,12 @@ from textrl.durable import save_files
 from textrl.engine import make_accelerator, one_process
 from textrl.generation import ModelSampler, Sampler
 from textrl.masking import masked_mean
-from textrl.metrics import StageProgress, log
 from textrl.models import split_lm
 from textrl.packing import filled_batches
 from textrl.paths import expanded
 from textrl.policy import Evaluation, PolicyModule, ReferenceStates, ValueHead
 from textrl.precision import autocast, pick_precision
-from textrl.stopping import terminable, uninterrupted
+from textrl.stopping import uninterrupted
 from textrl.updater import Numbers, OutOfMemory, Steps, Updater
 
 PROBE = 8
@@ -46,15 +45,11 @@ PROBE = 8
 AGREEMENT = 1e-5
 """Mean distance of their log-probs, nats per token, up to which those of sampling are used: 2e-7
 (4M parameters) to 4e-6 (135M) was measured in float32, 1e-3 to 4e-2 in bfloat16."""
-Show = Callable[[float, int, Numbers], None]
-"""(share of an iteration's work that is done, on how many tokens, numbers to show)."""
 
 
-class TextAgent(ABC):
+class TextAgent(Learning):
     """A language model that learns in a text environment; `train_on` is the algorithm."""
 
-    name: ClassVar[str]
-    """In the registry and in agent.json."""
     config_class: ClassVar[type[AgentConfig]]
     """Its fields' defaults are the agent's."""
     compares_samples: ClassVar[bool] = False
@@ -95,7 +90,7 @@ class TextAgent(ABC):
         self.module = PolicyModule(self.lm, head)
         self.sampler: Sampler = ModelSampler(self.lm, observe=head)
         self.logger = logger or Logger(folder=None, output_formats=[])
-        self.iteration = self.env_steps = 0
+        self.iteration = self.env_steps = self.told = 0
         rate = self.config.learning_rate
         self._updater = Updater(
             [(policy, rate), *([(critic.eval(), critic_learning_rate or rate)] if critic else [])],
@@ -117,37 +112,6 @@ class TextAgent(ABC):
             steps: makes the optimiser steps.
         """
 
-    def set_logger(self, logger: Logger) -> None:
-        """Log to this logger from now on."""
-        self.logger = logger
-
-    def learn(
-        self,
-        total_timesteps: int,
-        progress_bar: bool = False,
-        after_iteration: Callable[[Numbers], None] = lambda numbers: None,
-    ) -> Self:
-        """Train for at least this many tokens more; one logger row an iteration.
-
-        Args:
-            total_timesteps: tokens; 0 trains nothing.
-            progress_bar: show the tokens of the whole run; collecting and updating both move it.
-            after_iteration: called with each iteration's numbers, to save now and then.
-        """
-        check_timesteps(total_timesteps)
-        begin, end = self.env_steps, self.env_steps + total_timesteps
-        stage = StageProgress(self.name, end, begin=begin, shown=progress_bar)
-        with terminable(), stage as progress:
-            while self.env_steps < end:
-                start = self.env_steps
-
-                def show(share: float, tokens: int, numbers: Numbers, start: int = start) -> None:
-                    progress.show(start + int(share * min(tokens, end - start)), numbers)
-
-                after_iteration(self._iteration(show, partial(log, self.logger, self.env_steps)))
-        self._updater.finish()
-        return self
-
     def iterate(self, show: Show = lambda share, tokens, numbers: None) -> Numbers:
         """Run one iteration (collect, update) and return its numbers; `learn` logs them.
 
@@ -167,9 +131,8 @@ class TextAgent(ABC):
             with self.autocast():
                 collected = self.collect(lambda tokens: show(self._collect_share, tokens, {}))
                 rollout = self._with_agreeing_logprobs(collected)
-            between, tokens = time.monotonic(), int(rollout.mask.sum())
-            kl_coef, names = self.env.kl_coef, self.env.reward_names
-            report = rollout_report(rollout, kl_coef, names)
+            between, tokens, kl_coef = time.monotonic(), int(rollout.mask.sum()), self.env.kl_coef
+            report = rollout_report(rollout, kl_coef, self.env.reward_names)
             episodes = {name: report[name] for name in ("rollout/score", "rollout/kl")}
             stack.enter_context(uninterrupted())
 
@@ -221,8 +184,12 @@ class TextAgent(ABC):
         tokens = 0
         while len(batches) < self.config.episodes_per_iteration // self.env.num_envs:
             batches.append(self.collect_batch())
+            if self.callbacks is not None:
+                self.callbacks.tell(batches[-1])
             tokens += int(batches[-1].mask.sum())
             show(tokens)
+        if self.callbacks is not None:
+            self.callbacks.end_rollout()
         rollout = concatenate(batches)
         if self.compares_samples:
             check_groups(rollout, self.env.group_size, type(self).__name__)

@@ -85,6 +85,9 @@ class _JSONLines(JSONOutputFormat):
     def __init__(self, path: Path) -> None:
         self.file = path.open("a", encoding="utf-8")
 
+    def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
+        super().write({"time/step": step} | key_values, key_excluded, step)  # for SB3's callbacks
+
 
 class _TensorBoard(TensorBoardOutputFormat):
     """SB3's writer, which hides the events of a killed run that come after the last step kept."""
@@ -125,7 +128,8 @@ class _CSV(KVWriter):
         self._rewrite(safe)
 
     def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
-        row = _without_formulas(filter_excluded_keys(key_values, key_excluded, "csv"))
+        row = filter_excluded_keys({"time/step": step} | key_values, key_excluded, "csv")
+        row = _without_formulas(row)
         fresh = sorted(row.keys() - set(self._names))
         if fresh:
             self._file.close()

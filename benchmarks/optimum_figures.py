@@ -19,7 +19,7 @@ def draw_regret(entries: list[dict[str, Any]], path: Path) -> None:
     if not entries:
         return
     agents = list(dict.fromkeys(e["agent"] for e in entries))
-    tasks = [t for t in TASKS if any(e["task"] == t for e in entries)]
+    tasks = list(dict.fromkeys(e["task"] for e in entries))
     kl_coefs = sorted({e["kl_coef"] for e in entries})
     figure, axes = plt.subplots(
         len(tasks),
@@ -58,6 +58,8 @@ def draw_regret(entries: list[dict[str, Any]], path: Path) -> None:
 def draw_frontier(entries: list[dict[str, Any]], path: Path) -> None:
     """Draw the exact frontier of each task, the trained policies (median seed) and best-of-n."""
     tasks = [t for t in TASKS if any(e["task"] == t for e in entries)]
+    if not tasks:  # those of several turns have no frontier
+        return
     figure, axes = plt.subplots(1, len(tasks), figsize=(1 + 3.6 * len(tasks), 4.4), squeeze=False)
     agents = [a for a in dict.fromkeys(e["agent"] for e in entries) if not a.startswith("best_of_")]
     for axis, task in zip(axes[0], tasks, strict=True):

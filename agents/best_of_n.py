@@ -54,6 +54,11 @@ class BestOfN:
         self.config = checked_config(self, config, BestOfNConfig)
         self.env, self.policy, self.lm = TextEnv(venv), policy, split_lm(policy)
         self.sampler: Sampler = ModelSampler(self.lm)
+        if self.env.needs_whole_groups:
+            raise UserError(
+                "best of n acts step by step, and a reward function compares a group, which is "
+                "known only when all its rows are over; give a reward that scores each text"
+            )
         self.env.score_tokens([], [])  # refused where a world pays for turns that are taken
         if self.env.on_length == "truncate":
             raise UserError(
@@ -183,7 +188,7 @@ class BestOfN:
         lengths = prompt_lengths.tolist()
         prompts = [ids[:n] for ids, n in zip(texts, lengths, strict=True)]
         completions = [ids[n:] for ids, n in zip(texts, lengths, strict=True)]
-        scores = torch.as_tensor(self.env.score_tokens(prompts, completions, self.config.n))
+        scores = torch.as_tensor(self.env.score_tokens(prompts, completions))
         if scores.isnan().all():
             raise UserError("the reward function failed on all samples, so that none is the best")
         scores = scores.nan_to_num(nan=-torch.inf)  # masked: never the best

@@ -21,8 +21,9 @@ from textrl.agents.base import AnyVectorEnv
 from textrl.agents.collect import collect
 from textrl.agents.rollout import Rollout, rollout_report
 from textrl.agents.text_env import TextEnv
+from textrl.durable import write_text
 from textrl.errors import UserError
-from textrl.metrics import log
+from textrl.metrics import log, read_json_lines
 from textrl.paths import expanded
 from textrl.seams import decode, decode_completion
 
@@ -168,6 +169,20 @@ class HeldoutEvaluation(BaseCallback):
         self.stops = False
         """Whether the training should end."""
         self._last: int | None = None  # the iteration of the last measurement
+
+    def go_on(self, tokens: int, rows: list[dict[str, float]]) -> None:
+        """Go on where a run was saved; its later measurements are made once more.
+
+        Args:
+            tokens: The tokens that the policy of the save was trained for.
+            rows: What the run had logged up to the save.
+        """
+        known = [row[self.keep_best] for row in rows if self.keep_best in row]
+        self.best = max(known, default=-math.inf)
+        if self.samples_file is not None and self.samples_file.exists():
+            kept = [row for row in read_json_lines(self.samples_file) if row["tokens"] < tokens]
+            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+            write_text(self.samples_file, "".join(lines))
 
     def measure(self) -> dict[str, float]:
         """Return the measurement of the present policy; nothing is logged."""

@@ -85,6 +85,7 @@ class Episodes:
         rows, slots = env.num_envs, env.max_completion_tokens
         self.running = torch.ones(rows, dtype=torch.bool, device=device)
         self.truncated = torch.zeros_like(self.running)
+        self.failed = torch.zeros_like(self.running)
         self.turns = torch.zeros(rows, dtype=torch.long, device=device)
         self.scores = torch.full((rows,), math.nan, device=device)
         self.named_scores = self.scores.unsqueeze(1).repeat(1, len(env.reward_names))
@@ -147,6 +148,7 @@ class Episodes:
         for target, array in ((self.scores, paid.scores), (self.named_scores, paid.named_scores)):
             target[done] = torch.as_tensor(array, dtype=torch.float32, device=device)[done]
         self.truncated[done] = torch.as_tensor(paid.truncated, device=device)[done]
+        self.failed[done] = torch.as_tensor(paid.failed, device=device)[done]
         self.running[done] = False
 
     def _check_goes_on(self, ids: Tensor, lengths: Tensor, rows: Tensor) -> None:
@@ -190,6 +192,7 @@ class Episodes:
             scores=self.scores,
             named_scores=self.named_scores,
             truncated=self.truncated,
+            failed=self.failed,
             turns=self.turns,
             ended_by_eos=torch.isin(last, last.new_tensor(self.env.end_token_ids)),
         )

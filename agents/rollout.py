@@ -66,6 +66,8 @@ class Rollout(TensorData):
     """What each of K reward functions said of the episode, NaN where it has none. Shape [B K]."""
     truncated: Tensor
     """Whether the episode was truncated. Bool [B]."""
+    failed: Tensor
+    """Whether the reward function or the world failed on it, and that is masked. Bool [B]."""
     turns: Tensor
     """The number of turns of each episode. Int64 [B]."""
     ended_by_eos: Tensor
@@ -112,21 +114,17 @@ MOST_MASKED = 0.5
 failed."""
 
 
-def without_masked(rollout: Rollout, on_length: str, group_size: int) -> Rollout:
-    """Return the episodes that have a score or were truncated by the budget.
-
-    The others are those on which the reward function or the world failed ("mask").
+def without_masked(rollout: Rollout, group_size: int) -> Rollout:
+    """Return the episodes on which neither the reward function nor the world failed ("mask").
 
     Args:
         rollout: The episodes.
-        on_length: What the budget does to an episode.
         group_size: Number of rows that are compared, which stay or go together; 1 for none.
 
     Raises:
         UserError: More than MOST_MASKED of them would be left out.
     """
-    scorable = rollout.ended_by_eos | (on_length == "score")
-    masked = rollout.scores.isnan() & scorable
+    masked = rollout.failed
     if not masked.any():
         return rollout
     kept = (~masked).view(-1, group_size).all(1).repeat_interleave(group_size)

@@ -6,10 +6,11 @@ The command line and the demo train their agents here.
 from functools import partial
 from pathlib import Path
 
+from textrl.agents.callbacks import HeldoutEvaluation
 from textrl.agents.text_agent import TextAgent
 from textrl.checkpoint import Checkpoints, logged_by, write_finished
 from textrl.durable import save_files
-from textrl.metrics import open_logger
+from textrl.metrics import open_logger, read_progress
 from textrl.stopping import uninterrupted
 from textrl.updater import Numbers
 
@@ -32,6 +33,7 @@ def train_in(
     total_timesteps: int,
     checkpoints: Checkpoints,
     *,
+    callback: HeldoutEvaluation | None = None,
     resumed_from: Path | None = None,
     log_table: bool = False,
 ) -> None:
@@ -42,9 +44,9 @@ def train_in(
     Args:
         folder: Folder of the run.
         agent: A new agent, or the one of a save of the run.
-        total_timesteps: Number of tokens of the whole run; an agent that was saved has some of
-            them behind it.
+        total_timesteps: Number of tokens of the whole run, those before the save included.
         checkpoints: The saves of the run.
+        callback: Measurements on held-out prompts.
         resumed_from: The folder of that save; the metrics are cut to it.
         log_table: Whether SB3's table of the metrics is printed as well.
     """
@@ -60,9 +62,11 @@ def train_in(
 
     rows = b"" if resumed_from is None else logged_by(resumed_from)
     with open_logger(folder, table=log_table, begin_with=rows) as agent.logger:
-        left = max(0, total_timesteps - agent.env_steps)
+        if callback is not None:
+            callback.go_on(agent.env_steps, read_progress(folder))
         try:
-            agent.learn(left, progress_bar=True, after_iteration=save_now_and_then)
+            left = max(0, total_timesteps - agent.env_steps)
+            agent.learn(left, callback, progress_bar=True, after_iteration=save_now_and_then)
             if checkpoints.best_by is not None:  # the end may be the best
                 save(is_last=True)
         except BaseException as error:  # Ctrl+C and SIGTERM, a reward that fails

@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from textrl.agents.base import Observation
-from textrl.agents.text_env import Paid, TextEnv, observed_texts
+from textrl.agents.text_env import FAILED, Paid, TextEnv, observed_texts
 from textrl.errors import UserError
 
 
@@ -50,7 +50,8 @@ class StepByStep:
         if not isinstance(infos, dict):
             raise UserError(f"{env.venv} gives its infos in another form; leave that wrapper out")
         over = self._over = terminated | truncated
-        if (early := counts & over & ~may_end).any():
+        failed = _failed(infos, over)
+        if (early := counts & over & ~may_end & ~failed).any():
             raise UserError(
                 f"a wrapper ended the episode of row {int(early.argmax())} in the middle of a "
                 f"turn, but the agent samples whole turns: let the environment end them, by an end "
@@ -60,24 +61,31 @@ class StepByStep:
         _check_tokens(ids, lengths, tokens, counts)
         ref_logprobs = _info(infos, "ref_logprob", over)
         scores = np.where(over, _info(infos, "score", over, missing=np.nan), np.nan)
-        paid = _info(infos, "turn_reward", over, missing=np.nan)
-        dense = _info(infos, "dense_reward", over)
-        self._dense += dense
-        rest = np.where(over & ~np.isnan(scores), scores - self._dense, 0.0)
-        self._dense[over] = 0.0
-        paid = np.where(np.isnan(paid), dense + rest, paid)
+        paid = self._beside_the_kl(infos, over, scores)
         paid -= env.missing_eos_penalty * (terminated & ~np.isin(tokens, env.end_token_ids))
         _check_rewards(rewards, env.kl_coef * ref_logprobs + paid, counts)
         return Paid(
             rewards=np.where(counts, rewards, 0.0)[:, None],
             ref_logprobs=np.where(counts, ref_logprobs, 0.0)[:, None],
             scores=scores,
-            named_scores=env.named_scores(_named(infos, over)),
+            named_scores=env.named_scores(_named(infos, over, env.reward_names)),
             ended=over,
             truncated=truncated,
+            failed=failed,
             input_ids=ids,
             lengths=after,
         )
+
+    def _beside_the_kl(
+        self, infos: dict[str, Any], over: np.ndarray, scores: np.ndarray
+    ) -> np.ndarray:
+        """Return what the step pays for a turn, or for a token and for what ended with it, [B]."""
+        dense = _info(infos, "dense_reward", over)
+        self._dense += dense
+        rest = np.where(over & ~np.isnan(scores), scores - self._dense, 0.0)
+        self._dense[over] = 0.0
+        of_turn = _info(infos, "turn_reward", over, missing=np.nan)
+        return np.where(np.isnan(of_turn), dense + rest, of_turn)
 
 
 def _texts(
@@ -135,7 +143,16 @@ def _info(infos: dict[str, Any], name: str, over: np.ndarray, missing: float = 0
     return values
 
 
-def _named(infos: dict[str, Any], over: np.ndarray) -> np.ndarray:
+def _failed(infos: dict[str, Any], over: np.ndarray) -> np.ndarray:
+    """Return the rows whose episode ended because the reward function or the world failed."""
+    failed = np.zeros_like(over)
+    for source in (infos, infos.get("final_info", {})):
+        if "finish_reason" in source:
+            failed |= over & np.isin(np.asarray(source["finish_reason"]).astype(str), FAILED)
+    return failed
+
+
+def _named(infos: dict[str, Any], over: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
     """Return the entry `scores` of this step's infos, object [B] of dicts, None where none is.
 
     Gymnasium's SyncVectorEnv makes a dict of arrays of dicts.
@@ -147,7 +164,7 @@ def _named(infos: dict[str, Any], over: np.ndarray) -> np.ndarray:
         said, there = source["scores"], rows & np.asarray(source["_scores"], dtype=bool)
         for row in there.nonzero()[0]:
             if isinstance(said, dict):
-                values[row] = {k: v[row] for k, v in said.items() if not k.startswith("_")}
+                values[row] = {name: said[name][row] for name in names if name in said}
             else:
                 values[row] = said[row]
     return values

@@ -194,7 +194,7 @@ class TextAgent(Learning):
         if self.compares_samples:
             check_groups(rollout, self.env.group_size, type(self).__name__)
         compared = self.env.group_size if self.compares_samples else 1
-        return without_masked(rollout, self.env.on_length, compared)
+        return without_masked(rollout, compared)
 
     def collect_batch(self) -> Rollout:
         """Return one finished episode of every row of the environment."""

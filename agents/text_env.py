@@ -20,6 +20,9 @@ from textrl.rewards import RewardModel
 from textrl.stopping import uninterrupted
 from textrl.trainable import check_live, check_same_width, check_trainable
 
+FAILED = ("reward_error", "world_error")
+"""Reasons for which an episode ends without a score and is left out."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Paid:
@@ -38,6 +41,8 @@ class Paid:
     """Whether each episode ended. Bool [B]."""
     truncated: np.ndarray
     """Whether each episode was truncated. Bool [B]."""
+    failed: np.ndarray
+    """Whether the reward function or the world failed on it, and that is masked. Bool [B]."""
     input_ids: np.ndarray
     """The whole texts, with what the environment appended. Int32 [B L]."""
     lengths: np.ndarray
@@ -69,6 +74,7 @@ class TextEnv:
         self.tokenizer: PreTrainedTokenizerBase = self._get("tokenizer")
         self.reference: PreTrainedModel = self._get("reference")
         self.reward_model: RewardModel | None = self._get("reward_model")
+        self.needs_whole_groups = bool(self._get("needs_whole_groups"))
         self.reward_names: tuple[str, ...] = tuple(self._get("reward_names"))
         self.temperature = float(self._get("temperature"))
         self.max_completion_tokens = int(self._get("max_completion_tokens"))
@@ -125,6 +131,7 @@ class TextEnv:
             named_scores=self.named_scores(infos.get("scores")),
             ended=infos["terminated"] | infos["truncated"],
             truncated=infos["truncated"],
+            failed=np.isin(infos["finish_reason"].astype(str), FAILED),
             input_ids=input_ids,
             lengths=lengths,
         )
@@ -135,14 +142,12 @@ class TextEnv:
         found = [[(row or {}).get(name, np.nan) for name in self.reward_names] for row in rows]
         return np.array(found, dtype=np.float64).reshape(self.num_envs, len(self.reward_names))
 
-    def score_tokens(
-        self, prompts: list[list[int]], completions: list[list[int]], group_size: int = 1
-    ) -> np.ndarray:
+    def score_tokens(self, prompts: list[list[int]], completions: list[list[int]]) -> np.ndarray:
         """Return the scores that episodes of these token ids would get, float64 [N].
 
-        The environment takes no step. `group_size` consecutive ones have the same prompt.
+        The environment takes no step.
         """
-        found: np.ndarray = self._get("score_tokens")(prompts, completions, group_size)
+        found: np.ndarray = self._get("score_tokens")(prompts, completions)
         return found
 
     def check_groups(self, agent: str) -> None:

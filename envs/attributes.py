@@ -95,6 +95,11 @@ class TokenAttributes:
         return self.core.config.max_prompt_tokens
 
     @property
+    def needs_whole_groups(self) -> bool:
+        """Whether rewards compare a group, so that all its rows have to end in one call."""
+        return self.core.needs_whole_groups
+
+    @property
     def group_size(self) -> int:
         """The number of episodes per prompt.
 
@@ -118,14 +123,12 @@ class TextAttributes(TokenAttributes):
         """The names of the reward functions."""
         return self.core.reward_names
 
-    def score_tokens(
-        self, prompts: list[list[int]], completions: list[list[int]], group_size: int = 1
-    ) -> np.ndarray:
+    def score_tokens(self, prompts: list[list[int]], completions: list[list[int]]) -> np.ndarray:
         """Return the scores that episodes of these token ids would get, float64 [N].
 
         The environment takes no step. `group_size` consecutive ones have the same prompt.
         """
-        return self.core.score_tokens(prompts, completions, group_size)
+        return self.core.score_tokens(prompts, completions)
 
     @property
     def missing_eos_penalty(self) -> float:

@@ -229,6 +229,11 @@ def _prepare(core: TokenRows, k: int, shaping: Shaping | None) -> Shaping:
             "shaping 'potential' scores a text before its end, and a world pays whole turns; use "
             "shaping='none'"
         )
+    if core.needs_whole_groups:
+        raise UserError(
+            "candidates are chosen step by step, and a reward function compares a group, which is "
+            "known only when all its rows are over; give a reward that scores each text"
+        )
     core.shaping = chosen
     return chosen
 

@@ -92,6 +92,11 @@ class TextCore(TokenRows):
         }
 
     @property
+    def needs_whole_groups(self) -> bool:
+        """Whether a reward function compares a group."""
+        return self.judge.scorer.has_groups
+
+    @property
     def reward_names(self) -> tuple[str, ...]:
         """The names of the reward functions."""
         return self.judge.scorer.names
@@ -158,15 +163,13 @@ class TextCore(TokenRows):
         ids: list[int] = self.input_ids[row, self.prompt_lengths[row] : self.lengths[row]].tolist()
         return ids
 
-    def score_tokens(
-        self, prompts: list[list[int]], completions: list[list[int]], group_size: int = 1
-    ) -> np.ndarray:
+    def score_tokens(self, prompts: list[list[int]], completions: list[list[int]]) -> np.ndarray:
         """Return the scores that episodes of these token ids would get, float64 [N].
 
         missing_eos_penalty is part of the reward, not of the score. A prompt of the set is scored
         with its text and columns; any other prompt is decoded and has no columns.
         """
-        return self.judge.scores_of_ids(prompts, completions, group_size)
+        return self.judge.scores_of_ids(prompts, completions, self.config.group_size)
 
     def _pay(self, ref_logprobs: np.ndarray, active: np.ndarray, last: np.ndarray) -> StepResult:
         """End the rows that are over, score them together, and return all rewards."""
@@ -253,7 +256,7 @@ class TextCore(TokenRows):
         text = self.judge.completion(prompt.ids, ids)
         part = self.judge.scores([prompt], [text], [self.prompt_indices[row]], [ids], dense=True)
         check_causal(part.tokens[0], numbers[:-1], text)
-        self._causal = True
+        self._causal = bool(np.isfinite(numbers).all() and numbers[:-1].any())  # else look again
 
     def _by_potential(
         self,
@@ -287,7 +290,8 @@ class TextCore(TokenRows):
         scorer, group_size = self.judge.scorer, self.config.group_size
         prompts = [self._prompts[row] for row in rows]
         if scorer.has_groups and dense is not True:
-            check_whole_groups(rows, [prompt.ids for prompt in prompts], group_size)
+            known = [(self.prompt_indices[row], self._prompts[row].ids) for row in rows]
+            check_whole_groups(rows, known, group_size)
         return self.judge.scores(
             prompts,
             [completion[row] for row in rows],

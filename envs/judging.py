@@ -53,18 +53,21 @@ def check_kinds(scorer: Scorer, config: CoreConfig, num_rows: int, prompts: Prom
         )
 
 
-def check_whole_groups(rows: np.ndarray, prompts: list[list[int]], group_size: int) -> None:
+def check_whole_groups(
+    rows: np.ndarray, prompts: list[tuple[int | None, list[int]]], group_size: int
+) -> None:
     """Raise UserError unless rows that end together are whole groups with a prompt each.
 
     Args:
         rows: The rows that end.
-        prompts: The token ids of each one's prompt.
+        prompts: The index of each one's prompt in the set, and its token ids.
         group_size: The number of consecutive rows of a group.
     """
     whole = len(rows) % group_size == 0
     if whole:
         groups = rows.reshape(-1, group_size)
-        whole = bool((groups % group_size == np.arange(group_size)).all())
+        whole = bool((groups - groups[:, :1] == np.arange(group_size)).all())
+        whole = whole and bool((groups[:, 0] % group_size == 0).all())
     if not whole:
         raise UserError(
             "a reward function compares a group, which is known only when all its rows are over, "

@@ -49,6 +49,11 @@ class TextVecEnv(VecEnv):
                 f"for all rows), got {venv}"
             )
         self.base: TokenVectorEnv = venv.unwrapped  # type: ignore[assignment]  # checked above
+        if self.base.needs_whole_groups:
+            raise UserError(
+                "agents of SB3 act step by step, and a reward function compares a group, which is "
+                "known only when all its rows are over; give a reward that scores each text"
+            )
         if self.base.autoreset_mode is not AutoresetMode.SAME_STEP:
             raise UserError(
                 f"SB3 resets a row in the step that ends it; make the environment with "

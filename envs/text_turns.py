@@ -32,9 +32,7 @@ class TurnAttributes(TokenAttributes):
     on_length = "score"
     """An episode that has no room left is truncated, but has the score that was paid so far."""
 
-    def score_tokens(
-        self, prompts: list[list[int]], completions: list[list[int]], group_size: int = 1
-    ) -> np.ndarray:
+    def score_tokens(self, prompts: list[list[int]], completions: list[list[int]]) -> np.ndarray:
         """Refuse to score texts that were not played.
 
         Raises:

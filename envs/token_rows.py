@@ -102,6 +102,11 @@ class TokenRows(ABC):
     def prompts_digest(self) -> str:
         """A hash of what the streams of episodes draw from."""
 
+    @property
+    def needs_whole_groups(self) -> bool:
+        """Whether rewards compare a group, so that all its rows have to end in one call."""
+        return False
+
     @abstractmethod
     def stream(self, rng: np.random.Generator, repeats: int = 1) -> Stream:
         """Return an endless stream of episodes, each of them `repeats` times in a row."""

@@ -151,7 +151,10 @@ class TokenVectorEnv(TokenAttributes, VectorEnv[Observation, np.ndarray, np.ndar
             "terminated": result.terminated,
             "truncated": result.truncated,
             "observation": observe(self.core),
-            **{name: values for name, (values, _) in result.extras.items()},
+            **{
+                name: np.where(rows, values, np.array(None)) if values.dtype == object else values
+                for name, (values, rows) in result.extras.items()
+            },
         }
         return result.rewards, infos
 

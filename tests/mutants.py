@@ -426,7 +426,7 @@ KEPT = [
         "tests/test_reward_kinds.py",
         ("a metric counts", "if weight:", "if True:"),
         ("None counts as 0 for all", "scored |= there", "scored |= True"),
-        ("dense rewards without weights", "weight * more if len(known) == 0 else known + weight * more", "more if len(known) == 0 else known + more"),
+        ("dense rewards without weights", "weighted = weight * more if weight", "weighted = more if weight"),
         ("names carry the weight", "named[name] = said", "named[name] = weight * said"),
     ),
     *of(

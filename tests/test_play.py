@@ -24,6 +24,8 @@ from textrl.trainers import SFTTrainer
 
 GUESS = ["play", "--world", "textrl/GuessNumber-v0"]
 
+WORLD = "textrl/GuessNumber-v0"
+
 
 def typed(lines: str, arguments: list[str], monkeypatch, capsys) -> str:
     monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
@@ -206,9 +208,15 @@ def test_the_tasks_are_listed_without_torch() -> None:
         (["--world", "a", "--player", "expert", "--model", "m"], "player is 'expert'; expected"),
         (["--world", "a", "--reference", "m"], "reference is 'm'; expected nothing without"),
         (["--world", "a", "--save", "games.txt"], "save is 'games.txt'; expected a file that"),
-        (["--world", "a", "--save", "folder.jsonl"], "folder.jsonl is a folder; name a file"),
+        (
+            ["--world", "textrl/GuessNumber-v0", "--save", "folder.jsonl"],
+            "folder.jsonl is a folder or a device",
+        ),
         (["--world", "a", "--games", "0"], "games is 0; expected a positive number"),
-        (["--world", "textrl/GuesNumber-v0", "--player", "expert"], "no expert plays"),
+        (
+            ["--world", "textrl/GuesNumber-v0", "--player", "expert"],
+            "no world 'textrl/GuesNumber-v0'",
+        ),
     ],
 )
 def test_mistakes_are_one_line(options, message: str, tmp_path, monkeypatch, capsys) -> None:

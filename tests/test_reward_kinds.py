@@ -15,7 +15,8 @@ from textrl.config import BestOfNConfig, OnlineDPOConfig
 from textrl.envs import TextRLHFEnv, tiny_model, tiny_tokenizer
 from textrl.envs.sb3 import TextVecEnv
 from textrl.errors import UserError
-from textrl.rewards import make_scorer, reward_function
+from textrl.reward_kinds import kind_of
+from textrl.rewards import conversational, make_scorer, reward_function
 
 EOS = 2
 
@@ -229,11 +230,6 @@ def test_a_group_that_is_not_whole_is_refused() -> None:
     venv.reset(options={"index": [0, 1, 0, 0]})
     with pytest.raises(UserError, match="have different prompts"):
         venv.step_sequence(*some_actions())
-    sb3 = TextVecEnv(vector(longer_than_mean, 4, group_size=4, autoreset_mode="SameStep"))
-    sb3.seed(0)
-    sb3.reset()
-    with pytest.raises(UserError, match="they end in different steps"):
-        sb3.step(np.array([EOS, 5, 5, 5]))
     with pytest.raises(UserError, match="here each prompt has one"):
         make_scorer(longer_than_mean)(["a"], ["b"], {})
     with pytest.raises(UserError, match="not both"):
@@ -254,12 +250,91 @@ def test_a_failed_group_is_left_out_as_a_whole() -> None:
     assert np.isnan(infos["score"]).tolist() == [prompt == "f" for prompt in prompts]
 
 
-def test_best_of_n_compares_its_samples_as_a_group() -> None:
-    venv = vector(longer_than_mean, 4, group_size=4)
-    agent = BestOfN(tiny_model(), venv, BestOfNConfig(n=8))
-    observation, _ = venv.reset(seed=0)
-    tokens, _ = agent.predict(observation)
-    assert tokens.shape == (4,)
+def test_agents_that_take_steps_refuse_groups_when_they_are_made() -> None:
+    from textrl.envs import VectorCandidateActions
+
+    grouped = partial(vector, longer_than_mean, 4, group_size=4)
+    with pytest.raises(UserError, match="best of n acts step by step"):
+        BestOfN(tiny_model(), grouped(), BestOfNConfig(n=8))
+    with pytest.raises(UserError, match="candidates are chosen step by step"):
+        VectorCandidateActions(grouped(), k=4)
+    with pytest.raises(UserError, match="agents of SB3 act step by step"):
+        TextVecEnv(grouped(autoreset_mode="SameStep"))
+
+
+def test_rows_of_two_groups_are_no_group() -> None:
+    venv = vector(longer_than_mean, 4, group_size=2, autoreset_mode="Disabled")
+    venv.reset(options={"index": [0, 0, 0, 0]})
+    actions = np.array([[EOS], [5], [6], [EOS]])
+    with pytest.raises(UserError, match="they end in different steps"):
+        venv.step_sequence(actions, np.ones((4, 1), dtype=bool))
+    same_text = [{"prompt": "ab", "answer": "x"}, {"prompt": "ab", "answer": "y"}]
+    venv = vector(longer_than_mean, 2, group_size=2, prompts=same_text)
+    venv.reset(options={"index": [0, 1]})
+    with pytest.raises(UserError, match="have different prompts"):
+        venv.step_sequence(np.array([[EOS], [EOS]]), np.ones((2, 1), dtype=bool))
+
+
+def test_a_mark_is_seen_through_what_wraps_a_function() -> None:
+    class Judge:
+        @reward_function(group=True)
+        def __call__(self, prompts, completions):
+            return [0.0] * len(prompts)
+
+    for marked in (partial(longer_than_mean), Judge(), conversational(longer_than_mean)):
+        assert kind_of(marked).group
+    assert kind_of(conversational(odd)).dense
+    assert not kind_of(partial(size)).group
+
+
+def test_a_dense_metric_pays_nothing() -> None:
+    @reward_function(dense=True)
+    def broken(prompts, completions, **columns):
+        return [[np.nan] * len(ids) for ids in columns["completion_ids"]]
+
+    for metric in (odd, broken):
+        venv = vector([size, (metric, 0.0)], on_reward_error="mask")
+        venv.reset(seed=0)
+        rewards, infos = venv.step_sequence(*some_actions())
+        own = (rewards - 0.1 * infos["ref_logprobs"]).sum(1)
+        np.testing.assert_allclose(own, [len(text) for text in infos["completion"]], atol=1e-9)
+        assert [said["size"] for said in infos["scores"]] == pytest.approx(own)
+
+
+def test_a_function_may_change_the_lists_that_it_gets() -> None:
+    @reward_function(dense=True)
+    def pops(prompts, completions, completion_ids):
+        return [[float(ids.pop(0)) for _ in range(len(ids))] for ids in completion_ids]
+
+    venv = vector(pops, kl_coef=0.0)
+    venv.reset(seed=0)
+    actions, mask = some_actions()
+    rewards, _ = venv.step_sequence(actions, mask)
+    np.testing.assert_allclose(rewards, actions * mask)
+
+
+@pytest.mark.parametrize("on_length", ["score", "truncate"])
+@pytest.mark.parametrize("wrap", [False, True])
+def test_a_failed_dense_reward_leaves_its_episode_out(on_length: str, wrap: bool) -> None:
+    @reward_function(dense=True)
+    def fails(prompts, completions, completion_ids):
+        return [[np.nan if token == 9 else 1.0 for token in ids] for ids in completion_ids]
+
+    venv = vector(fails, 16, on_reward_error="mask", on_length=on_length)
+    venv = RecordEpisodeStatistics(venv) if wrap else venv
+    agent = PPO(tiny_model(), venv, PPOConfig(episodes_per_iteration=16, minibatch_size=8))
+    episodes = agent.collect()
+    assert 8 <= len(episodes.mask) < 16
+    assert not (episodes.completion_ids == 9).any()
+
+
+def test_rows_without_a_score_have_no_named_scores() -> None:
+    venv = vector([odd, size], on_length="truncate")
+    venv.reset(seed=0)
+    actions = np.array([[5] * 6, [5, EOS, 0, 0, 0, 0], [5, 5, 0, 0, 0, 0], [EOS, 0, 0, 0, 0, 0]])
+    mask = np.array([[True] * 6, *[[n < k for n in range(6)] for k in (2, 2, 1)]])
+    _, infos = venv.step_sequence(actions, mask)
+    assert [said is None for said in infos["scores"]] == [True, False, True, False]
 
 
 def test_metrics_and_abstentions() -> None:

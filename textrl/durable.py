@@ -42,9 +42,13 @@ def write_json(path: Path, content: object) -> None:
 
 def append_json_line(path: Path, row: Mapping[str, Any]) -> None:
     """Append a row to a file, on a new line even if the last line is incomplete."""
-    cut = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
-    with path.open("a", encoding="utf-8") as file:
-        file.write("\n" * cut + json.dumps(row) + "\n")
+    cut = False
+    if path.exists() and path.stat().st_size > 0:
+        with path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            cut = file.read() != b"\n"
+    with path.open("a", encoding="utf-8") as lines:
+        lines.write("\n" * cut + json.dumps(row) + "\n")
 
 
 def save_files(folder: Path, write: Callable[[Path], None]) -> None:

@@ -17,6 +17,7 @@ from textrl.generation import ModelSampler, Sampler, Samples
 from textrl.limits import check_lengths, check_vocabulary
 from textrl.models import SplitLM, eos_id, split_lm
 from textrl.policy import PolicyModule
+from textrl.reward_kinds import ORDINARY, kind_of
 from textrl.rewards import Reward, RewardModel, make_scorer
 from textrl.seams import decode, decode_completion
 from textrl.trainable import check_same_width
@@ -132,6 +133,11 @@ def _by_position(score: ScoreFunction) -> Reward:
     """Return a reward function that is called by position, whatever its parameter names are."""
     if isinstance(score, RewardModel):
         return score
+    if kind_of(score) != ORDINARY:
+        raise UserError(
+            f"{score} is dense or compares a group, and here each completion is scored as a text; "
+            f"give a function that does so"
+        )
 
     def scored(prompts: list[str], completions: list[str]) -> Sequence[float]:
         return score(prompts, completions)

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from textrl.errors import UserError
-from textrl.reward_kinds import RewardKind
+from textrl.reward_kinds import RewardKind, kind_of
 from textrl.stopping import Terminated
 from textrl.time_limit import TooLongError, within
 
@@ -285,8 +285,9 @@ def called(function: Callable[..., Any], texts: Texts) -> Any:
             f"a reward function of {', '.join(names)} gets the prompts first and the completions "
             f"second; call its arguments prompts and completions, in any order"
         )
-    if "completion_ids" in names and texts.completion_ids is not None:
-        extra["completion_ids"] = texts.completion_ids
+    takes_ids = "completion_ids" in names or (everything and kind_of(function).dense)
+    if takes_ids and texts.completion_ids is not None:
+        extra["completion_ids"] = [list(ids) for ids in texts.completion_ids]
     if "completions" not in parameters:
         extra.pop("prompts", None)
         extra.pop("completions", None)

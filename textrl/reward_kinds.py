@@ -68,6 +68,16 @@ def reward_function(*, dense: bool = False, group: bool = False) -> Callable[[Fu
 
 
 def kind_of(function: Callable[..., Any]) -> RewardKind:
-    """Return the kind of a reward function; without a mark it is an ordinary one."""
-    kind: RewardKind = getattr(function, MARK, ORDINARY)
-    return kind
+    """Return the kind of a reward function; without a mark it is an ordinary one.
+
+    The mark may be on the function of a `functools.partial` or of another wrapper, or on the
+    `__call__` of an object's class.
+    """
+    while not hasattr(function, MARK):
+        inner = getattr(function, "func", getattr(function, "__wrapped__", None))
+        if inner is None:
+            kind: RewardKind = getattr(type(function).__call__, MARK, ORDINARY)
+            return kind
+        function = inner
+    found: RewardKind = getattr(function, MARK)
+    return found

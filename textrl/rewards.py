@@ -24,7 +24,7 @@ from textrl.errors import UserError
 from textrl.limits import check_vocabulary
 from textrl.models import freeze, load_classifier, load_tokenizer
 from textrl.reward_calls import Patience, Texts, called
-from textrl.reward_kinds import kind_of
+from textrl.reward_kinds import MARK, kind_of
 from textrl.reward_kinds import reward_function as reward_function
 from textrl.scorer import FrozenModel, Scorer
 
@@ -119,14 +119,21 @@ def conversational(function: Callable[..., Any]) -> Callable[..., Any]:
         prompts: list[str],
         completions: list[str],
         messages: list[Messages | None] | None = None,
+        completion_ids: list[list[int]] | None = None,
         **columns: list[Any],
     ) -> Any:
         if messages is None or None in messages:
             raise UserError("the prompts are plain text; a conversational function needs messages")
         replies = [[{"role": "assistant", "content": text.strip()}] for text in completions]
-        texts: Any = Texts(prompts=messages, completions=replies, columns=columns)  # type: ignore[arg-type]  # messages in place of texts
+        texts: Any = Texts(
+            prompts=messages,  # type: ignore[arg-type]  # messages in place of texts
+            completions=replies,  # type: ignore[arg-type]
+            columns=columns,
+            completion_ids=completion_ids,
+        )
         return called(function, texts)
 
+    setattr(score, MARK, kind_of(function))
     score.__name__ = str(getattr(function, "__name__", type(function).__name__))
     return score
 

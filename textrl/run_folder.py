@@ -29,6 +29,7 @@ MAY_CHANGE = (
         "save_minutes",
         "keep_saves",
         "keep_best",
+        "stop_at_kl",
         "device",
         "threads",
         "log_table",

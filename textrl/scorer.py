@@ -107,9 +107,10 @@ class Scorer:
             if weight:  # that of a metric, NaN perhaps, does not count
                 scored |= there
                 total += np.where(there, weight * said, 0.0)
-                if self.kinds[index].dense:
-                    tokens = [_sum(a, b, weight) for a, b in zip(tokens, numbers, strict=True)]
-        if dense is None or (dense is False and not self.has_dense):
+            if self.kinds[index].dense:
+                tokens = [_sum(a, b, weight) for a, b in zip(tokens, numbers, strict=True)]
+        pays_tokens = any(k.dense and w for k, w in zip(self.kinds, self.weights, strict=True))
+        if dense is None or (dense is False and not pays_tokens):
             total = self._without_unscored(total, scored, texts)
         return Scores(total=total, named=named, tokens=tokens)
 
@@ -187,4 +188,5 @@ def by_row(found: list[tuple[np.ndarray, Scores]], names: tuple[str, ...], rows:
 def _sum(known: np.ndarray, more: np.ndarray | None, weight: float) -> np.ndarray:
     """Return numbers, of which there may be none yet, and weight times those of a function."""
     assert more is not None  # a dense function says something of every text
-    return weight * more if len(known) == 0 else known + weight * more
+    weighted = weight * more if weight else np.zeros(len(more))  # that of a metric may be NaN
+    return weighted if len(known) == 0 else known + weighted

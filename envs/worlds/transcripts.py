@@ -3,14 +3,17 @@
 `textrl play --save` writes transcripts, `textrl sft` reads them. Experts are in `experts.py`.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 
 from textrl.durable import append_json_line
+from textrl.errors import UserError, shown
 
 Player = Callable[[list[str]], str]
 """From all texts of the game so far, the world's and the player's in turn, to the next turn."""
@@ -83,18 +86,34 @@ def play_game(
     >>> play_game(world, lambda texts: "b", seed=0).row()["messages"]
     [{'role': 'user', 'content': 'say b\n'}, {'role': 'assistant', 'content': 'b'}]
     """
-    text, _ = world.reset(seed=seed, options=options)
+    name = type(world.unwrapped).__name__ if world.spec is None else world.spec.id
+    text, _ = _called(f"reset of {name}", partial(world.reset, seed=seed, options=options))
     messages, total, over = [{"role": "user", "content": text}], 0.0, False
     while not over:
         said = player([message["content"] for message in messages])
-        text, reward, terminated, truncated, info = world.step(said)
+        step = partial(world.step, said)
+        text, reward, terminated, truncated, info = _called(f"step of {name}", step)
+        if not isinstance(text, str) or not math.isfinite(reward):
+            raise UserError(
+                f"step of {name} returned the text {shown(text)} and the reward {shown(reward)}; "
+                f"expected a string and a finite number"
+            )
         over = terminated or truncated
         role = str(info.get("role", "user"))
         messages += [{"role": "assistant", "content": said}, {"role": role, "content": text}]
         total += float(reward)
         after_turn(Turn(text=said, reply=text, role=role, reward=float(reward), over=over))
-    name = type(world.unwrapped).__name__ if world.spec is None else world.spec.id
     return Transcript(world=name, seed=seed, messages=messages, total=total)
+
+
+def _called(what: str, call: Callable[[], Any]) -> Any:
+    """Return what a world returns; UserError where it raises."""
+    try:
+        return call()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{what} raised {type(error).__name__}: {error}") from error
 
 
 def append_game(path: Path, game: Transcript) -> None:

@@ -34,6 +34,7 @@ from textrl.agents import (
     ReinforceConfig,
     RLOOConfig,
 )
+from textrl.cli import main
 from textrl.envs import tiny_model, tiny_tokenizer
 from textrl.envs.sb3 import TextVecEnv
 from textrl.errors import UserError
@@ -303,3 +304,43 @@ def test_what_is_wrong_with_a_held_out_evaluation() -> None:
     wrong = HeldoutEvaluation(heldout(), keep_best="score", best_folder="best")
     with pytest.raises(UserError, match="keep_best is 'score', which is not measured; measured ar"):
         make_agent().learn(10, wrong)
+
+
+def test_held_out_prompts_on_the_command_line(tmp_path: Path, monkeypatch, capsys) -> None:
+    """A run that is stopped and goes on has the rows and samples of one that was not."""
+    monkeypatch.chdir(tmp_path)
+    tiny_model().save_pretrained("model")
+    tiny_tokenizer().save_pretrained("model")
+    for name, texts in (("train", ["ab", "cd"]), ("kept", ["e", "fg", "b"])):
+        Path(f"{name}.jsonl").write_text("".join(f'{{"prompt": "{text}"}}\n' for text in texts))
+    arguments = ["rloo", "--model=model", "--prompts=train.jsonl", "--reward=test_callbacks:score"]
+    arguments += ["--num_envs=8", "--group_size=4", "--episodes_per_iteration=8"]
+    arguments += ["--minibatch_size=8", "--max_completion_tokens=6", "--heldout=kept.jsonl"]
+    arguments += ["--eval_every=2", "--eval_episodes=8", "--keep_best=heldout/score"]
+    whole = [*arguments, "--total_timesteps=200", "--save_every=1"]
+    main([*whole, "--output_dir=whole"])
+    main([*arguments, "--total_timesteps=90", "--save_every=1", "--output_dir=parts"])
+    main([*whole, "--output_dir=parts", "--resume"])
+    capsys.readouterr()
+    rows = [[r for r in read_progress(Path(n)) if "heldout/kl" in r] for n in ("whole", "parts")]
+    assert len(rows[0]) > 3
+    # the shorter run has measured at its end too, which the longer one need not do there
+    by_step = [{r["time/step"]: r["heldout/score"] for r in part} for part in rows]
+    assert by_step[0].items() <= by_step[1].items()
+    assert Path("whole/best/agent.json").exists()
+    assert Path("whole/samples.jsonl").read_text() != ""
+    settings = Path("whole/config.yaml").read_text()
+    assert "heldout: kept.jsonl" in settings
+    assert "eval_every: 2" in settings
+    for wrong, message in (
+        (["--heldout=no.jsonl"], "no.jsonl"),
+        (["--keep_best=heldout/scor"], "heldout/scor"),
+        (["--stop_at_kl=-1"], "stop_at_kl is -1"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main([*whole, *wrong, "--output_dir=wrong", "--overwrite"])
+        assert message in capsys.readouterr().err
+    without = [argument for argument in whole if "heldout" not in argument]
+    with pytest.raises(SystemExit, match="2"):
+        main([*without, "--output_dir=other"])
+    assert "eval_every is 2; expected nothing without heldout" in capsys.readouterr().err

@@ -24,6 +24,7 @@ def rollout(**changes) -> Rollout:
         "bootstrap_values": torch.zeros(2),
         "text_lengths": torch.tensor([3, 2]),
         "truncated": torch.tensor([False, False]),
+        "failed": torch.tensor([False, False]),
         "turns": torch.tensor([1, 1]),
         "ref_logprobs": torch.tensor([[-2.0, -3.0], [-0.25, 0.0]]),
         "rewards": zeros,

@@ -17,6 +17,7 @@ from textrl.envs.vector import TokenVectorEnv
 from textrl.generation import ModelSampler
 from textrl.models import load_causal_lm, load_tokenizer, split_lm
 from textrl.resolve import resolve_reward
+from textrl.reward_kinds import kind_of
 from textrl.task_ids import TASKS
 
 MEASURE_SEED = 1234
@@ -61,14 +62,16 @@ class Task:
         if config.task is not None:
             return self._of_the_task_id(config.task, heldout)
         prompts = config.heldout if heldout and config.heldout else config.prompts
+        reward = None if config.reward is None else resolve_reward(config.reward)
+        in_groups = callable(reward) and kind_of(reward).group
         return TextRLHFVectorEnv(
             num_envs=config.eval_episodes if heldout else config.num_envs,
             reference=config.model,
             tokenizer=self.tokenizer,
-            reward=None if config.reward is None else resolve_reward(config.reward),
+            reward=reward,
             prompts=prompts,
             autoreset_mode="SameStep",
-            **config.arguments() | ({"group_size": 1} if heldout else {}),
+            **config.arguments() | ({"group_size": 1} if heldout and not in_groups else {}),
         )
 
     def _of_the_task_id(self, task: str, heldout: bool) -> TokenVectorEnv:

@@ -5,7 +5,7 @@ The text under each field is its help. This module imports the standard library 
 
 from dataclasses import dataclass
 
-from textrl.bounds import NotNegative, Positive, check_fields
+from textrl.bounds import NotNegative, Positive, check_fields, require
 from textrl.config import AGENT_COMMANDS, PPOConfig
 
 
@@ -40,11 +40,37 @@ class StatesConfig:
     """Number of the newest saves that are kept while the run goes on."""
     keep_best: str | None = None
     """Name of a logged metric, such as rollout/score. The save with the highest mean of it over
-    the last save_every iterations is kept too, and is in best/ in the end."""
+    the last save_every iterations is kept too, and is in best/ in the end. Of a measurement on
+    held-out prompts (heldout/score) it is the agent of the highest one."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""
         check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldoutConfig:
+    """Measurements on held-out prompts while an agent of ours is trained."""
+
+    heldout: str | None = None
+    """File, or `hub:OWNER/NAME`, with held-out prompts; they are measured with the run's reward.
+    Samples are in samples.jsonl."""
+    eval_every: Positive[int] = 10
+    """Number of iterations between two measurements."""
+    eval_episodes: Positive[int] = 64
+    """Number of episodes of a measurement."""
+    stop_at_kl: float | None = None
+    """KL of a measurement, in nats per sequence, above which the training ends."""
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a value out of range, or one that has no effect."""
+        check_fields(self)
+        for name in ("eval_every", "eval_episodes", "stop_at_kl"):
+            default = type(self).__dataclass_fields__[name].default
+            used = self.heldout is not None or self.__dict__[name] == default
+            require(self, name, used, "nothing without heldout prompts to measure on")
+        positive = self.stop_at_kl is None or self.stop_at_kl > 0
+        require(self, "stop_at_kl", positive, "a positive number of nats")
 
 
 @dataclass(frozen=True, kw_only=True)

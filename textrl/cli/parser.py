@@ -22,6 +22,7 @@ from textrl.benchmark.config import BenchmarkConfig
 from textrl.cli.agent_options import (
     AGENTS,
     AgentRunConfig,
+    HeldoutConfig,
     OutsideAgentConfig,
     StatesConfig,
 )
@@ -49,7 +50,7 @@ COMMANDS: dict[str, tuple[str, tuple[type, ...]]] = {
         (ModelConfig, NormalizeConfig, RunConfig, RewardConfig),
     ),
     **{
-        name: (purpose, (AgentRunConfig, EnvConfig, RunConfig, StatesConfig, *own))
+        name: (purpose, (AgentRunConfig, EnvConfig, RunConfig, StatesConfig, HeldoutConfig, *own))
         for name, (purpose, own) in AGENTS.items()
     },
     "train": (
@@ -146,8 +147,9 @@ def parse(arguments: list[str]) -> tuple[str, list[Any]]:
     arguments = _named_agent(arguments)
     if arguments[:2] == ["collect", "backup"]:
         arguments = ["collect-backup", *arguments[2:]]
-    if arguments[:1] == ["probe"] and arguments[1:] and not arguments[1].startswith("-"):
-        arguments = ["probe", "--agent", *arguments[1:]]
+    for command, option in (("probe", "--agent"), ("play", "--world")):
+        named = arguments[:1] == [command] and arguments[1:] and not arguments[1].startswith("-")
+        arguments = [command, option, *arguments[1:]] if named else arguments
     first = arguments[0] if arguments else ""
     if first and not first.startswith("-") and first not in COMMANDS:
         hint = did_you_mean(first, COMMANDS)

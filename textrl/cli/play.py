@@ -24,8 +24,9 @@ class _NoMoreInput(Exception):
 
 def run_play(config: PlayConfig) -> None:
     """Play games of a world; show them, and add the finished ones to a file."""
-    target = _target(config.save)
     world = world_of(config.world)
+    make_world(world).close()  # a misspelt one is known before a file is made
+    target = _target(config.save)
     returns = []
     try:
         for game in _games(config, world):
@@ -85,10 +86,12 @@ def _showing(player: Player) -> Player:
 def _typed(texts: list[str]) -> str:
     """Return the next line of the input."""
     try:
-        return input("> ")
+        line = input("> ")
+        line.encode()  # half a character, which no file of demonstrations can hold
+        return line
     except EOFError:
         raise _NoMoreInput from None
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:
         raise UserError(f"the turn is not UTF-8 ({error}); set the terminal to it") from error
 
 
@@ -112,8 +115,8 @@ def _target(save: str | None) -> Path | None:
     if save is None:
         return None
     path = expanded(save)
-    if path.is_dir():
-        raise UserError(f"{save} is a folder; name a file")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{save} is a folder or a device; name a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8"):  # it can be written
         return path

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from textrl.cli.commands import check_same_tokens
+from textrl.cli.agent_commands import check_same_tokens
 from textrl.cli.words import shown
 from textrl.cli.world_options import PlayConfig
 from textrl.envs import TextTurnsVectorEnv

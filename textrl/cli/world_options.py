@@ -32,7 +32,8 @@ class PlayConfig:
     """The world, and who plays."""
 
     world: str
-    """Id of a world (textrl/GuessNumber-v0) or of a task (TextRLHF/GuessNumber-v0)."""
+    """Id of a world (textrl/GuessNumber-v0) or of a task (TextRLHF/GuessNumber-v0). `textrl play
+    ID` is short for `textrl play --world ID`."""
     player: Literal["person", "expert"] = "person"
     """Who plays: a person, who types the turns, or the world's built-in expert."""
     model: str | None = None

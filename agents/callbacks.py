@@ -23,7 +23,7 @@ from textrl.agents.rollout import Rollout, rollout_report
 from textrl.agents.text_env import TextEnv
 from textrl.durable import write_text
 from textrl.errors import UserError
-from textrl.metrics import log, read_json_lines
+from textrl.metrics import log, read_json_lines, read_progress
 from textrl.paths import expanded
 from textrl.seams import decode, decode_completion
 
@@ -170,26 +170,26 @@ class HeldoutEvaluation(BaseCallback):
         """Whether the training should end."""
         self._last: int | None = None  # the iteration of the last measurement
 
-    def go_on(self, tokens: int, rows: list[dict[str, float]]) -> None:
-        """Go on where a run was saved; its later measurements are made once more.
-
-        Args:
-            tokens: The tokens that the policy of the save was trained for.
-            rows: What the run had logged up to the save.
-        """
-        known = [row[self.keep_best] for row in rows if self.keep_best in row]
-        self.best = max(known, default=-math.inf)
-        if self.samples_file is not None and self.samples_file.exists():
-            kept = [row for row in read_json_lines(self.samples_file) if row["tokens"] < tokens]
-            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
-            write_text(self.samples_file, "".join(lines))
-
     def measure(self) -> dict[str, float]:
         """Return the measurement of the present policy; nothing is logged."""
         return self._report(self._episodes())
 
     def _on_step(self) -> bool:
         return True
+
+    def _on_training_start(self) -> None:
+        """Go on where a run was saved; its later measurements are made once more."""
+        agent: Any = self.model
+        folder = self.logger.get_dir()
+        if agent.env_steps == 0 or folder is None:
+            return
+        rows = read_progress(Path(folder))
+        known = [row[self.keep_best] for row in rows if self.keep_best in row]
+        self.best = max([self.best, *known])
+        if self.samples_file is not None and self.samples_file.exists():
+            kept = read_json_lines(self.samples_file)
+            lines = (json.dumps(row) + "\n" for row in kept if row["tokens"] < agent.env_steps)
+            write_text(self.samples_file, "".join(lines))
 
     def _on_rollout_start(self) -> None:
         agent: Any = self.model
@@ -245,7 +245,7 @@ class HeldoutEvaluation(BaseCallback):
             with self.samples_file.open("a", encoding="utf-8") as file:
                 for row in rows:
                     place = {"iteration": agent.iteration, "tokens": agent.env_steps}
-                    file.write(json.dumps(place | row, ensure_ascii=False) + "\n")
+                    file.write(json.dumps(place | row) + "\n")
         if rows:
             cells = ["| score | KL | prompt | completion |", "|---|---|---|---|"]
             for row in rows:

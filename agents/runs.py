@@ -10,7 +10,7 @@ from textrl.agents.callbacks import HeldoutEvaluation
 from textrl.agents.text_agent import TextAgent
 from textrl.checkpoint import Checkpoints, logged_by, write_finished
 from textrl.durable import save_files
-from textrl.metrics import open_logger, read_progress
+from textrl.metrics import open_logger
 from textrl.stopping import uninterrupted
 from textrl.updater import Numbers
 
@@ -62,8 +62,6 @@ def train_in(
 
     rows = b"" if resumed_from is None else logged_by(resumed_from)
     with open_logger(folder, table=log_table, begin_with=rows) as agent.logger:
-        if callback is not None:
-            callback.go_on(agent.env_steps, read_progress(folder))
         try:
             left = max(0, total_timesteps - agent.env_steps)
             agent.learn(left, callback, progress_bar=True, after_iteration=save_now_and_then)

@@ -81,6 +81,13 @@ def test_the_page_about_rewards_runs(capsys) -> None:
     assert capsys.readouterr().out == "1.0 0.0 1.0\n"
 
 
+def test_the_page_about_runs_runs(capsys) -> None:
+    page = (ROOT / "docs/runs.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(block, "runs.md", "exec"), {})
+    assert capsys.readouterr().out == "9\n"
+
+
 def test_the_page_about_turns_says_what_is_there() -> None:
     """Its task ids are all of them, with their purposes, and its messages are in the sources."""
     page = (ROOT / "docs/turns.md").read_text()

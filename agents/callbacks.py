@@ -104,11 +104,11 @@ class Callbacks:
     @contextlib.contextmanager
     def _apart(self) -> Iterator[None]:
         """Let a callback draw from other random numbers than the agent's training."""
-        kept, self.agent._generator = self.agent._generator, self._generator
+        self.agent.acting = self._generator
         try:
             yield
         finally:
-            self.agent._generator = kept
+            self.agent.acting = None
 
 
 def leaves(callback: BaseCallback) -> list[BaseCallback]:

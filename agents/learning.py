@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, Self
 
+import torch
 from stable_baselines3.common.logger import Logger
 
 from textrl.agents.base import AnyVectorEnv, check_timesteps
@@ -29,6 +30,8 @@ class Learning(ABC):
     """The tokens of all iterations that are over."""
     told: int
     """The tokens of the present iteration that callbacks have been told of."""
+    acting: torch.Generator | None = None
+    """What `predict` draws from in place of the agent's own generator, while a callback runs."""
     callbacks: Callbacks | None = None
     """Those of the present call of `learn`."""
     _updater: Updater

@@ -240,7 +240,8 @@ class TextAgent(Learning):
 
         SB3's signature, for its `evaluate_policy`; an agent of ours has no state.
         """
-        settings = self.env.temperature, self._generator, deterministic, self.env.allowed
+        generator = self.acting or self._generator
+        settings = self.env.temperature, generator, deterministic, self.env.allowed
         return next_tokens(self.lm, observation, *settings), state
 
     def save(self, path: str | Path) -> None:

@@ -412,6 +412,25 @@ KEPT = [
         ("one try more", "range(self.patience.retries)", "range(self.patience.retries + 1)"),
     ),
     *of(
+        "agents/callbacks.py",
+        "tests/agents/test_callbacks.py",
+        ("callbacks draw the agent's random numbers", "self.agent.acting = self._generator", "pass"),
+        ("steps are told without their tokens", "self.agent.told += int(mask[:, t].sum())", "pass"),
+        ("a row is over a step early", "dones = lengths == t + 1", "dones = lengths == t + 2"),
+        ("the worst agent is kept", "numbers[self.keep_best] > self.best", "numbers[self.keep_best] < -self.best"),
+        ("held-out prompts go on", "self.env.venv.reset(seed=EVALUATION_SEED)", "pass"),
+    ),
+    *of(
+        "agents/rollout.py",
+        "tests/test_reward_kinds.py -k leaves_its_episode_out",
+        ("a failed episode stays", "masked = rollout.failed", "masked = rollout.failed & False"),
+    ),
+    *of(
+        "envs/judging.py",
+        "tests/test_reward_kinds.py -k two_groups",
+        ("rows of two groups are one", "whole = bool((groups - groups[:, :1] == np.arange(group_size)).all())", "whole = bool((groups % group_size == np.arange(group_size)).all())"),
+    ),
+    *of(
         "envs/core.py",
         "tests/test_reward_kinds.py",
         ("dense rewards are paid from the left", "numbers[-new:]", "numbers[:new]"),

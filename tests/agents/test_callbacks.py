@@ -276,6 +276,21 @@ def test_held_out_evaluation(tmp_path: Path) -> None:
         assert row["scores"] == {"score": row["score"], "length": len(row["completion"])}
 
 
+def test_a_best_agent_goes_on_as_the_run_did(tmp_path: Path) -> None:
+    agent = make_agent()
+    measured = HeldoutEvaluation(
+        heldout(), every=1, keep_best="heldout/length", best_folder=tmp_path / "best"
+    )
+    agent.learn(200, measured)
+    best = PPO.load(tmp_path / "best", make_venv(group_size=4))
+    plain = make_agent()
+    while plain.iteration < best.iteration + 2:
+        plain.iterate()
+    best.iterate(), best.iterate()
+    for one, other in zip(plain.policy.parameters(), best.policy.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_the_untrained_policy_that_is_the_reference_has_no_kl() -> None:
     config = PPOConfig(episodes_per_iteration=8, minibatch_size=8)
     agent = PPO(tiny_model(), make_venv(), config)

@@ -291,6 +291,20 @@ def test_a_best_agent_goes_on_as_the_run_did(tmp_path: Path) -> None:
         assert torch.equal(one, other)
 
 
+def test_the_best_agent_is_the_one_of_the_largest_number(tmp_path: Path) -> None:
+    scripted = iter([1.0, 3.0, 2.0, 3.0, *[0.0] * 100])
+
+    class Scripted(HeldoutEvaluation):
+        def _report(self, episodes: Any) -> dict[str, float]:
+            return {"heldout/score": next(scripted), "heldout/kl": 0.0}
+
+    measured = Scripted(heldout(), every=1, keep_best="heldout/score", best_folder=tmp_path)
+    agent = make_agent()
+    agent.learn(400, measured)
+    assert agent.iteration >= 3
+    assert PPO.load(tmp_path, make_venv(group_size=4)).iteration == 1
+
+
 def test_the_untrained_policy_that_is_the_reference_has_no_kl() -> None:
     config = PPOConfig(episodes_per_iteration=8, minibatch_size=8)
     agent = PPO(tiny_model(), make_venv(), config)

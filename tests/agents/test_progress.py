@@ -6,7 +6,7 @@ import gymnasium as gym
 import pytest
 
 import textrl  # noqa: F401  # registers TextRLHF-v0
-from textrl.agents import PPO, RLOO, OnlineDPO, OnlineDPOConfig, PPOConfig, RLOOConfig, text_agent
+from textrl.agents import PPO, RLOO, OnlineDPO, OnlineDPOConfig, PPOConfig, RLOOConfig, learning
 from textrl.agents.text_agent import TextAgent
 from textrl.envs import tiny_model
 from textrl.metrics import StageProgress
@@ -45,7 +45,7 @@ def test_the_bar_reaches_its_end_with_the_last_update(
         seen.append(("update", seen[-1][1]))
         return real_update(*arguments)
 
-    monkeypatch.setattr(text_agent, "StageProgress", Recorded)
+    monkeypatch.setattr(learning, "StageProgress", Recorded)
     monkeypatch.setattr(agent._updater, "update", update)
     agent.learn(tokens)
     done = [value for _, value in seen]
@@ -85,7 +85,7 @@ def test_a_run_shows_its_whole_length(
             totals.append((begin, total))
             super().__init__(stage, total, begin=begin, shown=shown)
 
-    monkeypatch.setattr(text_agent, "StageProgress", Recorded)
+    monkeypatch.setattr(learning, "StageProgress", Recorded)
     main(
         [*("ppo", f"--model={checkpoint}", "--prompts=prompts.jsonl", "--reward=r:f")]
         + ["--output_dir=run", "--total_timesteps=100", "--save_every=1", "--num_envs=8"]

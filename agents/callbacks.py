@@ -15,13 +15,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CallbackList,
+    ConvertCallback,
+    EventCallback,
+)
 
 from textrl.agents.base import AnyVectorEnv
 from textrl.agents.collect import collect
 from textrl.agents.rollout import Rollout, rollout_report
 from textrl.agents.text_env import TextEnv
-from textrl.durable import write_text
+from textrl.durable import append_json_line, write_text
 from textrl.errors import UserError
 from textrl.metrics import log, read_json_lines, read_progress
 from textrl.paths import expanded
@@ -174,6 +179,13 @@ class HeldoutEvaluation(BaseCallback):
         """Return the measurement of the present policy; nothing is logged."""
         return self._report(self._episodes())
 
+    def _init_callback(self) -> None:
+        if isinstance(self.parent, EventCallback):
+            raise UserError(
+                f"{type(self.parent).__name__} tells its callback of no iterations, so that "
+                f"nothing would be measured; give the HeldoutEvaluation to learn itself"
+            )
+
     def _on_step(self) -> bool:
         return True
 
@@ -242,10 +254,9 @@ class HeldoutEvaluation(BaseCallback):
         ]
         if self.samples_file is not None:
             self.samples_file.parent.mkdir(parents=True, exist_ok=True)
-            with self.samples_file.open("a", encoding="utf-8") as file:
-                for row in rows:
-                    place = {"iteration": agent.iteration, "tokens": agent.env_steps}
-                    file.write(json.dumps(place | row) + "\n")
+            place = {"iteration": agent.iteration, "tokens": agent.env_steps}
+            for row in rows:
+                append_json_line(self.samples_file, place | row)
         if rows:
             cells = ["| score | KL | prompt | completion |", "|---|---|---|---|"]
             for row in rows:

@@ -262,6 +262,13 @@ def test_agents_that_take_steps_refuse_groups_when_they_are_made() -> None:
         TextVecEnv(grouped(autoreset_mode="SameStep"))
 
 
+def test_a_part_of_a_group_is_not_scored() -> None:
+    venv = vector(longer_than_mean, 4, group_size=4)
+    assert venv.unwrapped.score_tokens([[3]] * 4, [[4], [4], [4, 5], [4]]).shape == (4,)
+    with pytest.raises(UserError, match="3 texts are no whole groups"):
+        venv.unwrapped.score_tokens([[3]] * 3, [[4], [4], [4]])
+
+
 def test_rows_of_two_groups_are_no_group() -> None:
     venv = vector(longer_than_mean, 4, group_size=2, autoreset_mode="Disabled")
     venv.reset(options={"index": [0, 0, 0, 0]})

@@ -122,6 +122,11 @@ class PatientReward:
                 f"reward function {self.name!r} compares the completions of a prompt, and here "
                 f"each prompt has one; make the environment with group_size=4"
             )
+        if len(texts) % group_size:
+            raise UserError(
+                f"reward function {self.name!r} compares {group_size} completions of each prompt, "
+                f"and {len(texts)} texts are no whole groups"
+            )
         found: Numbers = []
         for first in range(0, len(texts), group_size):
             found += self._masked(texts.part(range(first, first + group_size)), alone=False)

@@ -330,6 +330,8 @@ def test_what_is_wrong_with_a_held_out_evaluation() -> None:
         HeldoutEvaluation(heldout(), keep_best="heldout/score")
     with pytest.raises(UserError, match="stop_at_kl is -1"):
         HeldoutEvaluation(heldout(), stop_at_kl=-1)
+    with pytest.raises(UserError, match="EveryNTimesteps tells its callback of no iterations"):
+        make_agent().learn(10, EveryNTimesteps(5, HeldoutEvaluation(heldout())))
     wrong = HeldoutEvaluation(heldout(), keep_best="score", best_folder="best")
     with pytest.raises(UserError, match="keep_best is 'score', which is not measured; measured ar"):
         make_agent().learn(10, wrong)

@@ -2,7 +2,7 @@
 
 import warnings
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,6 @@ from textrl.config import AgentConfig
 from textrl.errors import UserError
 from textrl.metrics import open_logger
 from textrl.resolve import resolve, resolve_reward
-from textrl.reward_kinds import kind_of
 from textrl.run_folder import held
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def run_agent(
         raise UserError("online_dpo weighs the KL to the reference by --beta; leave out --kl_coef")
     kind: Any = factory_of(name)  # a class of ours
     folder, venv = checked_folder(run), _environment(policy, env)
-    evaluation = _evaluation(policy, env, states, heldout, folder)
+    evaluation = _evaluation(venv, env, states, heldout, folder)
     extra = {} if ptx is None else {"demonstrations": ptx.demonstrations}
     with held(folder) if folder.exists() else nullcontext():
         saved = saved_agent(folder) if run.resume else None
@@ -87,14 +86,18 @@ def _of_heldout(states: StatesConfig) -> bool:
 
 
 def _evaluation(
-    policy: AgentRunConfig,
+    venv: "TextRLHFVectorEnv",
     env: EnvConfig,
     states: StatesConfig,
     heldout: HeldoutConfig,
     folder: Path,
 ) -> "HeldoutEvaluation | None":
-    """Return the measurements on held-out prompts, if there are such prompts."""
+    """Return the measurements on held-out prompts, if there are such prompts.
+
+    They have the models of the environment in which the policy is trained, loaded once.
+    """
     from textrl.agents import HeldoutEvaluation
+    from textrl.envs import TextRLHFVectorEnv
 
     if heldout.heldout is None:
         if _of_heldout(states):
@@ -102,13 +105,19 @@ def _evaluation(
                 f"keep_best is {states.keep_best!r}, and nothing is held out: --heldout"
             )
         return None
-    rows = replace(policy, num_envs=heldout.eval_episodes)
-    reward = resolve_reward(env.reward)
-    in_groups = callable(reward) and kind_of(reward).group
-    group_size = env.group_size if in_groups else 1
-    venv = _environment(rows, replace(env, prompts=heldout.heldout, group_size=group_size))
+    group_size = env.group_size if venv.needs_whole_groups else 1
+    kept_apart = TextRLHFVectorEnv(
+        num_envs=heldout.eval_episodes,
+        reference=venv.reference,
+        tokenizer=venv.tokenizer,
+        reward=venv.reward_model or resolve_reward(env.reward),
+        prompts=heldout.heldout,
+        **env.arguments() | {"group_size": group_size},
+        device=venv.reference.device,
+        autoreset_mode="Disabled",
+    )
     return HeldoutEvaluation(
-        venv,
+        kept_apart,
         every=heldout.eval_every,
         keep_best=states.keep_best if _of_heldout(states) else None,
         best_folder=folder / "best" if _of_heldout(states) else None,

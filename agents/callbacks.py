@@ -23,14 +23,13 @@ from stable_baselines3.common.callbacks import (
 )
 
 from textrl.agents.base import AnyVectorEnv
-from textrl.agents.collect import collect
 from textrl.agents.rollout import Rollout, rollout_report
+from textrl.agents.samples import samples_of
 from textrl.agents.text_env import TextEnv
 from textrl.durable import append_json_line, write_text
 from textrl.errors import UserError
 from textrl.metrics import log, read_json_lines, read_progress
 from textrl.paths import expanded
-from textrl.seams import decode, decode_completion
 
 MaybeCallback = BaseCallback | list[BaseCallback] | Callable[..., bool] | None
 """SB3's forms of a callback: one, a list, a function of (locals, globals), or none."""
@@ -232,10 +231,12 @@ class HeldoutEvaluation(BaseCallback):
 
     def _episodes(self) -> Rollout:
         agent: Any = self.model
+        self.env.kl_coef = agent.env.kl_coef  # it may be adapted
         self.env.venv.reset(seed=EVALUATION_SEED)
         generator = torch.Generator().manual_seed(EVALUATION_SEED)
         with agent.autocast():
-            return collect(agent.sampler, self.env, generator)
+            episodes: Rollout = agent.collect_in(self.env, generator)
+        return episodes
 
     def _report(self, episodes: Rollout) -> dict[str, float]:
         report = rollout_report(episodes, self.env.kl_coef, self.env.reward_names)
@@ -249,9 +250,8 @@ class HeldoutEvaluation(BaseCallback):
     def _keep_samples(self, episodes: Rollout) -> None:
         """Add the first samples to the file, and show them in TensorBoard."""
         agent: Any = self.model
-        rows = [
-            self._sample(episodes, row) for row in range(self.num_samples)[: len(episodes.mask)]
-        ]
+        first = torch.arange(len(episodes.mask))[: self.num_samples]
+        rows = samples_of(episodes.rows(first), self.env, agent)
         if self.samples_file is not None:
             self.samples_file.parent.mkdir(parents=True, exist_ok=True)
             place = {"iteration": agent.iteration, "tokens": agent.env_steps}
@@ -265,18 +265,3 @@ class HeldoutEvaluation(BaseCallback):
                 cells.append(f"| {row['score']} | {row['kl']:.2f} | {' | '.join(texts)} |")
             only_tensorboard = ("stdout", "log", "json", "csv")
             self.logger.record("heldout/samples", "\n".join(cells), exclude=only_tensorboard)
-
-    def _sample(self, episodes: Rollout, row: int) -> dict[str, Any]:
-        tokenizer, start = self.env.tokenizer, int(episodes.prompt_lengths[row])
-        ids = episodes.input_ids[row, : int(episodes.text_lengths[row])].tolist()
-        scores = [None if math.isnan(x) else x for x in episodes.named_scores[row].tolist()]
-        score = float(episodes.scores[row])
-        return {
-            "prompt": decode(tokenizer, ids[:start]),
-            "completion": decode_completion(
-                tokenizer, ids[:start], ids[start:], self.env.end_token_ids
-            ),
-            "score": None if math.isnan(score) else score,
-            "scores": dict(zip(self.env.reward_names, scores, strict=True)),
-            "kl": float(episodes.sequence_kl[row]),
-        }

@@ -150,10 +150,15 @@ class PPO(TextAgent):
             agent.env.kl_coef = state["kl_coef"]
         return agent
 
-    def collect_batch(self) -> Rollout:
-        """Collect one finished episode of every row, with the critic's values."""
+    def collect_in(self, env: TextEnv, generator: torch.Generator) -> Rollout:
+        """Return one finished episode of every row of an environment, with the critic's values."""
         values = partial(values_at, self.critic, self.lm)
-        return collect(self.sampler, self.env, self._generator, values_at=values)
+        return collect(self.sampler, env, generator, values_at=values)
+
+    def credit(self, rollout: Rollout) -> Targets:
+        """Return advantages and returns by the sampled KL, not whitened."""
+        rewards = rollout.rewards - self.env.kl_coef * rollout.logprobs
+        return self._gae(rollout, rewards.masked_fill(~rollout.mask, 0.0))
 
     def train_on(self, rollout: Rollout, steps: Steps) -> Numbers:
         """Update actor and critic from an iteration's episodes; return what to log."""
@@ -196,15 +201,20 @@ class PPO(TextAgent):
             rewards = rollout.rewards - kl_coef * rollout.ref_logprobs
             rewards -= kl_coef * self._state_kl(rollout, reference_states)[:, 1:]
         rewards = rewards.masked_fill(~mask, 0.0)
+        found = self._gae(rollout, rewards)
+        targets = replace(found, advantages=standardize(found.advantages, mask))
+        return targets, float(whitening_divisor(found.advantages, mask))
+
+    def _gae(self, rollout: Rollout, rewards: Tensor) -> Targets:
+        """Return advantages and returns for rewards that hold both halves of the KL."""
         advantages, returns = gae(
             rewards,
             rollout.values,
-            mask,
+            rollout.mask,
             gae_lambda=self.config.gae_lambda,
             bootstrap_values=rollout.bootstrap_values,
         )
-        targets = Targets(advantages=standardize(advantages, mask), returns=returns)
-        return targets, float(whitening_divisor(advantages, mask))
+        return Targets(advantages=advantages, returns=returns)
 
     def _actor_loss(
         self, rollout: Rollout, targets: Targets, exact: ExactKL | None, rows: Tensor

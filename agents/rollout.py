@@ -153,6 +153,16 @@ def check_groups(rollout: Rollout, group_size: int, agent: str) -> None:
         )
 
 
+def flat_groups(scores: Tensor, group_size: int) -> float:
+    """Return the share of groups whose scores are all equal, so that nothing can be compared.
+
+    >>> flat_groups(torch.tensor([1.0, 1.0, 0.0, 1.0]), 2)
+    0.5
+    """
+    groups = scores.nan_to_num(nan=0.0).view(-1, group_size)
+    return float((groups.amax(1) == groups.amin(1)).float().mean())
+
+
 def rollout_report(
     rollout: Rollout, kl_coef: float, names: tuple[str, ...] = ()
 ) -> dict[str, float]:

@@ -23,7 +23,15 @@ from textrl.agents.collect import collect
 from textrl.agents.critic import Critic
 from textrl.agents.learning import Learning, Show
 from textrl.agents.predict import next_tokens
-from textrl.agents.rollout import Rollout, check_groups, concatenate, rollout_report, without_masked
+from textrl.agents.rollout import (
+    Rollout,
+    Targets,
+    check_groups,
+    concatenate,
+    flat_groups,
+    rollout_report,
+    without_masked,
+)
 from textrl.agents.saving import read_policy, restore, write_agent
 from textrl.agents.text_env import TextEnv, undone_on_failure
 from textrl.bounds import checked_config
@@ -37,6 +45,7 @@ from textrl.packing import filled_batches
 from textrl.paths import expanded
 from textrl.policy import Evaluation, PolicyModule, ReferenceStates, ValueHead
 from textrl.precision import autocast, pick_precision
+from textrl.reward_costs import cost_report
 from textrl.stopping import uninterrupted
 from textrl.updater import Numbers, OutOfMemory, Steps, Updater
 
@@ -123,6 +132,7 @@ class TextAgent(Learning):
     def _iteration(self, show: Show, record: Callable[[Numbers], None]) -> Numbers:
         """Run one iteration; a stop before its update undoes it, a later one waits for its end."""
         began, iteration, updates = time.monotonic(), self.iteration, self._updater.updates
+        costs = self.env.costs()
         with ExitStack() as stack:
             undone = undone_on_failure(
                 self._generator, self.env, lambda: self.whole and self.iteration == iteration
@@ -157,6 +167,8 @@ class TextAgent(Learning):
             numbers = {
                 **report,
                 **update,
+                **self._groups_report(rollout),
+                **cost_report(costs, self.env.costs()),
                 "rollout/kl_coef": kl_coef,
                 "rollout/masked": self.config.episodes_per_iteration - len(rollout.scores),
                 "train/learning_rate": learning_rate,
@@ -168,6 +180,12 @@ class TextAgent(Learning):
             }
             record(numbers)
         return numbers
+
+    def _groups_report(self, rollout: Rollout) -> Numbers:
+        """Return the share of groups without a spread, of an agent that compares samples."""
+        if not self.compares_samples:
+            return {}
+        return {"rollout/flat_groups": flat_groups(rollout.scores, self.env.group_size)}
 
     def autocast(self) -> torch.autocast:
         """Return the context of a forward pass, see `textrl.precision.autocast`."""
@@ -198,7 +216,15 @@ class TextAgent(Learning):
 
     def collect_batch(self) -> Rollout:
         """Return one finished episode of every row of the environment."""
-        return collect(self.sampler, self.env, self._generator)
+        return self.collect_in(self.env, self._generator)
+
+    def collect_in(self, env: TextEnv, generator: torch.Generator) -> Rollout:
+        """Return one finished episode of every row of an environment, with this policy."""
+        return collect(self.sampler, env, generator)
+
+    def credit(self, rollout: Rollout) -> Targets | None:
+        """Return advantages and returns of episodes, not whitened; None without a critic."""
+        return None
 
     def steps(self, show: Callable[[float, Numbers], None] = lambda share, step: None) -> Steps:
         """Return what makes the optimiser steps of an iteration; `show` follows them."""

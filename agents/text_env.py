@@ -16,6 +16,7 @@ from textrl.adapters import check_apart
 from textrl.agents.base import AnyVectorEnv, Observation
 from textrl.errors import UserError
 from textrl.logprobs import AllowedTokens
+from textrl.reward_costs import Spent, spent
 from textrl.rewards import RewardModel
 from textrl.stopping import uninterrupted
 from textrl.trainable import check_live, check_same_width, check_trainable
@@ -206,6 +207,11 @@ class TextEnv:
         base = self.venv.unwrapped
         if hasattr(base, "load_prompt_state"):
             base.load_prompt_state(json.loads(state))
+
+    def costs(self) -> Spent:
+        """Return what reward functions or worlds have cost; nothing where it is not known."""
+        base = self.venv.unwrapped
+        return spent(base.reward_costs) if hasattr(base, "reward_costs") else {}
 
     def task_digest(self) -> dict[str, str]:
         """Return what the rewards depend on, by name; nothing where the environment cannot say."""

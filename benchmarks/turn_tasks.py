@@ -58,6 +58,8 @@ class Recipe:
     max_turn_tokens: int
     max_completion_tokens: int
     kl_coef: float = 0.01
+    episodes: int = 256
+    """Number of episodes per iteration."""
     learning_rate: float = 1e-3
     token_budget: int
     """Tokens over which the learning rate falls to 0."""
@@ -67,8 +69,8 @@ class Recipe:
 
 
 def guessers(rng: np.random.Generator) -> Expert:
-    """Return a player who guesses at random, or, one in twenty, one who halves what is left."""
-    if rng.random() < 0.05:
+    """Return a player who guesses at random, or, one in ten, one who halves what is left."""
+    if rng.random() < 0.1:
         return EXPERTS["textrl/GuessNumber-v0"]
     return lambda texts: str(rng.integers(1, 21))
 
@@ -106,9 +108,13 @@ RECIPES = {
     "guess": Recipe(
         world="textrl/GuessNumber-v0",
         players=guessers,
+        games=10_000,
         max_turn_tokens=3,
         max_completion_tokens=120,
-        token_budget=700_000,
+        kl_coef=0.02,
+        episodes=128,
+        learning_rate=8e-4,
+        token_budget=550_000,
         settings={"gae_lambda": 1.0},
         start_below=0.35,
         end_at_least=0.80,
@@ -237,7 +243,7 @@ def run(name: str, seed: int) -> dict[str, Any]:
     policy.load_state_dict(reference.state_dict())
     before, _ = measured(recipe, policy, reference)
     config = PPOConfig(
-        episodes_per_iteration=256,
+        episodes_per_iteration=recipe.episodes,
         minibatch_size=64,
         num_epochs=2,
         learning_rate=recipe.learning_rate,
@@ -245,7 +251,7 @@ def run(name: str, seed: int) -> dict[str, Any]:
         seed=seed,
         **recipe.settings,
     )
-    agent = PPO(policy, make_venv(recipe, reference, 256), config)
+    agent = PPO(policy, make_venv(recipe, reference, recipe.episodes), config)
     curve: list[list[float]] = []
     while agent.env_steps < recipe.token_budget and time.monotonic() - began < SECONDS:
         numbers = agent.iterate()

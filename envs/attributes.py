@@ -15,6 +15,7 @@ from textrl.envs.token_rows import TokenRows
 from textrl.envs.token_space import TokenIds
 from textrl.errors import UserError, shown
 from textrl.logprobs import AllowedTokens
+from textrl.reward_costs import Cost
 from textrl.rewards import RewardModel
 
 Observation = dict[str, np.ndarray]
@@ -98,6 +99,11 @@ class TokenAttributes:
     def needs_whole_groups(self) -> bool:
         """Whether rewards compare a group, so that all its rows have to end in one call."""
         return self.core.needs_whole_groups
+
+    @property
+    def reward_costs(self) -> dict[str, Cost]:
+        """What the calls of each reward function, or of the worlds, have cost, by name."""
+        return self.core.reward_costs
 
     @property
     def group_size(self) -> int:

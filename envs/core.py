@@ -27,6 +27,7 @@ from textrl.envs.token_rows import TokenRows
 from textrl.errors import UserError
 from textrl.models import pick_device, pick_dtype
 from textrl.reward_calls import Patience
+from textrl.reward_costs import Cost
 from textrl.rewards import RewardModel, make_scorer
 from textrl.scorer import Scores, by_row
 from textrl.task_config import FAILURE_SETTINGS, TaskConfig
@@ -95,6 +96,11 @@ class TextCore(TokenRows):
     def needs_whole_groups(self) -> bool:
         """Whether a reward function compares a group."""
         return self.judge.scorer.has_groups
+
+    @property
+    def reward_costs(self) -> dict[str, Cost]:
+        """What the calls of each reward function have cost, by its name."""
+        return dict(zip(self.reward_names, self.judge.scorer.costs, strict=True))
 
     @property
     def reward_names(self) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ from textrl.logprobs import (
 )
 from textrl.models import eos_id, split_lm
 from textrl.packing import filled_batches
+from textrl.reward_costs import Cost
 from textrl.task_config import TokensConfig
 
 TOKENS_PER_PASS = 8192
@@ -106,6 +107,11 @@ class TokenRows(ABC):
     def needs_whole_groups(self) -> bool:
         """Whether rewards compare a group, so that all its rows have to end in one call."""
         return False
+
+    @property
+    @abstractmethod
+    def reward_costs(self) -> dict[str, Cost]:
+        """What the calls of each reward function, or of the worlds, have cost, by name."""
 
     @abstractmethod
     def stream(self, rng: np.random.Generator, repeats: int = 1) -> Stream:

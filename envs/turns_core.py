@@ -27,6 +27,7 @@ from textrl.envs.world_texts import WorldTexts
 from textrl.errors import UserError, shown
 from textrl.models import pick_device, pick_dtype
 from textrl.packing import filled_batches
+from textrl.reward_costs import Cost
 from textrl.seams import decode_completion
 
 UNCOMPARED = {"kl_coef", "world", "reference", "tokenizer", "device", "dtype", "prompts"}
@@ -104,6 +105,11 @@ class TurnsCore(TokenRows):
     def config(self) -> TurnsConfig:
         """The arguments of the environment."""
         return self._config
+
+    @property
+    def reward_costs(self) -> dict[str, Cost]:
+        """What the calls of all worlds have cost, by the world's name."""
+        return {self.worlds.name: self.worlds.cost}
 
     @cached_property
     def digest(self) -> dict[str, str]:

@@ -15,6 +15,7 @@ from textrl.envs.turns_config import TurnsConfig
 from textrl.envs.world_texts import role_of
 from textrl.envs.worlds.making import make_world
 from textrl.errors import UserError, shown
+from textrl.reward_costs import Cost
 from textrl.stopping import Terminated
 from textrl.time_limit import TooLongError, within
 
@@ -69,6 +70,8 @@ class Worlds:
         own_name = type(self._worlds[0].unwrapped).__name__ if spec is None else spec.id
         self.name = str(world) if by_name else own_name
         """The name of the world in messages."""
+        self.cost = Cost()
+        """What the calls of all worlds have cost."""
         self._kept: dict[int, tuple[str, Answer]] = {}
 
     def reset(self, row: int, seed: int | None, options: dict[str, Any]) -> tuple[str, Any]:
@@ -123,6 +126,7 @@ class Worlds:
         try:
             return _checked(self._called(row, place, lambda: self._worlds[row].step(text)), place)
         except WorldFailure:
+            self.cost.add(failures=1)
             if self.config.on_world_error == "stop":
                 raise
             return Answer(failed=True)
@@ -135,7 +139,8 @@ class Worlds:
         """
         seconds = self.config.world_timeout
         try:
-            return within(call, seconds) if seconds else call()
+            with self.cost.timed():
+                return within(call, seconds) if seconds else call()
         except (KeyboardInterrupt, Terminated):
             raise
         except TooLongError as error:

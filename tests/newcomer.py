@@ -198,18 +198,8 @@ agent.learn(1)
         edits=(
             (
                 "textrl/demo/report.py",
-                '        ("The other stages"',
-                '        ("Clipping", "", "", plot_clipping(ppo)),\n',
-            ),
-            (
-                "textrl/demo/report.py",
-                "def plot_frontier(",
-                "def plot_clipping(rows: Sequence[dict[str, float]]) -> Figure:\n"
-                '    """Draw the share of clipped ratios over the iterations of PPO."""\n'
-                '    figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")\n'
-                '    values = column(rows, "train/clip_fraction")\n'
-                '    plot_curve(axes, values, "clip fraction", COLOURS["ppo"])\n'
-                "    return figure\n\n\n",
+                '    "rollout/length": "length (tokens)",',
+                '    "train/clip_fraction": "clip fraction",\n',
             ),
         ),
         use="""
@@ -227,7 +217,7 @@ summary = {name: entry for name in ("sft", "ppo", "dpo", "best_of_16")}
 summary |= {"preset": "tiny", "seed": 0, "seconds": 1.0, "peak_memory_mb": 1.0, "versions": {},
             "reward_model": {"heldout_accuracy": 0.5}, "sft_heldout_loss": 1.0, "stage_seconds": {}}
 page = write_report(folder, summary, {"kl_coef": 0.05}, {name: [] for name in summary})
-assert "<h2>Clipping</h2>" in page.read_text()
+assert ">clip fraction<" in page.read_text()
 """,
     ),
 )

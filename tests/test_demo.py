@@ -76,8 +76,10 @@ def test_demo_leaves_everything_behind_and_repeats_itself(small, tmp_path, capsy
     page = (first / "report.html").read_text()
     assert "src=" not in page
     assert "<script" not in page
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 9
     assert "log-ratio" in page
+    assert "&plusmn;" in page
+    assert "https:" not in page.replace("https://www.w3.org", "")
 
     demo.run(DemoConfig(output_dir=str(second), threads=1))
     assert numbers(first) == numbers(second)

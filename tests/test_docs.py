@@ -1,12 +1,17 @@
 """The README says what is true: its Python code runs, top to bottom, and the doctests hold."""
 
+import contextlib
 import doctest
 import importlib
 import importlib.util
+import json
 import pkgutil
 import re
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +24,11 @@ import textrl
 from textrl.agents import PPO, OnlineDPO, OnlineDPOConfig, PPOConfig, make_agent, registered
 from textrl.agents.collect import collect
 from textrl.benchmark.agents import LANGUAGE_MODEL, STOCK
+from textrl.config import DPOConfig, RewardConfig, SFTConfig
 from textrl.envs import tiny_model, tiny_tokenizer
 from textrl.generation import ModelSampler
 from textrl.metrics import open_logger, read_progress
+from textrl.rewards import make_scorer
 from textrl.task_ids import PROBES, TASKS
 from textrl.trainers import DPOTrainer, RewardTrainer, SFTTrainer, reward_model_from
 
@@ -75,10 +82,38 @@ def test_the_page_about_turns_runs_and_its_ppo_learns(tmp_path: Path, monkeypatc
 def test_the_page_about_rewards_runs(capsys) -> None:
     page = (ROOT / "docs/rewards.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(blocks) == 3
-    for block in blocks:
-        exec(compile(block, "rewards.md", "exec"), {})
+    assert len(blocks) == 4
+    made: dict[str, Any] = {}
+    with scoring_server() as port:
+        for block in blocks:
+            exec(
+                compile(block.replace("localhost:8001", f"localhost:{port}"), "r.md", "exec"), made
+            )
+        completions = ["a" * n for n in range(20)]
+        scores = make_scorer(made["judge"])([""] * 20, completions, {})
+    assert scores.tolist() == [float(n) for n in range(20)]
     assert capsys.readouterr().out == "1.0 0.0 1.0\n"
+
+
+@contextlib.contextmanager
+def scoring_server() -> Iterator[int]:
+    """Serve the lengths of completions by HTTP; yield the port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            body = json.dumps({"scores": [len(text) for text in asked["completions"]]}).encode()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments: Any) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("localhost", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
 
 
 def test_the_page_about_runs_runs(capsys) -> None:
@@ -184,13 +219,19 @@ def test_the_single_file_ppo_learns_in_every_autoreset_mode(
 def test_every_logged_number_is_explained(tmp_path: Path, checkpoint: str) -> None:
     page = (ROOT / "docs/metrics.md").read_text()
     explained = set(re.findall(r"`([a-z*]+/[a-z_]+)`", page))
-    rows = [{"prompt": "a", "chosen": "bcd", "rejected": "zz", "text": "abc"}] * 4
-    shared = (tiny_tokenizer(), rows)
+    rows = [{"prompt": p, "chosen": "bcd", "rejected": "zz", "text": f"{p}b"} for p in "abcdefgh"]
+    shared, half = (tiny_tokenizer(), rows), {"heldout_share": 0.5, "minibatch_size": 4}
     venv = gym.make_vec("TextRLHF-v0", num_envs=8, group_size=4, max_completion_tokens=4)
-    SFTTrainer(tiny_model(), *shared, output_dir=tmp_path / "sft", shown=False).train()
-    DPOTrainer(tiny_model(), *shared, output_dir=tmp_path / "dpo", shown=False).train()
+    SFTTrainer(
+        tiny_model(), *shared, SFTConfig(**half), output_dir=tmp_path / "sft", shown=False
+    ).train()
+    DPOTrainer(
+        tiny_model(), *shared, DPOConfig(**half), output_dir=tmp_path / "dpo", shown=False
+    ).train()
     model = reward_model_from(checkpoint)
-    RewardTrainer(model, *shared, output_dir=tmp_path / "reward", shown=False).train()
+    RewardTrainer(
+        model, *shared, RewardConfig(**half), output_dir=tmp_path / "reward", shown=False
+    ).train()
     agents = [
         PPO(tiny_model(), venv, PPOConfig(episodes_per_iteration=8)),
         OnlineDPO(tiny_model(), venv, OnlineDPOConfig(episodes_per_iteration=8)),

@@ -31,7 +31,8 @@ def weights(folder: Path) -> torch.Tensor:
 def rows_of(file: Path) -> list[dict[str, float]]:
     """Return the rows of a file without what the clock says in them."""
     rows = [json.loads(line) for line in file.read_text().splitlines()]
-    clock = ("time/collect_seconds", "time/update_seconds", "time/tokens_per_second")
+    clock = ("time/collect_seconds", "time/update_seconds", "time/reward_seconds")
+    clock += ("time/tokens_per_second",)
     return [{name: v for name, v in row.items() if name not in clock} for row in rows]
 
 

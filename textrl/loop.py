@@ -25,7 +25,7 @@ from textrl.packing import filled_batches
 from textrl.precision import autocast, pick_precision
 from textrl.resuming import States, run_identity
 from textrl.stopping import Terminated, uninterrupted
-from textrl.updater import LossSum, OutOfMemory, Updater, warmup_cosine
+from textrl.updater import LossSum, Numbers, OutOfMemory, Updater, warmup_cosine
 
 POOL = 32
 """Number of minibatches in a pool, within which examples are sorted by length."""
@@ -54,6 +54,8 @@ class FitTask:
     examples: Sequence[object]
     """What is trained on and held out, by which a resumed run knows its data; its `repr` tells
     all."""
+    evaluate: Callable[[], Numbers] | None = None
+    """Measures the held-out part, at the end of each epoch; None where nothing is held out."""
     prepare: Callable[[list[int]], None] = lambda rows: None
     """Called with each minibatch before its losses."""
 
@@ -68,15 +70,17 @@ def fit(
     folder: Path | None = None,
     resume_from: Path | None = None,
     shown: bool = True,
-) -> None:
+) -> Numbers:
     """Minimise the task's weighted mean loss over the data, in shuffled epochs.
+
+    Returns the last measurement of the held-out part; nothing where there was none.
 
     Args:
         model: trained in place, in eval mode (dropout off, so that a log-prob is reproducible).
         task: the data and the loss.
         config: sizes, rates, seed.
         accelerator: of this process; each process takes every n-th row of each minibatch.
-        logger: one row per 1% of the updates.
+        logger: one row per 1% of the updates and at the end of each epoch.
         folder: Folder of the run, where its saves go; a stop by Ctrl+C or SIGTERM leaves one.
         resume_from: The save in that folder to go on from.
         shown: show progress.
@@ -99,7 +103,7 @@ def fit(
         states.restore(resume_from)
     config = replace(config, precision=pick_precision(config.precision, model, accelerator.device))
     try:
-        _fit_updates(task, config, updater, total, logger, states, shown)
+        heldout = _fit_updates(task, config, updater, total, logger, states, shown)
     except (KeyboardInterrupt, Terminated, OutOfMemory) as stop:  # all of them between updates
         if states is not None:
             states.save()
@@ -108,6 +112,7 @@ def fit(
     accelerator.wait_for_everyone()  # nobody leaves while another still receives
     updater.finish()
     check_finite(model, "has learned nothing of use")
+    return heldout
 
 
 def _states(
@@ -135,12 +140,12 @@ def _fit_updates(
     logger: Logger,
     states: States | None,
     shown: bool,
-) -> None:
+) -> Numbers:
     accelerator, begin = updater.accelerator, updater.updates
     per_epoch = total // config.num_epochs
     log_every = max(1, total // 100)
     shown = shown and accelerator.is_main_process
-    losses: list[float] = []
+    losses, heldout = list[float](), Numbers()
     with StageProgress(task.stage, total, begin=begin, shown=shown) as progress:
         for update in range(begin, total):
             epoch, position = divmod(update, per_epoch)
@@ -151,15 +156,19 @@ def _fit_updates(
                 numbers = _fit_update(order[position], task, config, updater)
                 losses.append(numbers["loss"])
                 progress.show(update + 1, {name: numbers[name] for name in list(numbers)[:2]})
-                logs = update % log_every == 0 or update + 1 == total
+                ends_epoch = position + 1 == per_epoch
+                if ends_epoch and task.evaluate is not None:
+                    heldout = task.evaluate()
+                    numbers |= heldout
+                logs = update % log_every == 0 or ends_epoch
                 if logs and accelerator.is_main_process:
                     log(logger, update + 1, {f"{task.stage}/{k}": v for k, v in numbers.items()})
-            ends_epoch = position + 1 == per_epoch
             if states is not None and (ends_epoch or states.checkpoints.due(update + 1)):
                 states.save()
 
     if losses and accelerator.is_main_process:
         _warn_if_it_rose(losses)
+    return heldout
 
 
 def _warn_if_it_rose(losses: Sequence[float]) -> None:

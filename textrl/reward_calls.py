@@ -8,21 +8,24 @@ is a mistake in the function, and stops the run at once. Next to read: `scorer.p
 functions and their weighted sum).
 """
 
+import asyncio
 import contextlib
 import inspect
 import math
 import reprlib
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
 from textrl.errors import UserError
+from textrl.reward_costs import Cost
 from textrl.reward_kinds import RewardKind, kind_of
 from textrl.stopping import Terminated
-from textrl.time_limit import TooLongError, within
+from textrl.time_limit import TooLongError, together, within
 
 LARGEST = float(np.finfo(np.float32).max)
 """The largest allowed score; a larger one would be infinite in an agent's float32. A comparison
@@ -100,12 +103,15 @@ class PatientReward:
     kind: RewardKind
     optional: bool
     """Whether it may return None for a text that it does not score."""
+    cost: Cost
+    """What its calls have cost."""
 
     def numbers(self, texts: Texts, group_size: int = 1) -> Numbers:
         """Return what the function says of each text.
 
         Where a whole call raises, each text is tried alone, so that one that the function cannot
-        take does not cost the others. A function that compares a group is called once a group.
+        take does not cost the others. A function that compares a group is called once a group, a
+        remote one with some texts at a time, in calls that run at the same time.
 
         Raises:
             UserError: The function failed, or returned something else than it should.
@@ -115,22 +121,30 @@ class PatientReward:
             raise UserError(
                 f"reward function {self.name!r} is dense, and there are no tokens here, only texts"
             )
-        if not kind.group:
-            return self._masked(texts, alone=True)
+        size = len(texts) if kind.remote is None else kind.remote.batch_size
+        if kind.group:
+            self._check_groups(len(texts), group_size)
+            size = group_size
+        parts = [
+            texts.part(range(first, min(first + size, len(texts))))
+            for first in range(0, len(texts), max(size, 1))
+        ]
+        calls = [partial(self._masked, part, alone=not kind.group) for part in parts]
+        if kind.remote is None:
+            return [number for call in calls for number in call()]
+        return [number for found in together(calls, kind.remote.at_once) for number in found]
+
+    def _check_groups(self, num_texts: int, group_size: int) -> None:
         if group_size < 2:
             raise UserError(
                 f"reward function {self.name!r} compares the completions of a prompt, and here "
                 f"each prompt has one; make the environment with group_size=4"
             )
-        if len(texts) % group_size:
+        if num_texts % group_size:
             raise UserError(
                 f"reward function {self.name!r} compares {group_size} completions of each prompt, "
-                f"and {len(texts)} texts are no whole groups"
+                f"and {num_texts} texts are no whole groups"
             )
-        found: Numbers = []
-        for first in range(0, len(texts), group_size):
-            found += self._masked(texts.part(range(first, first + group_size)), alone=False)
-        return found
 
     def _masked(self, texts: Texts, *, alone: bool) -> Numbers:
         """Return the numbers of one call, NaN where it failed and failures are masked."""
@@ -142,7 +156,7 @@ class PatientReward:
             if failure.numbers is not None and alone:
                 return failure.numbers
             found: Numbers = [self._failed(texts, row) for row in range(len(texts))]
-            if alone and not isinstance(failure, TooSlow):
+            if alone and len(texts) > 1 and not isinstance(failure, TooSlow):
                 for row in range(len(texts)):
                     with contextlib.suppress(RewardFailure):
                         found[row] = self._once(texts.part([row]))[0]
@@ -161,8 +175,19 @@ class PatientReward:
         return self._once(texts)
 
     def _once(self, texts: Texts) -> Numbers:
+        """Return what one call says; a failure is counted."""
+        try:
+            return self._call(texts)
+        except RewardFailure:
+            self.cost.add(failures=1)
+            raise
+
+    def _call(self, texts: Texts) -> Numbers:
         def call() -> Any:
-            return called(self.function, texts)
+            found = called(self.function, texts)
+            if not inspect.isawaitable(found):
+                return found
+            return together([lambda: asyncio.run(awaited(found))], 1)[0]  # its own event loop
 
         batch = f"a batch of {len(texts)} that starts with {texts.shown(0)}"
         timeout = self.patience.timeout
@@ -178,6 +203,11 @@ class PatientReward:
         except BaseException as error:  # SystemExit too: it must not end the run as a success
             raise _raised(self.name, error, batch, texts) from error
         return checked(values, self.name, texts, self.kind, optional=self.optional)
+
+
+async def awaited(found: Awaitable[Any]) -> Any:
+    """Return what a coroutine returns."""
+    return await found
 
 
 def _raised(name: str, error: BaseException, batch: str, texts: Texts) -> RewardFailure:

@@ -25,6 +25,7 @@ from textrl.limits import check_vocabulary
 from textrl.models import freeze, load_classifier, load_tokenizer
 from textrl.reward_calls import Patience, Texts, called
 from textrl.reward_kinds import MARK, kind_of
+from textrl.reward_kinds import remote as remote
 from textrl.reward_kinds import reward_function as reward_function
 from textrl.scorer import FrozenModel, Scorer
 

@@ -1,6 +1,7 @@
 """Run folders: refused if they exist, held by one process at a time, begun with a config.yaml.
 
 run/                  config.yaml, the trained model (safetensors, tokenizer, generation config)
+run/machine.json      What it ran on (`machine.py`): versions, commit, cores, threads.
 run/progress.*        The metrics of the run.
 run/checkpoints/      What --resume needs (`checkpoint.py`); a finished run has none.
 """
@@ -17,10 +18,11 @@ import yaml
 from textrl import locks
 from textrl.durable import write_text
 from textrl.errors import UserError
+from textrl.machine import machine_text
 from textrl.paths import expanded
 from textrl.task_config import FAILURE_SETTINGS
 
-CONFIG_FILE = "config.yaml"
+CONFIG_FILE, MACHINE_FILE = "config.yaml", "machine.json"
 LOCK_FILE, HOLDER_FILE = ".lock", ".held_by.json"
 MAY_CHANGE = (
     *(
@@ -95,7 +97,9 @@ def prepare_run_dir(
     overwrite: bool = False,
     inputs: Sequence[str] = (),
 ) -> Path:
-    """Return the run folder with config.yaml in it, made if need be, emptied with overwrite.
+    """Return the run folder with config.yaml and machine.json, made if need be.
+
+    With overwrite it is emptied first.
 
     Args:
         folder: of the run.
@@ -122,6 +126,7 @@ def prepare_run_dir(
                 )
     path.mkdir(parents=True, exist_ok=True)
     write_text(kept, yaml.safe_dump(dict(settings), sort_keys=False))
+    write_text(path / MACHINE_FILE, machine_text())
     return path
 
 

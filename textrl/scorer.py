@@ -1,7 +1,8 @@
 """`Scorer`: several reward functions, each by its name, and their weighted sum."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from textrl.reward_calls import (
     RewardFailure,
     Texts,
 )
-from textrl.reward_kinds import RewardKind
+from textrl.reward_costs import Cost
+from textrl.reward_kinds import RewardKind, is_coroutine
+from textrl.time_limit import together
 
 
 class FrozenModel:
@@ -49,7 +52,13 @@ class Scorer:
     weights: tuple[float, ...]
     """A function of weight 0 is a metric: it is recorded, and nothing depends on it."""
     patience: Patience = field(default_factory=Patience)
-    """What is done where one of the functions fails."""
+    """What is done where one of the functions fails; a remote one knows its own times."""
+    costs: tuple[Cost, ...] = ()
+    """What the calls of each function have cost."""
+
+    def __post_init__(self) -> None:
+        """Begin to count the costs."""
+        object.__setattr__(self, "costs", tuple(Cost() for _ in self.functions))
 
     @property
     def has_dense(self) -> bool:
@@ -97,10 +106,9 @@ class Scorer:
         total, named = np.zeros(len(texts.prompts)), {}
         scored = np.zeros(len(texts.prompts), dtype=bool)
         tokens = [np.zeros(0) for _ in range(len(texts.prompts))]
-        for index, (name, weight) in enumerate(zip(self.names, self.weights, strict=True)):
-            if dense is not None and self.kinds[index].dense is not dense:
-                continue
-            numbers = self._numbers(index, texts, chats, group_size)
+        asked = [i for i, k in enumerate(self.kinds) if dense is None or k.dense is dense]
+        for index, numbers in self._of_all(asked, texts, chats, group_size).items():
+            name, weight = self.names[index], self.weights[index]
             said = np.array([np.nan if found is None else found.sum() for found in numbers])
             there = np.array([found is not None for found in numbers], dtype=bool)
             named[name] = said
@@ -114,6 +122,27 @@ class Scorer:
             total = self._without_unscored(total, scored, texts)
         return Scores(total=total, named=named, tokens=tokens)
 
+    def _of_all(
+        self, asked: list[int], texts: Texts, chats: list[Chat | None] | None, group_size: int
+    ) -> dict[int, Numbers]:
+        """Return what some functions say of the texts; those that wait run beside the others."""
+        waiting = {
+            index
+            for index in asked
+            if self.kinds[index].remote is not None or is_coroutine(self.functions[index])
+        }
+        others = [index for index in asked if index not in waiting]
+
+        def of_each(indices: list[int]) -> dict[int, Numbers]:
+            return {i: self._numbers(i, texts, chats, group_size) for i in indices}
+
+        if not waiting:
+            return of_each(others)
+        groups = [*([index] for index in sorted(waiting)), *([others] if others else [])]
+        found = together([partial(of_each, group) for group in groups], len(groups))
+        said = {index: numbers for part in found for index, numbers in part.items()}
+        return {index: said[index] for index in asked}
+
     def _numbers(
         self,
         index: int,
@@ -122,12 +151,16 @@ class Scorer:
         group_size: int,
     ) -> Numbers:
         """Return what one function says of the texts."""
-        function, name = self.functions[index], self.names[index]
-        if isinstance(function, FrozenModel):
-            return _of_model(function, name, texts, chats)
-        optional = len(self.functions) > 1
-        reward = PatientReward(function, name, self.patience, self.kinds[index], optional)
-        return reward.numbers(texts, group_size)
+        function, name, cost = self.functions[index], self.names[index], self.costs[index]
+        with cost.timed():
+            if isinstance(function, FrozenModel):
+                return _of_model(function, name, texts, chats)
+            kind, optional, patience = self.kinds[index], len(self.functions) > 1, self.patience
+            if kind.remote is not None:
+                times = kind.remote
+                patience = replace(patience, timeout=times.timeout, retries=times.retries)
+            reward = PatientReward(function, name, patience, kind, optional, cost)
+            return reward.numbers(texts, group_size)
 
     def _without_unscored(self, total: np.ndarray, scored: np.ndarray, texts: Texts) -> np.ndarray:
         """Return the sums, NaN where every function returned None, which is a failure."""

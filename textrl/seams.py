@@ -36,6 +36,28 @@ def decode_completion(
     return whole[same:]
 
 
+CONTEXT = 8
+"""Number of tokens before a token that decide how it is decoded."""
+
+
+def token_texts(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], begin: int = 0
+) -> list[str]:
+    """Return what each token from `begin` on adds to the text; a special token is its name.
+
+    A token that ends within a character adds nothing, and the one that completes it adds it whole.
+    """
+    texts = []
+    for place in range(begin, len(ids)):
+        first = max(0, place - CONTEXT)
+        before = decode_whole(tokenizer, ids[first:place])
+        whole = decode_whole(tokenizer, ids[first : place + 1])
+        before = before.rstrip("\ufffd")
+        known = whole.startswith(before) and not whole.endswith("\ufffd")
+        texts.append(whole[len(before) :] if known else "")
+    return texts
+
+
 def without_eos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
     """Return ids without the EOS that a tokenizer or a user has added at their end."""
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids

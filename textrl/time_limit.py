@@ -3,11 +3,13 @@
 import ctypes
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+Result = TypeVar("Result")
 
 
 class TooLongError(Exception):
@@ -65,3 +67,43 @@ def within(call: Callable[[], Any], seconds: float) -> Any:
     if not returned:
         raise value
     return value
+
+
+def together(calls: Sequence[Callable[[], Result]], at_once: int) -> list[Result]:
+    """Return what several calls return, in their order, of which some run at the same time.
+
+    They run in threads that end with the process. Where calls raise, the first of them in their
+    order counts, and calls that have not begun are left out.
+
+    Args:
+        calls: The calls.
+        at_once: How many of them run at the same time.
+    """
+    waiting = queue.SimpleQueue[tuple[int, Callable[[], Result]]]()
+    results, errors = dict[int, Result](), dict[int, BaseException]()
+    ended = queue.SimpleQueue[None]()
+    gradients = torch.is_grad_enabled()  # a thread begins with gradients
+    for number, call in enumerate(calls):
+        waiting.put((number, call))
+
+    def work() -> None:
+        with torch.set_grad_enabled(gradients):
+            while not errors:
+                try:
+                    index, call = waiting.get_nowait()
+                except queue.Empty:
+                    break
+                try:
+                    results[index] = call()
+                except BaseException as error:  # handed over to the thread that waits
+                    errors[index] = error
+        ended.put(None)
+
+    threads = min(at_once, len(calls))
+    for _ in range(threads):
+        threading.Thread(target=work, daemon=True, name="beside").start()
+    for _ in range(threads):
+        ended.get()
+    if errors:
+        raise errors[min(errors)]
+    return [results[index] for index in range(len(calls))]

@@ -247,7 +247,8 @@ def rloo_command(model: str, reward: str, *more: str) -> list[str]:
 def rows_of(run: str) -> list[dict[str, float]]:
     """Return the logged rows without what the clock says in them."""
     rows = [json.loads(line) for line in Path(run, "progress.json").read_text().splitlines()]
-    clock = ("time/collect_seconds", "time/update_seconds", "time/tokens_per_second")
+    clock = ("time/collect_seconds", "time/update_seconds", "time/reward_seconds")
+    clock += ("time/tokens_per_second",)
     return [{name: v for name, v in row.items() if name not in clock} for row in rows]
 
 

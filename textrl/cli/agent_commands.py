@@ -13,7 +13,7 @@ from textrl.cli.agent_options import (
     OutsideAgentConfig,
     StatesConfig,
 )
-from textrl.cli.begin import begun, checked_folder
+from textrl.cli.begin import begun, checked_folder, say_end
 from textrl.cli.options import (
     EnvConfig,
     RunConfig,
@@ -77,7 +77,7 @@ def run_agent(
                 resumed_from=saved,
                 log_table=run.log_table,
             )
-    print(f"saved to {folder}")
+    say_end(folder)
 
 
 def _of_heldout(states: StatesConfig) -> bool:

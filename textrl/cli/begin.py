@@ -4,17 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from textrl.cli.options import (
-    RunConfig,
-)
+from textrl.cli.options import RunConfig
 from textrl.errors import hide_password
 from textrl.paths import expanded
 from textrl.run_folder import check_run_dir, held, prepare_run_dir
-
-if TYPE_CHECKING:
-    pass
 
 
 def checked_folder(run: RunConfig) -> Path:
@@ -38,3 +33,14 @@ def begun(run: RunConfig, *configs: Any) -> Iterator[Path]:
         yield prepare_run_dir(
             run.output_dir, settings, resume=run.resume, overwrite=run.overwrite, inputs=inputs
         )
+
+
+def say_end(folder: Path) -> None:
+    """Print what the doctor says of a run that is over, and where it is saved."""
+    from textrl.doctor.diagnose import diagnose, in_words
+    from textrl.doctor.records import read_record
+
+    record = read_record(folder)
+    if record.rows:
+        print(in_words(record, diagnose(record), "doctor"))
+    print(f"saved to {folder}")

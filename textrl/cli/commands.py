@@ -12,7 +12,7 @@ from textrl.cli.agent_commands import check_same_tokens, run_agent, run_outside_
 from textrl.cli.agent_options import (
     AGENTS,
 )
-from textrl.cli.begin import begun, checked_folder
+from textrl.cli.begin import begun, checked_folder, say_end
 from textrl.cli.options import (
     EvaluateConfig,
     GenerateConfig,
@@ -178,7 +178,7 @@ def _train(
         metrics = trainer.train(resume=run.resume, log_table=run.log_table)
     for name, value in metrics.items():
         print(f"{name}: {value:.4f}")
-    print(f"saved to {folder}")
+    say_end(folder)
 
 
 RUN: dict[str, Callable[..., None]] = {

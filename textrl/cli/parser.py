@@ -7,6 +7,7 @@ line on stderr and exits with status 2.
 """
 
 import io
+import json
 import shlex
 import sys
 import time
@@ -34,6 +35,7 @@ from textrl.cli.options import (
     NormalizeConfig,
     RunConfig,
 )
+from textrl.cli.report_options import DoctorConfig, ReportConfig
 from textrl.cli.words import PlainHelp, in_plain_words, read_plain_integers, with_plain_integers
 from textrl.cli.world_options import PlayConfig, ProbeConfig, TasksConfig
 from textrl.config import DPOConfig, RewardConfig, SFTConfig
@@ -64,6 +66,8 @@ COMMANDS: dict[str, tuple[str, tuple[type, ...]]] = {
     "tasks": ("list the task ids", (TasksConfig,)),
     "probe": ("find out whether, and where, an agent is broken", (ProbeConfig,)),
     "play": ("play a world, or watch a policy play it", (PlayConfig,)),
+    "doctor": ("say what is wrong with a run, or with the machine", (DoctorConfig,)),
+    "report": ("write a page about a run, or about several", (ReportConfig,)),
     "collect": ("serve a page where people write and rank outputs", (CollectConfig,)),
     "collect-backup": ("copy the labels while labelers work", (BackupConfig,)),
     "export": ("write labels to a file for the trainers", (ExportConfig,)),
@@ -126,10 +130,10 @@ def _holds_state(config: object, began: float) -> bool:
 
 def _find(command: str) -> Callable[..., None]:
     """Return the function of a command; those for labels and worlds need no torch to begin."""
-    from textrl.cli import world_commands
+    from textrl.cli import report_commands, world_commands
     from textrl.feedback import commands as label_commands
 
-    for light in (label_commands.RUN, world_commands.RUN):
+    for light in (label_commands.RUN, world_commands.RUN, report_commands.RUN):
         if command in light:
             return light[command]
     from textrl.cli import commands
@@ -150,6 +154,7 @@ def parse(arguments: list[str]) -> tuple[str, list[Any]]:
     for command, option in (("probe", "--agent"), ("play", "--world")):
         named = arguments[:1] == [command] and arguments[1:] and not arguments[1].startswith("-")
         arguments = [command, option, *arguments[1:]] if named else arguments
+    arguments = _named_runs(arguments)
     first = arguments[0] if arguments else ""
     if first and not first.startswith("-") and first not in COMMANDS:
         hint = did_you_mean(first, COMMANDS)
@@ -224,6 +229,16 @@ def _named_agent(arguments: list[str]) -> list[str]:
         f"no agent named {agent!r} to train{hint}; known: {', '.join(AGENTS)}, or yours as "
         f"package.module:Name"
     )
+
+
+def _named_runs(arguments: list[str]) -> list[str]:
+    """Return `report RUN RUN ... -o FILE` with the folders as the option --runs."""
+    if arguments[:1] not in (["doctor"], ["report"]):
+        return arguments
+    arguments = ["--output" if word == "-o" else word for word in arguments]
+    count = next((i for i, word in enumerate(arguments) if i and word.startswith("-")), None)
+    runs, rest = arguments[1:count], [] if count is None else arguments[count:]
+    return [arguments[0], *([f"--runs={json.dumps(runs)}"] if runs else []), *rest]
 
 
 def _config_first(arguments: list[str]) -> list[str]:

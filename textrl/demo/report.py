@@ -1,50 +1,44 @@
 """The report of a demo run: one HTML file without scripts or external resources.
 
-It has learning curves (matplotlib, inline SVG), the reward-KL plot of all four policies, samples
-side by side with each token shaded by its KL and its reward, the configuration and the versions.
+It says in words what came out, and has the comparison of all four policies with standard errors,
+the curves of each stage, samples side by side with each token shaded by its KL and its reward, and
+what it ran on.
 """
 
 import html
-import io
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("svg")  # a backend that needs no screen
-import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from textrl.doctor.diagnose import diagnose, in_words
+from textrl.doctor.records import read_record, read_records
+from textrl.durable import write_text
 from textrl.metrics import read_progress
+from textrl.report.charts import COLOURS, Line, drawn, panel
+from textrl.report.page import hidden, legend, page, table
 
 NAMES = {"sft": "SFT", "ppo": "PPO", "dpo": "DPO", "best_of_16": "best of 16"}
-COLOURS = {"sft": "#666666", "ppo": "#0072B2", "dpo": "#D55E00", "best_of_16": "#009E73"}
+COLOUR = {"sft": "#7F7F7F", "ppo": COLOURS[0], "dpo": COLOURS[1], "best_of_16": COLOURS[2]}
 CURVES = {
-    "rollout/score": "score (SFT standard deviations)",
+    "rollout/score": "score (standard deviations of SFT's)",
     "rollout/kl": "KL to the reference (nats per sequence)",
     "rollout/length": "length (tokens)",
     "rollout/entropy": "entropy (nats per token)",
 }
-STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;
-color:#222;background:#fff}
-h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em;border-bottom:1px solid #ccc}
-table{border-collapse:collapse}td,th{padding:.25em .8em;text-align:right;
-border-bottom:1px solid #ddd;vertical-align:top}th:first-child,td:first-child{text-align:left}
-svg{max-width:100%;height:auto}.figure,.table{overflow-x:auto}
-@media (max-width:600px){td,th{padding:.25em .4em;font-size:.85em}
-.wide svg{max-width:none;width:44em}}
-.samples td,.samples th{text-align:left;width:25%;font-size:.9em}
-.prompt{font-weight:600}.score{display:block;color:#666;font-size:.85em}
-span.t{border-bottom:3px solid transparent;white-space:pre-wrap}
-details pre{background:#f4f4f4;padding:1em;overflow:auto;font-size:.85em}
-@media (prefers-color-scheme:dark){body{color:#ddd;background:#181818}
-.figure{background:#fff;padding:.5em}td,th,h2{border-color:#444}details pre{background:#262626}
-.score{color:#aaa}}
-"""
+"""What is drawn of PPO's training."""
+OTHERS = {
+    ("sft", "sft/loss"): "SFT: loss (nats per token)",
+    ("reward_model", "reward/accuracy"): "reward model: share of pairs in order",
+    ("dpo", "train/loss"): "DPO: loss (nats per pair)",
+    ("dpo", "train/accuracy"): "DPO: share of pairs in order",
+}
+"""What is drawn of the other stages' training, by folder and name."""
+STAGE_COLOURS = {"reward_model": COLOURS[2]} | COLOUR
 
 
 def write_report(
@@ -61,116 +55,131 @@ def write_report(
         settings: The resolved configuration.
         samples: The completions of each policy, token by token, for the same prompts.
     """
-    ppo, dpo = read_progress(folder / "ppo"), read_progress(folder / "dpo")
-    sft, reward = read_progress(folder / "sft"), read_progress(folder / "reward_model")
-    plots = [
-        ("PPO, iteration by iteration", "", "wide", plot_ppo_curves(ppo)),
-        (
-            "Score against KL on held-out prompts",
-            "<p>Higher is better, and further left is closer to the reference. The line shows PPO "
-            "during training.</p>",
-            "",
-            plot_frontier(summary, ppo),
-        ),
-        ("The other stages", "", "wide", plot_training(sft, reward, dpo)),
-    ]
-    page = [
-        "<!doctype html><html lang=en><meta charset=utf-8>",
-        "<meta name=viewport content='width=device-width,initial-scale=1'>",
-        f"<title>textrl: {summary['preset']} demo</title><style>{STYLE}</style>",
+    prompts = int(settings.get("eval_prompts", 0))
+    ppo = read_progress(folder / "ppo")
+    body = [
         f"<h1>textrl demo, preset {summary['preset']}, seed {summary['seed']}</h1>",
-        _results(summary),
-        *(
-            f"<h2>{title}</h2>\n{text}<div class='figure {size}'>{_svg(figure)}</div>"
-            for title, text, size, figure in plots
-        ),
+        _origin(folder),
+        "<h2>In short</h2>",
+        _conclusion(summary, prompts),
+        _results(summary, prompts),
+        _verdicts(folder),
+        "<h2>Score against KL on held-out prompts</h2>",
+        "<p class=quiet>Higher is better, and further left is closer to the reference, which is "
+        "the SFT model. The thin line is PPO in training.</p>",
+        legend([(label, COLOUR[name]) for name, label in NAMES.items()]),
+        f"<div class='panels large'>{plot_frontier(summary, ppo)}</div>",
+        "<h2>PPO, iteration by iteration</h2>",
+        "<p class=quiet>Of the episodes that it was trained on; their prompts are others than the "
+        "held-out ones of the table, so that the curve begins elsewhere.</p>",
+        f"<div class=panels>{''.join(plot_ppo_curves(ppo))}</div>",
+        "<h2>The other stages</h2>",
+        f"<div class=panels>{''.join(plot_others(folder))}</div>",
         "<h2>Samples on held-out prompts</h2>",
-        "<p>Background: a token's log-ratio to the reference (blue: more likely than under the "
-        "reference, orange: less). Underline: its shaped reward (green: positive, red: negative; "
-        "the score lands on the last token). The numbers show when you point at a token.</p>",
+        "<p class=quiet>Background: a token's log-ratio to the reference (blue: more likely than "
+        "under the reference, orange: less). Underline: its shaped reward (green: positive, red: "
+        "negative; the score lands on the last token). The numbers show when you point at a "
+        "token.</p>",
         _samples(samples, float(settings["kl_coef"])),
-        "<h2>Configuration and versions</h2><details><summary>show</summary><pre>",
-        html.escape(json.dumps({"settings": settings, "summary": summary}, indent=2)),
-        "</pre></details></html>",
+        "<h2>Configuration and versions</h2>",
+        hidden("show", json.dumps({"settings": settings, "summary": summary}, indent=2)),
     ]
     path = folder / "report.html"
-    path.write_text("\n".join(page), encoding="utf-8")
+    write_text(path, page(f"textrl: {summary['preset']} demo", body))
     return path
 
 
-def column(rows: Sequence[dict[str, float]], name: str) -> list[float]:
-    """Return the numbers in a column, from the rows that have it."""
-    return [row[name] for row in rows if row.get(name) is not None]
+def column(rows: Sequence[dict[str, float]], name: str) -> np.ndarray:
+    """Return the numbers in a column, from the rows that have it, [n]."""
+    return np.array([row[name] for row in rows if row.get(name) is not None], dtype=np.float64)
 
 
-def plot_curve(axes: Axes, values: Sequence[float], label: str, colour: str) -> Axes:
-    """Draw one learning curve."""
-    marker = "o" if len(values) == 1 else ""  # a line needs two points
-    axes.plot(range(1, len(values) + 1), values, color=colour, linewidth=1.8, marker=marker)
-    axes.set_title(label, fontsize=10, loc="left")
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    return axes
+def plot_curve(rows: Sequence[dict[str, float]], name: str, title: str, colour: str) -> str:
+    """Return the curve of a logged number, or nothing where none is logged."""
+    y = column(rows, name)
+    if not len(y):
+        return ""
+    line = Line(label=title, colour=colour, x=np.arange(1.0, len(y) + 1), y=y)
+    return panel(title, [line], x_label="logged row")
 
 
-def plot_ppo_curves(rows: Sequence[dict[str, float]]) -> Figure:
-    """Draw score, KL, length and entropy over PPO's iterations."""
-    figure, grid = plt.subplots(1, 4, figsize=(13, 2.8), layout="constrained")
-    for axes, (name, label) in zip(grid, CURVES.items(), strict=True):
-        plot_curve(axes, column(rows, name), label, COLOURS["ppo"]).set_xlabel("iteration")
-    return figure
+def plot_ppo_curves(rows: Sequence[dict[str, float]]) -> list[str]:
+    """Return the curves of PPO's iterations."""
+    return [plot_curve(rows, name, title, COLOUR["ppo"]) for name, title in CURVES.items()]
 
 
-def plot_frontier(summary: dict[str, Any], ppo: Sequence[dict[str, float]]) -> Figure:
-    """Draw mean score against KL for the four policies, and the path of PPO's training."""
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    way = column(ppo, "rollout/kl"), column(ppo, "rollout/score")
-    axes.plot(*way, color=COLOURS["ppo"], alpha=0.35, linewidth=1.5)
-    for name, label in NAMES.items():
-        point = summary[name]["kl"], summary[name]["score"]
-        axes.scatter(*point, s=70, color=COLOURS[name], zorder=3)
-        axes.annotate(label, point, xytext=(7, 6), textcoords="offset points")
-    axes.set_xlabel("KL to the reference (nats per sequence)")
-    axes.set_ylabel("score (SFT standard deviations)")
-    axes.grid(alpha=0.3)
-    axes.margins(0.12)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure
-
-
-def plot_training(
-    sft: Sequence[dict[str, float]],
-    reward: Sequence[dict[str, float]],
-    dpo: Sequence[dict[str, float]],
-) -> Figure:
-    """Draw the losses of SFT and DPO, and the accuracies of the reward model and DPO."""
-    figure, grid = plt.subplots(1, 4, figsize=(13, 2.8), layout="constrained")
-    panels = [
-        (column(sft, "sft/loss"), "SFT loss (nats per token)", COLOURS["sft"]),
-        (column(reward, "reward/accuracy"), "reward model: pairs in order", COLOURS["best_of_16"]),
-        (column(dpo, "train/loss"), "DPO loss (nats per pair)", COLOURS["dpo"]),
-        (column(dpo, "train/accuracy"), "DPO: pairs in order", COLOURS["dpo"]),
+def plot_others(folder: Path) -> list[str]:
+    """Return the curves of the other stages."""
+    return [
+        plot_curve(read_progress(folder / stage), name, title, STAGE_COLOURS[stage])
+        for (stage, name), title in OTHERS.items()
     ]
-    for axes, (values, label, colour) in zip(grid, panels, strict=True):
-        plot_curve(axes, values, label, colour).set_xlabel("logged update")
-    return figure
 
 
-def _svg(figure: Figure) -> str:
-    stream = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "textrl", "svg.fonttype": "path"}):
-        figure.savefig(stream, format="svg", metadata={"Date": None})
-    plt.close(figure)
-    text = stream.getvalue()
-    return text[text.index("<svg") :]
+def plot_frontier(summary: dict[str, Any], ppo: Sequence[dict[str, float]]) -> str:
+    """Return mean score against KL for the four policies, and the path of PPO's training."""
+
+    def draw(axes: Axes) -> None:
+        axes.plot(
+            column(ppo, "rollout/kl"), column(ppo, "rollout/score"), color=COLOUR["ppo"], alpha=0.35
+        )
+        for name, label in NAMES.items():
+            point = summary[name]["kl"], summary[name]["score"]
+            axes.scatter(*point, s=60, color=COLOUR[name], zorder=3)
+            axes.annotate(label, point, xytext=(7, 6), textcoords="offset points")
+        axes.set_xlabel("KL to the reference (nats per sequence)")
+        axes.set_ylabel("score (standard deviations of SFT's)")
+        axes.margins(0.15)
+
+    return drawn("mean score and KL of each policy", draw, size=(6.4, 3.8))
 
 
-def _results(summary: dict[str, Any]) -> str:
+def _origin(folder: Path) -> str:
+    """Return when, how and on what the demo ran."""
+    machine = read_record(folder).machine
+    if not machine:
+        return ""
+    line = (
+        f"{machine['began']}: {machine['command']}; commit {machine['commit']}, "
+        f"{machine['processor']}, {machine['threads']} threads, {machine['device']}"
+    )
+    return f"<p class=quiet>{html.escape(line)}</p>"
+
+
+def _error(spread: float, prompts: int) -> str:
+    """Return the standard error of a mean over prompts, as text."""
+    return f" &plusmn; {spread / math.sqrt(prompts):.2f}" if prompts else ""
+
+
+def _conclusion(summary: dict[str, Any], prompts: int) -> str:
+    start = summary["sft"]
+    gains = [
+        f"{label} by {summary[name]['score'] - start['score']:+.2f}"
+        f"{_error(math.hypot(summary[name]['score_std'], start['score_std']), prompts)} at a KL of "
+        f"{summary[name]['kl']:.1f} nats"
+        for name, label in NAMES.items()
+        if name != "sft"
+    ]
+    judged = ", ".join(f"{summary[name]['judge_positive']:.0%} ({NAMES[name]})" for name in NAMES)
+    accuracy = summary["reward_model"]["heldout_accuracy"]
+    return (
+        f"<p>Against the SFT model the mean score of the reward model changed: {'; '.join(gains)}. "
+        f"A judge that nothing was trained on (VADER) finds so many completions positive: "
+        f"{judged}. The reward model orders {accuracy:.1%} of the held-out human pairs whose mean "
+        f"ratings differ by more than 0.5.</p><p class=quiet>A score of 0 is the mean of the SFT "
+        f"model's samples, and 1 is one standard deviation of them. {summary['seconds'] / 60:.1f} "
+        f"minutes, peak memory {summary['peak_memory_mb'] / 1024:.1f} GB.</p>"
+    )
+
+
+def _results(summary: dict[str, Any], prompts: int) -> str:
     heads = ["", "score", "std", "KL (nats per sequence)", "length (tokens)", "judged positive"]
     rows = [
         [
             label,
-            f"{summary[name]['score']:.2f}",
+            html.unescape(
+                f"{summary[name]['score']:.2f}{_error(summary[name]['score_std'], prompts)}"
+            ),
             f"{summary[name]['score_std']:.2f}",
             f"{summary[name]['kl']:.2f}",
             f"{summary[name]['length']:.1f}",
@@ -178,23 +187,28 @@ def _results(summary: dict[str, Any]) -> str:
         ]
         for name, label in NAMES.items()
     ]
-    accuracy = summary["reward_model"]["heldout_accuracy"]
-    return (
-        _table(heads, rows) + f"<p>The reward model orders {accuracy:.1%} of the held-out human "
-        f"pairs whose mean ratings differ by more than 0.5. The judge (VADER's compound over 0.05) "
-        f"was never trained on. {summary['seconds'] / 60:.1f} minutes, peak memory "
-        f"{summary['peak_memory_mb'] / 1024:.1f} GB.</p>"
-    )
+    return table(heads, rows)
+
+
+def _verdicts(folder: Path) -> str:
+    parts = ["<h2>What the doctor says</h2>"]
+    for record in read_records(folder):
+        findings = diagnose(record)
+        kind = "finding" if findings else "healthy"
+        text = html.escape(in_words(record, findings, record.folder.name))
+        parts.append(f"<div class={kind}><p class=text>{text}</p></div>")
+    return "\n".join(parts)
 
 
 def _samples(samples: dict[str, list[dict[str, Any]]], kl_coef: float) -> str:
-    rows = []
+    parts = []
     for group in zip(*(samples[name] for name in NAMES), strict=True):
-        cells = "".join(f"<td>{_shaded(sample, kl_coef)}</td>" for sample in group)
-        rows.append(f"<tr>{cells}</tr>")
-    heads = "".join(f"<th>{label}</th>" for label in NAMES.values())
-    table = f"<table class=samples><tr>{heads}</tr>{''.join(rows)}</table>"
-    return f"<div class=table>{table}</div>"
+        cells = "".join(
+            f"<div><div class=quiet>{label}</div>{_shaded(sample, kl_coef)}</div>"
+            for label, sample in zip(NAMES.values(), group, strict=True)
+        )
+        parts.append(f"<div class='sides four'>{cells}</div>")
+    return "\n".join(parts)
 
 
 def _shaded(sample: dict[str, Any], kl_coef: float) -> str:
@@ -213,13 +227,5 @@ def _shaded(sample: dict[str, Any], kl_coef: float) -> str:
         )
     prompt = html.escape(sample["prompt"])
     total = round(sum(sample["kl"]), 1) + 0.0  # never "-0.0"
-    score = f"<span class=score>score {sample['score']:+.2f}, log-ratio {total:.1f}</span>"
+    score = f"<div class=quiet>score {sample['score']:+.2f}, log-ratio {total:.1f}</div>"
     return f"<span class=prompt>{prompt}</span>{''.join(spans)}{score}"
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    top = "".join(f"<th>{html.escape(head)}</th>" for head in heads)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return f"<div class=table><table><tr>{top}</tr>{body}</table></div>"

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -76,6 +77,10 @@ class Trainer(ABC):
     def _holds_out(self) -> bool:
         """Whether there is a held-out part."""
 
+    def _keep(self, folder: Path) -> None:
+        """Write further files about the trained model to the run folder."""
+        return
+
     def _finish(self) -> dict[str, float]:
         """Do the last work before the trained model is saved; return metrics to report."""
         return {}
@@ -108,9 +113,9 @@ class Trainer(ABC):
         accelerator = make_accelerator(self.model.device)
         folder = self.output_dir if accelerator.is_main_process else None
         with open_logger(folder, self.logger, table=log_table, begin_with=rows) as logger:
-            fit(
+            heldout = fit(
                 self.model,
-                self._task(),
+                replace(self._task(), evaluate=self._evaluate if self._holds_out else None),
                 self.config,
                 accelerator=accelerator,
                 logger=logger,
@@ -122,6 +127,9 @@ class Trainer(ABC):
         if folder is not None:
             with uninterrupted():
                 save_files(folder, partial(save_model, self.model, self.tokenizer))
+                self._keep(folder)
                 Checkpoints(folder).clear()
         accelerator.wait_for_everyone()
-        return metrics | (self.evaluate() if self._holds_out else {})
+        if self._holds_out and not heldout:  # the save was one after the last update
+            heldout = self.evaluate()
+        return metrics | heldout

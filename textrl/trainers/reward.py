@@ -7,6 +7,7 @@ normalised on samples of the SFT policy; their mean and std are stored in the ch
 
 import copy
 import itertools
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,12 +21,14 @@ from textrl.chat import prompt_of
 from textrl.classifiers import encode_for_scoring, max_text_length, split_classifier
 from textrl.config import RewardConfig
 from textrl.data import Source, load_records, split_by_prompt
+from textrl.durable import write_text
 from textrl.encoding import ranked_texts, reward_text
 from textrl.errors import UserError
 from textrl.limits import check_vocabulary
 from textrl.loop import FitTask
 from textrl.losses import bradley_terry_loss, plackett_luce_loss, ranking_loss
 from textrl.models import ensure_pad, untrained_classifier
+from textrl.packing import filled_batches
 from textrl.rewards import RewardModel
 from textrl.rows import Records, Row
 from textrl.shared_prompts import with_shared_prompts
@@ -69,7 +72,8 @@ class RewardTrainer(Trainer):
     `completions` and `ranks` (0 is best, ties allowed), as plain text or chat.
 
     `train` returns `score_mean` and `score_std` (raw units). If heldout_share > 0, it also returns
-    `heldout_accuracy`: the share of held-out pairs that are ordered as people did.
+    `heldout_accuracy`, the share of held-out pairs that are ordered as people did, and
+    `heldout_loss`; both are logged after each epoch.
     """
 
     config: RewardConfig
@@ -161,14 +165,44 @@ class RewardTrainer(Trainer):
 
     @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
-        """Return the share of held-out pairs (without ties) that the model orders correctly."""
-        right = total = 0.0
-        for ranking in self.heldout_rankings:
-            metrics = self._loss([ranking]).metrics
-            right, total = right + metrics["right_pairs"], total + metrics["pairs"]
-        if not total:
+        """Return the loss, and the share of pairs (without ties) ordered correctly, held out."""
+        rankings, sums = self.heldout_rankings, dict.fromkeys(("loss", "right_pairs", "pairs"), 0.0)
+        sizes = [ranking.num_tokens for ranking in rankings]
+        for rows in filled_batches(sizes, self.config.micro_batch_tokens):
+            found = self._loss([rankings[row] for row in rows])
+            for name, value in (found.metrics | {"loss": float(found.loss)}).items():
+                if name in sums:
+                    sums[name] += value
+        if not sums["pairs"]:
             raise UserError("the held-out part holds ties only; raise heldout_share")
-        return {"heldout_accuracy": right / total}
+        return {
+            "heldout_accuracy": sums["right_pairs"] / sums["pairs"],
+            "heldout_loss": sums["loss"] / len(rankings),
+        }
+
+    @torch.no_grad()
+    def heldout_margins(self) -> list[dict[str, float]]:
+        """Return each held-out pair: score of the better less score of the worse; both lengths."""
+        found = []
+        for ranking in self.heldout_rankings:
+            scores = self._classifier.scores(ranking.encoded).tolist()
+            texts = list(zip(scores, ranking.ranks, map(len, ranking.encoded), strict=True))
+            for better, worse in itertools.permutations(texts, 2):
+                if better[1] < worse[1]:
+                    found.append(
+                        {
+                            "margin": better[0] - worse[0],
+                            "better_length": better[2],
+                            "worse_length": worse[2],
+                        }
+                    )
+        return found
+
+    def _keep(self, folder: Path) -> None:
+        """Write the held-out pairs, for the calibration in a report."""
+        lines = [json.dumps(pair) + "\n" for pair in self.heldout_margins()]
+        if lines:
+            write_text(folder / "heldout_pairs.jsonl", "".join(lines))
 
     def reward_model(self) -> RewardModel:
         """Return the trained model as a frozen reward function."""

@@ -1,0 +1,275 @@
+"""`textrl doctor`: what it finds in hand-written numbers, in sick runs and in healthy ones."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import doctor_runs
+import numpy as np
+import pytest
+
+from textrl.cli import main
+from textrl.doctor.agent_rules import AGENT_RULES
+from textrl.doctor.diagnose import diagnose, in_words
+from textrl.doctor.machine import _warnings
+from textrl.doctor.records import Record, Series, read_records
+from textrl.doctor.trainer_rules import ANY_RULES, TRAINER_RULES
+from textrl.errors import UserError
+
+
+def series(*values: float) -> Series:
+    return Series(unit="update", places=np.arange(1, len(values) + 1), values=np.array(values))
+
+
+def test_a_series_is_compared_by_fifths_and_its_own_noise() -> None:
+    rising = series(*range(10))
+    assert (rising.first, rising.last, rising.size) == (0.5, 8.5, 2)
+    assert rising.trend == pytest.approx(45 / 125**0.5)  # 45 pairs; 10 * 9 * 25 / 18
+    assert rising.error == pytest.approx((1 / 2) ** 0.5 * (2 / 2) ** 0.5)
+    assert rising.rises
+    assert not rising.falls
+    assert series(*range(10, 0, -1)).falls
+    noisy = series(*[0.0, 1.0] * 10)
+    assert not noisy.rises
+    assert not noisy.falls
+    early = series(0.0, 0.5, 0.8, *[0.8, 0.79] * 9)  # what rises at once and then stays has risen
+    assert early.rises
+
+
+HEALTHY: dict[str, list[float]] = {
+    "rollout/score": [0.1 * n for n in range(10)],
+    "rollout/score_std": [1.0] * 10,
+    "rollout/objective": [0.09 * n for n in range(10)],
+    "rollout/kl": [0.5 * n for n in range(10)],
+    "rollout/kl_error": [0.1] * 10,
+    "rollout/kl_coef": [0.02] * 10,
+    "rollout/length": [20.0] * 10,
+    "rollout/entropy": [2.0 - 0.05 * n for n in range(10)],
+    "rollout/eos_share": [0.8] * 10,
+    "rollout/masked": [0.0] * 10,
+    "train/explained_variance": [0.05 * n for n in range(10)],
+    "train/clip_fraction": [0.1] * 10,
+    "train/approx_kl": [0.01] * 10,
+    "train/updates": [8.0] * 10,
+    "train/first_ratio_error": [1e-6] * 10,
+    "train/skipped_updates": [0.0] * 10,
+    "time/collect_seconds": [3.0] * 10,
+    "time/update_seconds": [3.0] * 10,
+    "time/reward_seconds": [0.5] * 10,
+}
+"""A healthy run of an agent."""
+
+
+def found(numbers: dict[str, list[float]], **other: Any) -> list[str]:
+    """Return the names of the findings about a run with these columns."""
+    count = max(len(column) for column in numbers.values())
+    rows = [
+        {"time/step": n + 1, "time/iteration": n + 1}
+        | {name: column[n] for name, column in numbers.items() if n < len(column)}
+        for n in range(count)
+    ]
+    known = {"settings": {}, "machine": {}} | other
+    record = Record(folder=Path("run"), rows=rows, **known)
+    return [finding.name for finding in diagnose(record)]
+
+
+def changed(**columns: list[float]) -> dict[str, list[float]]:
+    """Return the healthy run with other columns; `__` stands for `/`."""
+    return HEALTHY | {name.replace("__", "/"): column for name, column in columns.items()}
+
+
+FLAT = [0.1, 0.2] * 5
+SICK: dict[str, dict[str, list[float]]] = {
+    "sampling_disagrees": changed(train__first_ratio_error=[1e-6] * 9 + [0.03]),
+    "kl_negative": changed(rollout__kl=[-0.5] * 10),
+    "constant_reward": changed(rollout__score=[2.0] * 10, rollout__score_std=[0.0] * 10),
+    "flat_groups": changed(rollout__flat_groups=[0.6] * 10),
+    "gibberish": changed(**{"rollout/scores/judge": [1.0 - 0.1 * n for n in range(10)]}),
+    "kl_explodes": changed(rollout__kl=[3.0 * n for n in range(10)]),
+    "entropy_gone": changed(rollout__entropy=[2.0, 1.5, 1.0, 0.5, *[0.1] * 6]),
+    "reward_flat": changed(rollout__score=FLAT, rollout__objective=FLAT),
+    "reward_falls": changed(
+        rollout__score=[-0.1 * n for n in range(10)],
+        rollout__objective=[-0.09 * n for n in range(10)],
+    ),
+    "reward_out_of_range": changed(rollout__score_std=[0.1] * 10),
+    "length_to_budget": changed(rollout__eos_share=[0.8, 0.5, 0.3, *[0.02] * 7]),
+    "eos_never": changed(rollout__eos_share=[0.0] * 10),
+    "clip_fraction_high": changed(train__clip_fraction=[0.6] * 10),
+    "clip_fraction_zero": changed(train__clip_fraction=[0.0] * 10, train__approx_kl=[1e-9] * 10),
+    "explained_variance_negative": changed(train__explained_variance=[-0.5] * 10),
+    "episodes_masked": changed(rollout__masked=[20.0] * 10),
+    "starved": changed(time__reward_seconds=[4.0] * 10),
+    "gradients_not_finite": changed(train__skipped_updates=[0.0] * 9 + [1.0]),
+}
+NEARLY: dict[str, dict[str, list[float]]] = {
+    "solved, flat": changed(rollout__score=[0.95, 0.96] * 5, rollout__objective=[0.95, 0.96] * 5),
+    "solved, no entropy": changed(
+        rollout__score=[0.1, 0.3, 0.6, *[1.0] * 7], rollout__entropy=[2.0, 1.0, 0.5, *[0.01] * 7]
+    ),
+    "solved, groups alike": changed(
+        rollout__score=[0.1, 0.3, 0.6, *[1.0] * 7], rollout__flat_groups=[0.1, 0.3, *[0.9] * 8]
+    ),
+    "KL negative by chance": changed(rollout__kl=[-0.03] + [0.5 * n for n in range(9)]),
+    "the objective rises, the score does not": changed(rollout__score=FLAT),
+    "a metric that rises": changed(**{"rollout/scores/judge": [0.1 * n for n in range(10)]}),
+    "few groups alike": changed(rollout__flat_groups=[0.4] * 10),
+    "always at the budget as at first": changed(rollout__eos_share=[0.06] * 10),
+    "a critic that begins": changed(train__explained_variance=[-0.2, -0.1] * 5),
+    "rare failures": changed(rollout__masked=[1.0] * 10),
+    "a fast reward": changed(
+        time__reward_seconds=[0.2] * 10,
+        time__collect_seconds=[0.2] * 10,
+        time__update_seconds=[0.1] * 10,
+    ),
+    "one update an iteration": changed(
+        train__clip_fraction=[0.0] * 10,
+        train__approx_kl=[0.0] * 10,
+        train__updates=[1.0] * 10,
+    ),
+}
+
+
+def test_nothing_is_wrong_with_a_healthy_run() -> None:
+    assert found(HEALTHY) == []
+
+
+@pytest.mark.parametrize("name", SICK)
+def test_one_column_makes_one_finding(name: str) -> None:
+    assert found(SICK[name]) == [name]
+
+
+@pytest.mark.parametrize("name", NEARLY)
+def test_what_looks_sick_and_is_not(name: str) -> None:
+    assert found(NEARLY[name]) == []
+
+
+def test_what_the_settings_explain() -> None:
+    never = SICK["eos_never"]
+    assert found(never, settings={"banned_token_ids": [2]}) == []
+    raw = changed(rollout__score=[5.0 + 0.1 * n for n in range(10)])
+    assert found(raw, settings={"reward": "runs/reward"}) == ["reward_out_of_range"]
+    assert found(raw, settings={"reward": "module:function"}) == []
+    assert found(raw) == []
+    masked = changed(rollout__masked=[20.0] * 10)
+    assert found(masked, settings={"episodes_per_iteration": 4096}) == []
+
+
+def test_more_threads_than_cores() -> None:
+    assert found(HEALTHY, machine={"threads": 16, "cores": 2.0}) == ["too_many_threads"]
+    assert found(HEALTHY, machine={"threads": 2, "cores": 2.0}) == []
+
+
+FALLING = [1.0 - 0.05 * n for n in range(10)]
+
+
+def trainer(stage: str, **columns: list[float]) -> dict[str, list[float]]:
+    return {f"{stage}/{name}": column for name, column in ({"loss": FALLING} | columns).items()}
+
+
+def test_trainers() -> None:
+    assert found(trainer("sft")) == []
+    assert found(trainer("sft", loss=[1.0, 1.02] * 5)) == ["loss_flat"]
+    assert found(trainer("sft", loss=[1.0 + 0.1 * n for n in range(10)])) == ["loss_rises"]
+    # the first update is taken at the old weights: what falls later from ruin has risen
+    assert found(trainer("sft", loss=[3.0, *[90.0 - 8 * n for n in range(9)]])) == ["loss_rises"]
+    above = trainer("reward", accuracy=[0.6] * 5 + [1.0] * 5, heldout_accuracy=[0.7])
+    assert found(above) == ["overfit"]
+    assert found(trainer("reward", accuracy=[0.9] * 10, heldout_accuracy=[0.8])) == []
+    up = trainer("sft", heldout_loss=[1.0, 0.8, 0.9])
+    assert found(up) == ["overfit"]
+    assert found(trainer("sft", heldout_loss=[1.0, 0.8, 0.85])) == []
+    assert found(trainer("reward", accuracy=[0.5] * 10)) == ["chance"]
+    assert found(trainer("reward", accuracy=[0.7] * 10)) == []
+    down = [-0.3 * n for n in range(10)]
+    both = trainer("dpo", chosen_reward=down, rejected_reward=[2 * x for x in down])
+    assert found(both) == ["both_fall"]
+    apart = trainer("dpo", chosen_reward=[-0.02 * n for n in range(10)], rejected_reward=down)
+    assert found(apart) == []
+
+
+def test_every_finding_is_told_with_numbers_and_remedies() -> None:
+    names = set()
+    for columns in SICK.values():
+        rows = [{k: v[n] for k, v in columns.items()} | {"time/iteration": n} for n in range(10)]
+        record = Record(folder=Path("run"), rows=rows, settings={}, machine={})
+        for finding in diagnose(record):
+            names.add(finding.name)
+            assert finding.what.endswith(".")
+            assert any(letter.isdigit() for letter in finding.how)
+            assert finding.remedies
+        text = in_words(record, diagnose(record), "run")
+        assert text.startswith("run: 1 finding\n1. ")
+        assert "\n   try: " in text
+    assert names == set(SICK)
+    assert len(AGENT_RULES) + len(TRAINER_RULES) + len(ANY_RULES) == 20
+
+
+def test_a_run_of_something_else_is_not_judged() -> None:
+    record = Record(folder=Path("r"), rows=[{"rollout/ep_rew_mean": 1.0}], settings={}, machine={})
+    assert diagnose(record) == []
+    assert "no metrics of textrl's agents" in in_words(record, [], "r")
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, column in (("well", [0.1 * n for n in range(6)]), ("sick", [0.1] * 6)):
+        Path(name).mkdir()
+        rows = [
+            {"time/step": n, "rollout/score": score, "rollout/kl": 0.01, "rollout/score_std": 1.0}
+            for n, score in enumerate(column)
+        ]
+        Path(name, "progress.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(SystemExit) as healthy:
+        main(["doctor", "well"])
+    assert healthy.value.code == 0
+    assert capsys.readouterr().out.startswith("well: nothing wrong found in 6 iterations")
+    with pytest.raises(SystemExit) as both:
+        main(["doctor", "well", "sick"])
+    assert both.value.code == 1
+    assert "sick: 1 finding\n1. The reward is flat." in capsys.readouterr().out
+    with pytest.raises(SystemExit) as other:
+        main(["doctor", str(tmp_path / "none")])
+    assert other.value.code == 2
+    assert "is no folder" in capsys.readouterr().err
+    assert [record.folder.name for record in read_records(tmp_path)] == ["sick", "well"]
+    with pytest.raises(UserError, match="holds no metrics"):
+        read_records(Path(__file__).parent / "envs")
+
+
+def test_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as looked:
+        main(["doctor"])
+    said = capsys.readouterr().out
+    assert looked.value.code == (1 if "warning: " in said else 0)
+    assert "versions: python 3." in said
+    assert "usable cores" in said
+    assert _warnings(2.0, 2, 50.0) == []
+    assert _warnings(2.0, 8, 50.0) == [
+        "8 threads on 2 cores wait for one another; set OMP_NUM_THREADS=2"
+    ]
+    assert _warnings(2.0, 2, 1.0) == ["only 1.0 GB of disk are free; a save may not fit"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::textrl.loop.LossRose")
+def test_real_runs_that_are_sick_on_purpose(tmp_path: Path) -> None:
+    """At least nine in ten, as the issue asks; all of them when this was written."""
+    missed = []
+    for number, (name, (expected, work)) in enumerate(doctor_runs.SICK.items()):
+        work(tmp_path / str(number))
+        names = doctor_runs.findings(tmp_path / str(number))
+        if expected not in names:
+            missed.append((name, expected, names))
+    assert len(missed) <= len(doctor_runs.SICK) // 10, missed
+
+
+@pytest.mark.slow
+def test_real_runs_that_are_healthy(tmp_path: Path) -> None:
+    accused = {}
+    for number, (name, work) in enumerate(doctor_runs.HEALTHY.items()):
+        work(tmp_path / str(number))
+        names = doctor_runs.findings(tmp_path / str(number))
+        if names:
+            accused[name] = names
+    assert not accused

@@ -1,0 +1,48 @@
+"""The findings about a run, in words."""
+
+from textrl.doctor.agent_rules import AGENT_RULES
+from textrl.doctor.records import Finding, Record
+from textrl.doctor.trainer_rules import ANY_RULES, TRAINER_RULES
+
+
+def diagnose(record: Record) -> list[Finding]:
+    """Return what is wrong with a run, the worst first."""
+    stage = record.stage
+    rules = {"agent": AGENT_RULES, "": ()}.get(stage, TRAINER_RULES)
+    found = [rule(record) for rule in (*rules, *ANY_RULES)]
+    return [finding for finding in found if finding is not None]
+
+
+def in_words(record: Record, findings: list[Finding], name: str) -> str:
+    """Return the findings as text.
+
+    Args:
+        record: The run.
+        findings: What `diagnose` found.
+        name: How the run is called.
+    """
+    if not findings:
+        return f"{name}: {_healthy(record)}"
+    lines = [f"{name}: {len(findings)} finding{'s' if len(findings) > 1 else ''}"]
+    for number, finding in enumerate(findings, 1):
+        lines.append(f"{number}. {finding.what} {finding.how}")
+        lines += [f"   {'try' if i == 0 else 'or'}: {r}" for i, r in enumerate(finding.remedies)]
+    return "\n".join(lines)
+
+
+def _healthy(record: Record) -> str:
+    """Return what a run without findings did."""
+    stage = record.stage
+    if not stage:
+        return (
+            "there are no metrics of textrl's agents or trainers, so that nothing can be said; "
+            "`textrl report` draws what there is"
+        )
+    if stage == "agent":
+        score, kl = record.series("rollout/score"), record.series("rollout/kl")
+        return (
+            f"nothing wrong found in {len(score)} iterations. The score is {score.told()}; the KL "
+            f"ends at {max(kl.last, 0.0):.3g} nats per sequence"
+        )
+    loss = record.series(f"{stage}/loss")
+    return f"nothing wrong found in {loss.places[-1]:g} updates. The loss is {loss.told()}"

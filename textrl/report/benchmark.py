@@ -1,0 +1,119 @@
+"""The sections about a folder of `textrl benchmark`: its agents side by side."""
+
+import html
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from textrl.errors import UserError
+from textrl.report.charts import COLOURS, Line, drawn, panel
+from textrl.report.page import hidden, legend, table
+
+RESULTS = "results.json"
+
+
+def benchmark_sections(folder: Path) -> list[str]:
+    """Return the parts of the page about a benchmark.
+
+    Raises:
+        UserError: results.json is damaged.
+    """
+    path = folder / RESULTS
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        rows, config = found["rows"], found["config"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}); run the benchmark again") from error
+    whole = [row for row in rows if "error" not in row]
+    agents = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(_agents(whole))}
+    task = config.get("task") or "TextRLHF-v0"
+    parts = [f"<h2>Benchmark on {html.escape(str(task))}</h2>", _conclusion(whole)]
+    parts += [_table(rows), legend(list(agents.items()))]
+    lines = [_line(whole, name, colour, 1) for name, colour in agents.items()]
+    away = [_line(whole, name, colour, 2) for name, colour in agents.items()]
+    known = [line for line in away if len(line.x)]
+    panels = [
+        panel("score, mean over the seeds, from the least to the most", lines, x_label="tokens"),
+        panel("KL to the reference (nats per sequence)", known, x_label="tokens") if known else "",
+        _plane(whole, agents),
+    ]
+    parts.append(f"<div class='panels large'>{''.join(panels)}</div>")
+    return [*parts, hidden("the configuration", json.dumps(config, indent=1))]
+
+
+def _agents(rows: Sequence[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(row["agent"] for row in rows))
+
+
+def _conclusion(rows: Sequence[dict[str, Any]]) -> str:
+    """Say which agent is best, and whether its seeds lie above those of the next one."""
+    means = {name: [row["score"] for row in rows if row["agent"] == name] for name in _agents(rows)}
+    ranked = sorted(means, key=lambda name: -float(np.mean(means[name])))
+    if len(ranked) < 2:
+        return ""
+    best, second = ranked[:2]
+    apart = min(means[best]) > max(means[second])
+    verdict = (
+        "all its seeds are above those of the next"
+        if apart
+        else "their seeds overlap, so that the order of the two may be chance"
+    )
+    return (
+        f"<p><b>{html.escape(best)}</b> has the highest mean score, {np.mean(means[best]):.3g}; "
+        f"{html.escape(second)} follows with {np.mean(means[second]):.3g}, and {verdict}.</p>"
+    )
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> str:
+    cells = []
+    for name in _agents(rows):
+        own = [row for row in rows if row["agent"] == name]
+        whole = [row for row in own if "error" not in row]
+        failed = len(own) - len(whole)
+        seeds = f"{len(whole)}" + (f", {failed} failed" if failed else "")
+        if not whole:
+            cells.append([name, seeds, *"----"])
+            continue
+        scores, kls = (
+            [row[key] for row in whole if row[key] is not None] for key in ("score", "kl")
+        )
+        speeds = [row["tokens_per_second"] for row in whole if row["tokens_per_second"]]
+        cells.append(
+            [
+                name,
+                seeds,
+                f"{np.mean(scores):.3f} ({min(scores):.3f} to {max(scores):.3f})",
+                f"{np.mean(kls):.2f}" if kls else "-",
+                f"{np.mean(speeds):.0f}" if speeds else "-",
+                f"{max(row['peak_memory_mb'] for row in whole):.0f}",
+            ]
+        )
+    heads = ["agent", "seeds", "score (least to most)", "KL, nats", "tokens/s", "peak memory, MB"]
+    return table(heads, cells)
+
+
+def _line(rows: Sequence[dict[str, Any]], name: str, colour: str, column: int) -> Line:
+    curves = [row["curve"] for row in rows if row["agent"] == name]
+    points = np.array(
+        [[[math.nan if p is None else p for p in point] for point in curve] for curve in curves]
+    )
+    x, y = points[:, :, 0].mean(0), points[:, :, column]
+    there = ~np.isnan(y).any(0)
+    x, y = x[there], y[:, there]
+    return Line(label=name, colour=colour, x=x, y=y.mean(0), low=y.min(0), high=y.max(0))
+
+
+def _plane(rows: Sequence[dict[str, Any]], agents: dict[str, str]) -> str:
+    def draw(axes: Axes) -> None:
+        for row in rows:
+            if row["kl"] is not None:
+                axes.plot(row["kl"], row["score"], "o", color=agents[row["agent"]], alpha=0.7)
+        axes.set_xlabel("KL at the end (nats per sequence)")
+        axes.set_ylabel("score")
+
+    return drawn("score against KL at the end, a dot a seed", draw)

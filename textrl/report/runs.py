@@ -1,0 +1,344 @@
+"""The sections about runs of agents and trainers: curves, the reward-KL plane, settings."""
+
+import html
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from textrl.doctor.diagnose import diagnose, in_words
+from textrl.doctor.records import Record, Series
+from textrl.report.charts import COLOURS, Line, drawn, panel
+from textrl.report.page import hidden, legend, table
+
+OWN = ("seed", "output_dir", "log_table", "threads", "device")
+"""Settings in which the runs of one group may differ: they are repetitions."""
+PANELS: dict[str, dict[str, str]] = {
+    "agent": {
+        "rollout/score": "score",
+        "rollout/kl": "KL to the reference (nats per sequence)",
+        "rollout/objective": "objective: score - kl_coef x KL",
+        "rollout/length": "length (tokens)",
+        "rollout/entropy": "entropy (nats per token)",
+        "rollout/eos_share": "share that ends with an end token",
+        "heldout/score": "held-out: score",
+        "heldout/kl": "held-out: KL (nats per sequence)",
+    },
+    "sft": {"sft/loss": "loss (nats per token)", "sft/heldout_loss": "held-out loss"},
+    "reward": {
+        "reward/loss": "loss (nats per pair)",
+        "reward/accuracy": "share of pairs in the right order",
+        "reward/heldout_accuracy": "held-out: share in the right order",
+        "reward/heldout_loss": "held-out loss",
+    },
+    "dpo": {
+        "dpo/loss": "loss (nats per pair)",
+        "dpo/accuracy": "share of pairs in the right order",
+        "dpo/margin": "margin of the implicit rewards",
+        "dpo/chosen_reward": "implicit reward of chosen texts",
+        "dpo/rejected_reward": "implicit reward of rejected texts",
+        "dpo/heldout_accuracy": "held-out: share in the right order",
+    },
+}
+"""The panels that come first; all other logged numbers are folded away."""
+NAMES = {
+    "agent": "Agents",
+    "sft": "SFT",
+    "reward": "Reward models",
+    "dpo": "DPO",
+    "": "Other runs",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Runs that differ in their seed alone."""
+
+    label: str
+    colour: str
+    records: Sequence[Record]
+
+
+def names_of(records: Sequence[Record]) -> list[str]:
+    """Return what the runs are called: the last parts of their paths that tell them apart."""
+    paths = [record.folder.resolve() for record in records]
+    longest = max(len(path.parts) for path in paths)
+    for count in range(1, longest + 1):
+        names = ["/".join(path.parts[-count:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
+
+
+def groups_of(records: Sequence[Record]) -> list[Group]:
+    """Return the runs by their settings but for the seed; runs without settings stay alone."""
+    named: dict[str, list[tuple[str, Record]]] = {}
+    for name, record in zip(names_of(records), records, strict=True):
+        settings = {key: value for key, value in record.settings.items() if key not in OWN}
+        key = json.dumps([record.stage, settings], sort_keys=True, default=str)
+        named.setdefault(key if record.settings else name, []).append((name, record))
+    groups = []
+    for place, members in enumerate(named.values()):
+        several = f" and {len(members) - 1} more seeds" if len(members) > 1 else ""
+        groups.append(
+            Group(
+                label=members[0][0] + several,
+                colour=COLOURS[place % len(COLOURS)],
+                records=[record for _, record in members],
+            )
+        )
+    return groups
+
+
+def sections(records: Sequence[Record]) -> list[str]:
+    """Return the parts of the page about these runs."""
+    groups = groups_of(records)
+    parts = ["<h2>In short</h2>", *(_in_short(group) for group in groups), _verdicts(records)]
+    for stage, name in NAMES.items():
+        own = [group for group in groups if group.records[0].stage == stage]
+        if own:
+            parts += [f"<h2>{name}</h2>", legend([(g.label, g.colour) for g in own])]
+            parts += _curves(own, stage)
+            if stage == "agent":
+                parts.append(plane(own))
+    return parts
+
+
+def _in_short(group: Group) -> str:
+    record, label = group.records[0], html.escape(group.label)
+    if record.stage == "agent":
+        score = [r.series("rollout/score") for r in group.records]
+        kl = [max(r.series("rollout/kl").last, 0.0) for r in group.records]
+        tokens = max(float(row.get("time/step", 0)) for row in record.rows)
+        said = (
+            f"the mean score went from {_over([s.first for s in score], score[0])} to "
+            f"{_over([s.last for s in score], score[0])} in {tokens:,.0f} tokens, at a KL of "
+            f"{_mean(kl)} nats per sequence"
+        )
+        heldout = record.series("heldout/score")
+        if len(heldout):
+            best = int(heldout.values.argmax())
+            said += (
+                f"; held-out it was {heldout.values[0]:.3g} at first, {heldout.values[-1]:.3g} in "
+                f"the end and {heldout.values[best]:.3g} at best, after "
+                f"{heldout.places[best]:,.0f} tokens"
+            )
+    elif record.stage:
+        loss = [r.series(f"{record.stage}/loss") for r in group.records]
+        said = (
+            f"the loss went from {_mean([s.first for s in loss])} to "
+            f"{_mean([s.last for s in loss])} in {loss[0].places[-1]:g} updates"
+        )
+        outside = record.series(f"{record.stage}/heldout_accuracy")
+        if len(outside):
+            said += f"; {outside.values[-1]:.1%} of the held-out pairs are in the right order"
+    else:
+        said = f"{len(record.rows)} logged rows"
+    return f"<p><b>{label}</b>: {said}.</p>"
+
+
+def _mean(values: Sequence[float]) -> str:
+    """Return the mean over the seeds, with the least and the most of several."""
+    if len(values) == 1:
+        return f"{values[0]:.3g}"
+    return f"{np.mean(values):.3g} ({min(values):.3g} to {max(values):.3g})"
+
+
+def _over(values: Sequence[float], series: Series) -> str:
+    """Return the mean over the seeds; of one run with the error of a mean over a fifth of it."""
+    if len(values) > 1 or not math.isfinite(series.error):
+        return _mean(values)
+    return f"{values[0]:.3g} &plusmn; {series.error / 2**0.5:.1g}"
+
+
+def _verdicts(records: Sequence[Record]) -> str:
+    parts = ["<h2>What the doctor says</h2>"]
+    for name, record in zip(names_of(records), records, strict=True):
+        findings = diagnose(record)
+        text = in_words(record, findings, name)
+        kind = "finding" if findings else "healthy"
+        parts.append(f"<div class={kind}><p class=text>{html.escape(text)}</p></div>")
+    return "\n".join(parts)
+
+
+def _curves(groups: Sequence[Group], stage: str) -> list[str]:
+    first, label = PANELS.get(stage, {}), "tokens" if stage == "agent" else "update"
+    if not stage:
+        label = "time/step"
+    every = dict.fromkeys(
+        name for group in groups for record in group.records for row in record.rows for name in row
+    )
+    shown = [name for name in first if name in every]
+    shown += [name for name in every if name.startswith(("rollout/scores/", "heldout/scores/"))]
+    shown = [name for name in shown if not name.endswith("_std")]
+    rest = [name for name in every if name not in shown and not name.startswith("time/s")]
+    main = [_panel(groups, name, first.get(name, name), label) for name in shown]
+    more = [_panel(groups, name, name, label) for name in sorted(rest)]
+    return [
+        f"<div class='panels large'>{''.join(main)}</div>",
+        f"<details><summary>all other logged numbers ({len([m for m in more if m])})</summary>"
+        f"<div class=panels>{''.join(more)}</div></details>",
+    ]
+
+
+def _panel(groups: Sequence[Group], name: str, title: str, x_label: str) -> str:
+    lines = [line for group in groups if (line := _line(group, name)) is not None]
+    return panel(html.escape(title), lines, x_label=x_label) if lines else ""
+
+
+def _line(group: Group, name: str) -> Line | None:
+    """Return the mean of a group's runs at each step, with a band; None without numbers."""
+    curves = [_steps_and_values(record, name) for record in group.records]
+    curves = [curve for curve in curves if len(curve[0])]
+    if not curves:
+        return None
+    x = curves[0][0]
+    if len(curves) > 1:
+        end = min(curve[0][-1] for curve in curves)
+        x = x[x <= end] if (x <= end).any() else x[:1]
+    values = np.stack([np.interp(x, *curve) for curve in curves])
+    low, high = values.min(0), values.max(0)
+    y = values.mean(0)
+    if len(curves) == 1:
+        low = high = None
+        error = _error(group.records[0], name)
+        if error is not None and len(error) == len(y):
+            low, high = y - 2 * error, y + 2 * error
+    return Line(label=group.label, colour=group.colour, x=x, y=y, low=low, high=high)
+
+
+def _error(record: Record, name: str) -> np.ndarray | None:
+    """Return the standard error of each row's mean over its episodes, where it is known."""
+    prefix, _, what = name.partition("/")
+    if what == "kl":
+        return record.series(f"{prefix}/kl_error").values
+    episodes = record.settings.get(
+        "eval_episodes" if prefix == "heldout" else "episodes_per_iteration"
+    )
+    if what != "score" or not episodes:
+        return None
+    spread: np.ndarray = record.series(f"{prefix}/score_std").values / math.sqrt(episodes)
+    return spread
+
+
+def _steps_and_values(record: Record, name: str) -> tuple[np.ndarray, np.ndarray]:
+    known = [
+        (row.get("time/step", number), row[name])
+        for number, row in enumerate(record.rows)
+        if isinstance(row.get(name), int | float) and math.isfinite(row[name])
+    ]
+    steps, values = zip(*known, strict=True) if known else ((), ())
+    return np.array(steps, dtype=np.float64), np.array(values, dtype=np.float64)
+
+
+def plane(groups: Sequence[Group]) -> str:
+    """Return score against KL, with the best that could be had if scores were normal."""
+    start = _reference_scores(groups)
+
+    def draw(axes: Axes) -> None:
+        farthest = 0.1
+        for group in groups:
+            line, kl = _line(group, "rollout/score"), _line(group, "rollout/kl")
+            if line is None or kl is None or len(line.y) != len(kl.y):
+                continue
+            axes.plot(kl.y, line.y, color=group.colour, alpha=0.5, linewidth=1.2)
+            axes.plot(kl.y[-1], line.y[-1], "o", color=group.colour)
+            farthest = max(farthest, float(kl.y.max()))
+        if start is not None:
+            mean, spread = start
+            x = np.linspace(0, farthest, 100)
+            axes.plot(x, mean + spread * np.sqrt(2 * x), "--", color="#888888", linewidth=1)
+            for n in (2, 4, 16, 64, 256):
+                if best_of_n_kl(n) <= farthest:
+                    best = mean + spread * largest_of_normals(n)
+                    axes.plot(best_of_n_kl(n), best, "x", color="#888888")
+                    axes.annotate(f" {n}", (best_of_n_kl(n), best), fontsize=7)
+        axes.set_xlabel("KL to the reference (nats per sequence)")
+        axes.set_ylabel("score")
+
+    note = (
+        "The line of a run begins at the reference; the dot is its end. Dashed: the highest score "
+        "of any policy at that KL if the reference's scores were normal with the mean and spread "
+        "of the first iteration, mean + std &middot; sqrt(2 KL). Crosses: best of n under the same "
+        "assumption. A line above the dashed one says that they are not normal, or that the "
+        "reward is gamed."
+        if start is not None
+        else "The dot is the end of a run."
+    )
+    figure = drawn("score against KL", draw, size=(6.4, 3.8))
+    return (
+        f"<h3>Reward and KL</h3><p class=quiet>{note}</p><div class='panels large'>{figure}</div>"
+    )
+
+
+def _reference_scores(groups: Sequence[Group]) -> tuple[float, float] | None:
+    """Return mean and spread of the reference's scores, where a run began at the reference."""
+    for group in groups:
+        row: Mapping[str, Any] = group.records[0].rows[0]
+        names = ("rollout/score", "rollout/score_std", "rollout/kl")
+        score, std, kl = (row.get(name) for name in names)
+        if score is not None and std and kl is not None and abs(kl) < 0.01:
+            return float(score), float(std)
+    return None
+
+
+def best_of_n_kl(n: int) -> float:
+    """Return the KL of best of n to its base, at most, in nats: log n - (n - 1) / n (2009.01325).
+
+    >>> round(best_of_n_kl(4), 3)
+    0.636
+    """
+    return math.log(n) - (n - 1) / n
+
+
+def largest_of_normals(n: int) -> float:
+    """Return the mean of the largest of n standard normal numbers.
+
+    >>> round(largest_of_normals(2), 4)  # 1 / sqrt(pi)
+    0.5642
+    """
+    x = np.linspace(-8.0, 8.0, 16_001)
+    below = np.array([0.5 * (1 + math.erf(value / math.sqrt(2))) for value in x])
+    density = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+    return float((x * n * below ** (n - 1) * density).sum() * (x[1] - x[0]))
+
+
+def settings_section(records: Sequence[Record]) -> str:
+    """Return what the runs ran with: where they differ, then everything, folded away."""
+    names, parts = names_of(records), ["<h2>Settings and versions</h2>"]
+    for stage, title in NAMES.items():
+        own = [(n, r) for n, r in zip(names, records, strict=True) if r.stage == stage]
+        if len(own) > 1:
+            parts += [f"<h3>{title}: where the settings differ</h3>", _differences(own)]
+    for name, record in zip(names, records, strict=True):
+        machine = record.machine
+        if machine:
+            versions = ", ".join(f"{n} {v}" for n, v in machine.get("versions", {}).items())
+            line = (
+                f"{machine.get('began', '')}, commit {machine.get('commit')}, "
+                f"{machine.get('processor')}, {machine.get('threads')} threads, "
+                f"{machine.get('device')}: {machine.get('command', '')}"
+            )
+            parts.append(f"<h3>{html.escape(name)}</h3><p class=quiet>{html.escape(line)}</p>")
+            parts.append(f"<p class=quiet>{html.escape(versions)}</p>")
+        text = json.dumps(record.settings, indent=1, default=str)
+        parts.append(hidden(f"all settings of {name}", text))
+    return "\n".join(parts)
+
+
+def _differences(runs: Sequence[tuple[str, Record]]) -> str:
+    keys = dict.fromkeys(key for _, record in runs for key in record.settings)
+    rows = [
+        [key, *(_value(record.settings, key) for _, record in runs)]
+        for key in keys
+        if key != "output_dir" and len({_value(record.settings, key) for _, record in runs}) > 1
+    ]
+    return table(["", *(name for name, _ in runs)], rows, "words") if rows else "<p>Nowhere.</p>"
+
+
+def _value(settings: Mapping[str, Any], key: str) -> str:
+    return str(settings[key]) if key in settings else "-"

@@ -131,7 +131,7 @@ def plot_frontier(summary: dict[str, Any], ppo: Sequence[dict[str, float]]) -> s
         axes.set_ylabel("score (standard deviations of SFT's)")
         axes.margins(0.15)
 
-    return drawn("mean score and KL of each policy", draw, size=(6.4, 3.8))
+    return drawn("mean score and KL of each policy", draw, size=(4.8, 3.1))
 
 
 def _origin(folder: Path) -> str:

@@ -83,7 +83,8 @@ def groups_of(records: Sequence[Record]) -> list[Group]:
         named.setdefault(key if record.settings else name, []).append((name, record))
     groups = []
     for place, members in enumerate(named.values()):
-        several = f" and {len(members) - 1} more seeds" if len(members) > 1 else ""
+        more = len(members) - 1
+        several = f" and {more} more seed{'s' if more > 1 else ''}" if more else ""
         groups.append(
             Group(
                 label=members[0][0] + several,
@@ -269,7 +270,7 @@ def plane(groups: Sequence[Group]) -> str:
         if start is not None
         else "The dot is the end of a run."
     )
-    figure = drawn("score against KL", draw, size=(6.4, 3.8))
+    figure = drawn("score against KL", draw, size=(4.8, 3.1))
     return (
         f"<h3>Reward and KL</h3><p class=quiet>{note}</p><div class='panels large'>{figure}</div>"
     )

@@ -128,8 +128,9 @@ def calibration(margins: np.ndarray) -> str:
             Bradley and Terry's model the preferred text is right with probability sigmoid(|m|).
     """
     sure, right = 1 / (1 + np.exp(-np.abs(margins))), margins > 0
-    order = np.argsort(sure)
-    parts = [part for part in np.array_split(order, min(8, max(1, len(order) // 10))) if len(part)]
+    edges = np.unique(np.quantile(sure, np.linspace(0, 1, min(8, max(1, len(sure) // 10)) + 1)))
+    places = np.searchsorted(edges[1:-1], sure, side="right")  # equal ones stay together
+    parts = [part for bin_ in np.unique(places) if len(part := (places == bin_).nonzero()[0])]
     x = np.array([sure[part].mean() for part in parts])
     y = np.array([right[part].mean() for part in parts])
     error = np.sqrt(np.maximum(y * (1 - y), 1e-9) / np.array([len(part) for part in parts]))

@@ -9,53 +9,32 @@ The steps of a batch are told once its episodes are over; the policy is the same
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from stable_baselines3.common.callbacks import (
-    BaseCallback,
-    CallbackList,
-    ConvertCallback,
-    EventCallback,
-)
+from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 
 from textrl.agents.base import AnyVectorEnv
+from textrl.agents.collect import collect
 from textrl.agents.rollout import Rollout, rollout_report
 from textrl.agents.samples import samples_of
 from textrl.agents.text_env import TextEnv
+from textrl.callbacks import leaves
 from textrl.durable import append_json_line, write_text
 from textrl.errors import UserError
+from textrl.generation import ModelSampler
 from textrl.metrics import log, read_json_lines, read_progress
+from textrl.models import split_lm
 from textrl.paths import expanded
 
-MaybeCallback = BaseCallback | list[BaseCallback] | Callable[..., bool] | None
-"""SB3's forms of a callback: one, a list, a function of (locals, globals), or none."""
 EVALUATION_SEED = 1234
 
 
 class Stopped(Exception):
     """A callback has ended the training."""
-
-
-def as_callback(callback: MaybeCallback) -> BaseCallback | None:
-    """Return a callback of one of SB3's forms as one callback.
-
-    Raises:
-        UserError: it is something else.
-    """
-    if callback is None or isinstance(callback, BaseCallback):
-        return callback
-    if isinstance(callback, list) and all(isinstance(one, BaseCallback) for one in callback):
-        return CallbackList(callback)
-    if callable(callback):
-        return ConvertCallback(callback)
-    raise UserError(
-        f"callback is {callback!r}; expected a callback of Stable-Baselines3, a list of them or a "
-        f"function of (locals, globals) (progress_bar is given by name)"
-    )
 
 
 class Callbacks:
@@ -115,13 +94,6 @@ class Callbacks:
             self.agent.acting = None
 
 
-def leaves(callback: BaseCallback) -> list[BaseCallback]:
-    """Return the callbacks of a list and of lists in it."""
-    if isinstance(callback, CallbackList):
-        return [leaf for one in callback.callbacks for leaf in leaves(one)]
-    return [callback]
-
-
 class HeldoutEvaluation(BaseCallback):
     """Measures the policy on held-out prompts every few iterations (a callback for `learn`).
 
@@ -129,6 +101,8 @@ class HeldoutEvaluation(BaseCallback):
     an independent metric), `heldout/kl` in nats per sequence with `heldout/kl_error`,
     `heldout/length`, `heldout/entropy` and `heldout/eos_share`, at iteration 0, then every
     `every` iterations, and at the end. Each measurement has the same prompts and random numbers.
+
+    In `train` of an SFT or DPO trainer an update counts as an iteration.
     """
 
     def __init__(
@@ -184,6 +158,8 @@ class HeldoutEvaluation(BaseCallback):
                 f"{type(self.parent).__name__} tells its callback of no iterations, so that "
                 f"nothing would be measured; give the HeldoutEvaluation to learn itself"
             )
+        if getattr(self.model, "what", "policy") != "policy":
+            raise UserError("a reward model says no texts; hold out pairs: heldout_share=0.1")
 
     def _on_step(self) -> bool:
         return True
@@ -231,9 +207,11 @@ class HeldoutEvaluation(BaseCallback):
 
     def _episodes(self) -> Rollout:
         agent: Any = self.model
-        self.env.kl_coef = agent.env.kl_coef  # it may be adapted
         self.env.venv.reset(seed=EVALUATION_SEED)
         generator = torch.Generator().manual_seed(EVALUATION_SEED)
+        if not hasattr(agent, "collect_in"):  # a trainer
+            return collect(ModelSampler(split_lm(agent.model)), self.env, generator)
+        self.env.kl_coef = agent.env.kl_coef  # it may be adapted
         with agent.autocast():
             episodes: Rollout = agent.collect_in(self.env, generator)
         return episodes

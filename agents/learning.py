@@ -9,8 +9,9 @@ import torch
 from stable_baselines3.common.logger import Logger
 
 from textrl.agents.base import AnyVectorEnv, check_timesteps
-from textrl.agents.callbacks import Callbacks, MaybeCallback, Stopped, as_callback
+from textrl.agents.callbacks import Callbacks, Stopped
 from textrl.agents.text_env import TextEnv
+from textrl.callbacks import MaybeCallback, as_callback
 from textrl.metrics import StageProgress, log
 from textrl.stopping import terminable
 from textrl.updater import Numbers, Updater

@@ -157,8 +157,7 @@ class PPO(TextAgent):
 
     def credit(self, rollout: Rollout) -> Targets:
         """Return advantages and returns by the sampled KL, not whitened."""
-        rewards = rollout.rewards - self.env.kl_coef * rollout.logprobs
-        return self._gae(rollout, rewards.masked_fill(~rollout.mask, 0.0))
+        return self._gae(rollout, rollout.rewards - self.env.kl_coef * rollout.logprobs)
 
     def train_on(self, rollout: Rollout, steps: Steps) -> Numbers:
         """Update actor and critic from an iteration's episodes; return what to log."""
@@ -200,10 +199,9 @@ class PPO(TextAgent):
         else:
             rewards = rollout.rewards - kl_coef * rollout.ref_logprobs
             rewards -= kl_coef * self._state_kl(rollout, reference_states)[:, 1:]
-        rewards = rewards.masked_fill(~mask, 0.0)
-        found = self._gae(rollout, rewards)
-        targets = replace(found, advantages=standardize(found.advantages, mask))
-        return targets, float(whitening_divisor(found.advantages, mask))
+        found = self._gae(rollout, rewards.masked_fill(~mask, 0.0))
+        whitened = standardize(found.advantages, mask)
+        return replace(found, advantages=whitened), float(whitening_divisor(found.advantages, mask))
 
     def _gae(self, rollout: Rollout, rewards: Tensor) -> Targets:
         """Return advantages and returns for rewards that hold both halves of the KL."""

@@ -17,7 +17,8 @@ def samples_of(episodes: Rollout, env: TextEnv, agent: Any) -> list[dict[str, An
     "kl" (log pi - log pi_ref, nats) and "reward" (with both halves of the KL), with a critic also
     "value" (before the token) and "advantage" (not whitened).
     """
-    credit = None if len(episodes.mask) == 0 else agent.credit(episodes)
+    has_credit = len(episodes.mask) > 0 and hasattr(agent, "credit")  # a trainer has none
+    credit = agent.credit(episodes) if has_credit else None
     numbers = {
         "kl": episodes.logprobs - episodes.ref_logprobs,
         "reward": episodes.rewards - env.kl_coef * episodes.logprobs,

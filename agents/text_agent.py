@@ -25,9 +25,11 @@ from textrl.agents.learning import Learning, Show
 from textrl.agents.predict import next_tokens
 from textrl.agents.rollout import (
     Rollout,
+    Spent,
     Targets,
     check_groups,
     concatenate,
+    cost_report,
     flat_groups,
     rollout_report,
     without_masked,
@@ -45,7 +47,6 @@ from textrl.packing import filled_batches
 from textrl.paths import expanded
 from textrl.policy import Evaluation, PolicyModule, ReferenceStates, ValueHead
 from textrl.precision import autocast, pick_precision
-from textrl.reward_costs import cost_report
 from textrl.stopping import uninterrupted
 from textrl.updater import Numbers, OutOfMemory, Steps, Updater
 
@@ -131,13 +132,11 @@ class TextAgent(Learning):
 
     def _iteration(self, show: Show, record: Callable[[Numbers], None]) -> Numbers:
         """Run one iteration; a stop before its update undoes it, a later one waits for its end."""
-        began, iteration, updates = time.monotonic(), self.iteration, self._updater.updates
-        costs = self.env.costs()
+        began, costs, iteration = time.monotonic(), self.env.costs(), self.iteration
+        updates = self._updater.updates
         with ExitStack() as stack:
-            undone = undone_on_failure(
-                self._generator, self.env, lambda: self.whole and self.iteration == iteration
-            )
-            stack.enter_context(undone)
+            same = lambda: self.whole and self.iteration == iteration  # noqa: E731
+            stack.enter_context(undone_on_failure(self._generator, self.env, same))
             with self.autocast():
                 collected = self.collect(lambda tokens: show(self._collect_share, tokens, {}))
                 rollout = self._with_agreeing_logprobs(collected)
@@ -158,17 +157,18 @@ class TextAgent(Learning):
             except OutOfMemory:  # before the first step nothing has changed
                 self.whole = self._updater.updates == updates
                 raise
-            self.iteration += 1
-            self.env_steps += tokens
-            self.whole = True
+            self.iteration, self.env_steps, self.whole = (
+                iteration + 1,
+                self.env_steps + tokens,
+                True,
+            )
             show(1.0, tokens, episodes)
             ended = time.monotonic()
             self._collect_share = (between - began) / (ended - began)  # about the next one's too
             numbers = {
                 **report,
                 **update,
-                **self._groups_report(rollout),
-                **cost_report(costs, self.env.costs()),
+                **self._groups_and_costs(rollout, costs),
                 "rollout/kl_coef": kl_coef,
                 "rollout/masked": self.config.episodes_per_iteration - len(rollout.scores),
                 "train/learning_rate": learning_rate,
@@ -181,11 +181,10 @@ class TextAgent(Learning):
             record(numbers)
         return numbers
 
-    def _groups_report(self, rollout: Rollout) -> Numbers:
-        """Return the share of groups without a spread, of an agent that compares samples."""
-        if not self.compares_samples:
-            return {}
-        return {"rollout/flat_groups": flat_groups(rollout.scores, self.env.group_size)}
+    def _groups_and_costs(self, rollout: Rollout, before: Spent) -> Numbers:
+        """Return the share of groups without a spread, if they are compared, and rewards' cost."""
+        groups = {"rollout/flat_groups": flat_groups(rollout.scores, self.env.group_size)}
+        return (groups if self.compares_samples else {}) | cost_report(before, self.env.costs())
 
     def autocast(self) -> torch.autocast:
         """Return the context of a forward pass, see `textrl.precision.autocast`."""

@@ -14,9 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.adapters import check_apart
 from textrl.agents.base import AnyVectorEnv, Observation
+from textrl.agents.rollout import Spent
 from textrl.errors import UserError
 from textrl.logprobs import AllowedTokens
-from textrl.reward_costs import Spent, spent
 from textrl.rewards import RewardModel
 from textrl.stopping import uninterrupted
 from textrl.trainable import check_live, check_same_width, check_trainable
@@ -210,8 +210,8 @@ class TextEnv:
 
     def costs(self) -> Spent:
         """Return what reward functions or worlds have cost; nothing where it is not known."""
-        base = self.venv.unwrapped
-        return spent(base.reward_costs) if hasattr(base, "reward_costs") else {}
+        known = getattr(self.venv.unwrapped, "reward_costs", {})
+        return {name: (cost.seconds, cost.failures) for name, cost in known.items()}
 
     def task_digest(self) -> dict[str, str]:
         """Return what the rewards depend on, by name; nothing where the environment cannot say."""

@@ -15,7 +15,7 @@ from textrl.envs.token_rows import TokenRows
 from textrl.envs.token_space import TokenIds
 from textrl.errors import UserError, shown
 from textrl.logprobs import AllowedTokens
-from textrl.reward_costs import Cost
+from textrl.reward_calls import Cost
 from textrl.rewards import RewardModel
 
 Observation = dict[str, np.ndarray]

@@ -26,8 +26,7 @@ from textrl.envs.texts import Judge, Prompt, PromptSet, PromptStream, chosen_pro
 from textrl.envs.token_rows import TokenRows
 from textrl.errors import UserError
 from textrl.models import pick_device, pick_dtype
-from textrl.reward_calls import Patience
-from textrl.reward_costs import Cost
+from textrl.reward_calls import Cost, Patience
 from textrl.rewards import RewardModel, make_scorer
 from textrl.scorer import Scores, by_row
 from textrl.task_config import FAILURE_SETTINGS, TaskConfig

@@ -30,7 +30,7 @@ from textrl.logprobs import (
 )
 from textrl.models import eos_id, split_lm
 from textrl.packing import filled_batches
-from textrl.reward_costs import Cost
+from textrl.reward_calls import Cost
 from textrl.task_config import TokensConfig
 
 TOKENS_PER_PASS = 8192
@@ -338,9 +338,8 @@ class TokenRows(ABC):
         early = np.isin(actions, self.end_token_ids) & mask
         early &= np.arange(mask.shape[1]) < counts[:, None] - 1
         if early.any():
-            raise UserError(
-                f"row {int(early.any(1).argmax())} has actions after EOS or another end token"
-            )
+            row = int(early.any(1).argmax())
+            raise UserError(f"row {row} has actions after EOS or another end token")
         return counts
 
 

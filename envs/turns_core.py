@@ -27,7 +27,7 @@ from textrl.envs.world_texts import WorldTexts
 from textrl.errors import UserError, shown
 from textrl.models import pick_device, pick_dtype
 from textrl.packing import filled_batches
-from textrl.reward_costs import Cost
+from textrl.reward_calls import Cost
 from textrl.seams import decode_completion
 
 UNCOMPARED = {"kl_coef", "world", "reference", "tokenizer", "device", "dtype", "prompts"}

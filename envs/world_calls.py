@@ -2,6 +2,7 @@
 
 import math
 import reprlib
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
@@ -15,7 +16,7 @@ from textrl.envs.turns_config import TurnsConfig
 from textrl.envs.world_texts import role_of
 from textrl.envs.worlds.making import make_world
 from textrl.errors import UserError, shown
-from textrl.reward_costs import Cost
+from textrl.reward_calls import Cost
 from textrl.stopping import Terminated
 from textrl.time_limit import TooLongError, within
 
@@ -126,7 +127,7 @@ class Worlds:
         try:
             return _checked(self._called(row, place, lambda: self._worlds[row].step(text)), place)
         except WorldFailure:
-            self.cost.add(failures=1)
+            self.cost.failed()
             if self.config.on_world_error == "stop":
                 raise
             return Answer(failed=True)
@@ -137,10 +138,9 @@ class Worlds:
         Raises:
             WorldFailure: it raised, or is late; a world that is late is left alone and replaced.
         """
-        seconds = self.config.world_timeout
+        seconds, began = self.config.world_timeout, time.perf_counter()
         try:
-            with self.cost.timed():
-                return within(call, seconds) if seconds else call()
+            return within(call, seconds) if seconds else call()
         except (KeyboardInterrupt, Terminated):
             raise
         except TooLongError as error:
@@ -152,6 +152,8 @@ class Worlds:
             ) from error
         except BaseException as error:  # SystemExit too: it must not end a run as a success
             raise WorldFailure(f"{place} raised {type(error).__name__}: {error}") from error
+        finally:
+            self.cost.seconds += time.perf_counter() - began
 
 
 def _checked(value: Any, place: str) -> Answer:

@@ -13,12 +13,12 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = {"textrl": "textrl", "agents": "textrl.agents", "envs": "textrl.envs"}
 FLOORS = {
     "ground": "errors bounds paths rows types config resolve loss_names task_config task_ids "
-    "durable stopping locks time_limit",
+    "durable stopping locks time_limit machine",
     "maths": "masking logprobs advantages losses preference_losses",
     "models": "finite digests precision packing policy decoding trunks limits heads adapters "
     "models generation devices trainable",
     "texts": "data data_files chat turns seams encoding shared_prompts",
-    "training": "memory engine metrics checkpoint run_folder updater resuming loop",
+    "training": "memory engine metrics checkpoint run_folder updater callbacks resuming loop",
     "judging": "classifiers reward_kinds reward_calls scorer rewards evaluation",
 }
 """The rooms that are no folders: which modules of `textrl/` belong together."""

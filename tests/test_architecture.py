@@ -21,10 +21,12 @@ ALLOWED = {
     "agents": "ground maths models texts judging training",
     "trainers": "ground maths models texts judging training",
     "feedback": "textrl ground models texts judging labels",
-    "demo": "textrl ground models judging training envs agents trainers",
+    "demo": "textrl ground models judging training envs agents trainers doctor report",
     "benchmark": "ground models judging training envs agents",
+    "doctor": "ground models training",
+    "report": "ground training doctor",
     "cli": "textrl ground models texts judging training envs agents trainers feedback demo "
-    "benchmark",
+    "benchmark doctor report",
 }
 """Which rooms a room may import (`house.py` says which modules are in a room)."""
 PURE = ("masking", "logprobs", "advantages", "losses", "preference_losses")
@@ -40,6 +42,7 @@ LIGHT = (
     "cli.agent_options",
 )
 LIGHT += ("demo.config", "benchmark.config", "feedback.config", "cli.world_options")
+LIGHT += ("cli.report_options",)
 OPTIONAL = {"datasets": 1, "gguf": 1, "vaderSentiment": 1, "peft": 1, "uvicorn": 1, "matplotlib": 2}
 OPTIONAL |= {"gem": 1, "nltk": 1, "reasoning_gym": 1, "textarena": 1}
 WEB = {"fastapi", "starlette", "pydantic", "uvicorn"}

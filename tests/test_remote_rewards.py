@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from textrl.agents import PPO, PPOConfig
+from textrl.agents.rollout import cost_report
 from textrl.envs import tiny_model
 from textrl.errors import UserError
-from textrl.reward_costs import cost_report
 from textrl.reward_kinds import RewardKind, kind_of
 from textrl.rewards import Patience, make_scorer, remote, reward_function
 from textrl.time_limit import together

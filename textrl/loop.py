@@ -7,7 +7,7 @@ in `updater.py`.
 import math
 import statistics
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from accelerate.utils import gather_object
 from stable_baselines3.common.logger import Logger
 from torch import Tensor, nn
 
+from textrl.callbacks import UpdateCallbacks
 from textrl.checkpoint import Checkpoints
 from textrl.config import TrainingConfig
 from textrl.finite import check_finite
@@ -70,6 +71,7 @@ def fit(
     folder: Path | None = None,
     resume_from: Path | None = None,
     shown: bool = True,
+    callbacks: UpdateCallbacks | None = None,
 ) -> Numbers:
     """Minimise the task's weighted mean loss over the data, in shuffled epochs.
 
@@ -84,26 +86,21 @@ def fit(
         folder: Folder of the run, where its saves go; a stop by Ctrl+C or SIGTERM leaves one.
         resume_from: The save in that folder to go on from.
         shown: show progress.
+        callbacks: told of every update; one of them may end the training.
 
     Raises:
         UserError: weights or last updates that are not finite; a state that is damaged or of
             another run.
     """
     total = math.ceil(len(task.lengths) / config.minibatch_size) * config.num_epochs
-    updater = Updater(
-        [(model, config.learning_rate)],
-        accelerator=accelerator,
-        betas=(config.adam_beta1, config.adam_beta2),
-        max_grad_norm=config.max_grad_norm,
-        weight_decay=config.weight_decay,
-        schedule=warmup_cosine(total, config.warmup_share),
-    )
+    updater = _updater(model, config, accelerator, total)
     states = _states(model.eval(), updater, task, config, folder)
     if resume_from is not None and states is not None:
         states.restore(resume_from)
     config = replace(config, precision=pick_precision(config.precision, model, accelerator.device))
+    callbacks = callbacks or UpdateCallbacks(None, None)
     try:
-        heldout = _fit_updates(task, config, updater, total, logger, states, shown)
+        heldout = _fit_updates(task, config, updater, total, logger, states, callbacks, shown)
     except (KeyboardInterrupt, Terminated, OutOfMemory) as stop:  # all of them between updates
         if states is not None:
             states.save()
@@ -113,6 +110,19 @@ def fit(
     updater.finish()
     check_finite(model, "has learned nothing of use")
     return heldout
+
+
+def _updater(
+    model: nn.Module, config: TrainingConfig, accelerator: Accelerator, total: int
+) -> Updater:
+    return Updater(
+        [(model, config.learning_rate)],
+        accelerator=accelerator,
+        betas=(config.adam_beta1, config.adam_beta2),
+        max_grad_norm=config.max_grad_norm,
+        weight_decay=config.weight_decay,
+        schedule=warmup_cosine(total, config.warmup_share),
+    )
 
 
 def _states(
@@ -139,24 +149,22 @@ def _fit_updates(
     total: int,
     logger: Logger,
     states: States | None,
+    callbacks: UpdateCallbacks,
     shown: bool,
 ) -> Numbers:
     accelerator, begin = updater.accelerator, updater.updates
-    per_epoch = total // config.num_epochs
     log_every = max(1, total // 100)
     shown = shown and accelerator.is_main_process
     losses, heldout = list[float](), Numbers()
+    callbacks.begin(begin, total)
     with StageProgress(task.stage, total, begin=begin, shown=shown) as progress:
-        for update in range(begin, total):
-            epoch, position = divmod(update, per_epoch)
-            if position == 0 or update == begin:  # an epoch's order depends on the seed alone
-                generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-                order = epoch_minibatches(task.lengths, config.minibatch_size, generator)
+        for update, rows, ends_epoch in _minibatches(task, config, begin, total):
+            if not callbacks.before():
+                break
             with uninterrupted():
-                numbers = _fit_update(order[position], task, config, updater)
+                numbers = _fit_update(rows, task, config, updater)
                 losses.append(numbers["loss"])
                 progress.show(update + 1, {name: numbers[name] for name in list(numbers)[:2]})
-                ends_epoch = position + 1 == per_epoch
                 if ends_epoch and task.evaluate is not None:
                     heldout = task.evaluate()
                     numbers |= heldout
@@ -165,10 +173,25 @@ def _fit_updates(
                     log(logger, update + 1, {f"{task.stage}/{k}": v for k, v in numbers.items()})
             if states is not None and (ends_epoch or states.checkpoints.due(update + 1)):
                 states.save()
-
+            if not callbacks.after(update + 1, numbers):
+                break
+    callbacks.end()
     if losses and accelerator.is_main_process:
         _warn_if_it_rose(losses)
     return heldout
+
+
+def _minibatches(
+    task: FitTask, config: TrainingConfig, begin: int, total: int
+) -> Iterator[tuple[int, list[int], bool]]:
+    """Yield the updates from `begin` on: number, examples, whether it is the last of its epoch."""
+    per_epoch = total // config.num_epochs
+    for update in range(begin, total):
+        epoch, position = divmod(update, per_epoch)
+        if position == 0 or update == begin:  # an epoch's order depends on the seed alone
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+            order = epoch_minibatches(task.lengths, config.minibatch_size, generator)
+        yield update, order[position], position + 1 == per_epoch
 
 
 def _warn_if_it_rose(losses: Sequence[float]) -> None:

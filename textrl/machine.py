@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    *("torch", "transformers", "gymnasium", "stable-baselines3", "numpy"),
+    *("textrl-gym", "torch", "transformers", "gymnasium", "stable-baselines3", "numpy"),
     *("accelerate", "safetensors", "peft", "datasets", "tensorboard"),
 )
 
 
 def versions() -> dict[str, str]:
     """Return the versions of Python, textrl and the packages that matter, where they are there."""
-    from textrl import __version__
-
-    found = {"python": platform.python_version(), "textrl": __version__}
+    found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = version(name)

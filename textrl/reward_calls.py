@@ -13,6 +13,7 @@ import contextlib
 import inspect
 import math
 import reprlib
+import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -22,7 +23,6 @@ from typing import Any, Literal
 import numpy as np
 
 from textrl.errors import UserError
-from textrl.reward_costs import Cost
 from textrl.reward_kinds import RewardKind, kind_of
 from textrl.stopping import Terminated
 from textrl.time_limit import TooLongError, together, within
@@ -77,6 +77,19 @@ class Texts:
     def shown(self, row: int) -> str:
         """Return a text, shortened, for messages."""
         return f"prompt {self.prompts[row][:60]!r}, completion {self.completions[row][:60]!r}"
+
+
+class Cost:
+    """What the calls of a reward function, or of all worlds, have cost since the beginning."""
+
+    def __init__(self) -> None:
+        """Begin with nothing: wall-clock seconds, and the number of calls that failed."""
+        self.seconds, self.failures, self._lock = 0.0, 0, threading.Lock()
+
+    def failed(self) -> None:
+        """Count a call that failed, in any thread."""
+        with self._lock:
+            self.failures += 1
 
 
 class RewardFailure(UserError):
@@ -179,7 +192,7 @@ class PatientReward:
         try:
             return self._call(texts)
         except RewardFailure:
-            self.cost.add(failures=1)
+            self.cost.failed()
             raise
 
     def _call(self, texts: Texts) -> Numbers:

@@ -1,5 +1,6 @@
 """`Scorer`: several reward functions, each by its name, and their weighted sum."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -10,13 +11,13 @@ import numpy as np
 from textrl.chat import Chat
 from textrl.errors import UserError
 from textrl.reward_calls import (
+    Cost,
     Numbers,
     Patience,
     PatientReward,
     RewardFailure,
     Texts,
 )
-from textrl.reward_costs import Cost
 from textrl.reward_kinds import RewardKind, is_coroutine
 from textrl.time_limit import together
 
@@ -55,10 +56,15 @@ class Scorer:
     """What is done where one of the functions fails; a remote one knows its own times."""
     costs: tuple[Cost, ...] = ()
     """What the calls of each function have cost."""
+    waits: tuple[bool, ...] = ()
+    """Whether each function waits for something, so that it runs beside the others."""
 
     def __post_init__(self) -> None:
-        """Begin to count the costs."""
+        """Begin to count the costs, and see which functions wait."""
         object.__setattr__(self, "costs", tuple(Cost() for _ in self.functions))
+        parts = zip(self.functions, self.kinds, strict=True)
+        waits = tuple(kind.remote is not None or is_coroutine(function) for function, kind in parts)
+        object.__setattr__(self, "waits", waits)
 
     @property
     def has_dense(self) -> bool:
@@ -126,11 +132,7 @@ class Scorer:
         self, asked: list[int], texts: Texts, chats: list[Chat | None] | None, group_size: int
     ) -> dict[int, Numbers]:
         """Return what some functions say of the texts; those that wait run beside the others."""
-        waiting = {
-            index
-            for index in asked
-            if self.kinds[index].remote is not None or is_coroutine(self.functions[index])
-        }
+        waiting = {index for index in asked if self.waits[index]}
         others = [index for index in asked if index not in waiting]
 
         def of_each(indices: list[int]) -> dict[int, Numbers]:
@@ -152,7 +154,8 @@ class Scorer:
     ) -> Numbers:
         """Return what one function says of the texts."""
         function, name, cost = self.functions[index], self.names[index], self.costs[index]
-        with cost.timed():
+        began = time.perf_counter()
+        try:
             if isinstance(function, FrozenModel):
                 return _of_model(function, name, texts, chats)
             kind, optional, patience = self.kinds[index], len(self.functions) > 1, self.patience
@@ -161,6 +164,8 @@ class Scorer:
                 patience = replace(patience, timeout=times.timeout, retries=times.retries)
             reward = PatientReward(function, name, patience, kind, optional, cost)
             return reward.numbers(texts, group_size)
+        finally:
+            cost.seconds += time.perf_counter() - began
 
     def _without_unscored(self, total: np.ndarray, scored: np.ndarray, texts: Texts) -> np.ndarray:
         """Return the sums, NaN where every function returned None, which is a failure."""

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from textrl.doctor.diagnose import diagnose, in_words
 from textrl.doctor.records import read_record, read_records
 from textrl.durable import write_text
 from textrl.metrics import read_progress
-from textrl.report.charts import COLOURS, Line, drawn, panel
+from textrl.report.charts import COLOURS, Axes, Line, drawn, panel
 from textrl.report.page import hidden, legend, page, table
 
 NAMES = {"sft": "SFT", "ppo": "PPO", "dpo": "DPO", "best_of_16": "best of 16"}

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from textrl.errors import UserError
-from textrl.report.charts import COLOURS, Line, drawn, panel
+from textrl.report.charts import COLOURS, Axes, Line, drawn, panel
 from textrl.report.page import hidden, legend, table
 
 RESULTS = "results.json"

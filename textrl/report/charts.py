@@ -11,7 +11,7 @@ import numpy as np
 
 matplotlib.use("svg")  # a backend that needs no screen
 import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
+from matplotlib.axes import Axes as Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 

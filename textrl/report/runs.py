@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from textrl.doctor.diagnose import diagnose, in_words
 from textrl.doctor.records import Record, Series
-from textrl.report.charts import COLOURS, Line, drawn, panel
+from textrl.report.charts import COLOURS, Axes, Line, drawn, panel
 from textrl.report.page import hidden, legend, table
 
 OWN = ("seed", "output_dir", "log_table", "threads", "device")

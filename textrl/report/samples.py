@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from textrl.doctor.records import Record
 from textrl.metrics import read_json_lines
-from textrl.report.charts import COLOURS, drawn
+from textrl.report.charts import COLOURS, Axes, drawn
 
 SAMPLES, PAIRS = "samples.jsonl", "heldout_pairs.jsonl"
 SHOWN = 4

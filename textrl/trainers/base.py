@@ -10,6 +10,7 @@ from typing import ClassVar
 from stable_baselines3.common.logger import Logger
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from textrl.callbacks import MaybeCallback, OneRow, UpdateCallbacks, as_callback
 from textrl.checkpoint import Checkpoints, logged_by, save_model
 from textrl.config import TrainingConfig
 from textrl.durable import save_files
@@ -50,7 +51,9 @@ class Trainer(ABC):
                 f"the tokenizer is {tokenizer!r}; expected a live one: "
                 f"textrl.models.load_tokenizer(NAME)"
             )
-        self.model, self.tokenizer, self.logger = model, tokenizer, logger
+        self.model, self.tokenizer, self._given = model, tokenizer, logger
+        self.logger = logger or Logger(folder=None, output_formats=[])
+        self.num_timesteps = 0
         self.output_dir = None if output_dir is None else expanded(output_dir)
         self._shown = shown
 
@@ -85,12 +88,38 @@ class Trainer(ABC):
         """Do the last work before the trained model is saved; return metrics to report."""
         return {}
 
-    def train(self, resume: bool = False, *, log_table: bool = False) -> dict[str, float]:
+    @property
+    def iteration(self) -> int:
+        """The number of updates taken, by the name that callbacks know."""
+        return self.num_timesteps
+
+    @property
+    def env_steps(self) -> int:
+        """The number of updates taken, by the name that callbacks know."""
+        return self.num_timesteps
+
+    def get_env(self) -> OneRow:
+        """Return what SB3's callbacks count by: a trainer acts in no environment."""
+        return OneRow()
+
+    def save(self, path: str | Path) -> None:
+        """Save the model and its tokenizer to a folder, which is replaced as a whole."""
+        save_files(expanded(path), partial(save_model, self.model, self.tokenizer))
+
+    def train(
+        self,
+        resume: bool = False,
+        callback: MaybeCallback = None,
+        *,
+        log_table: bool = False,
+    ) -> dict[str, float]:
         """Train, save to output_dir, and return the final metrics (see the class).
 
         Args:
             resume: Whether to go on, bit for bit, from the newest save that a stopped run left in
                 output_dir; with the configuration, data and model that it began with.
+            callback: of SB3 or of ours, a list of them, or a function; see `textrl.callbacks`. One
+                that returns False ends the training after the update.
             log_table: Whether SB3's table of the metrics is printed as well.
 
         Raises:
@@ -98,21 +127,28 @@ class Trainer(ABC):
                 differs from the run that left it is named. Weights or gradients not finite.
             Terminated: the process was asked to end by SIGTERM; as with Ctrl+C, a save is left.
         """
+        given = as_callback(callback)
+        if given is not None and make_accelerator(self.model.device).num_processes > 1:
+            raise UserError("callbacks run in one process; leave the callback out, or the others")
+        callbacks = None if given is None else UpdateCallbacks(self, given)
         check_resume(self.output_dir, resume=resume)
         if self.output_dir is None:
-            return self._train(None, log_table=log_table)
+            return self._train(None, callbacks, log_table=log_table)
         accelerator = make_accelerator(self.model.device)
         saves = Checkpoints(self.output_dir)
         with held(self.output_dir) if accelerator.is_main_process else nullcontext(), terminable():
             with accelerator.main_process_first():  # it moves damaged saves aside
                 save = saves.newest() if resume else None
-            return self._train(save, log_table=log_table)
+            return self._train(save, callbacks, log_table=log_table)
 
-    def _train(self, save: Path | None, *, log_table: bool) -> dict[str, float]:
+    def _train(
+        self, save: Path | None, callbacks: UpdateCallbacks | None, *, log_table: bool
+    ) -> dict[str, float]:
         rows = b"" if save is None else logged_by(save)
         accelerator = make_accelerator(self.model.device)
         folder = self.output_dir if accelerator.is_main_process else None
-        with open_logger(folder, self.logger, table=log_table, begin_with=rows) as logger:
+        with open_logger(folder, self._given, table=log_table, begin_with=rows) as logger:
+            self.logger = logger
             heldout = fit(
                 self.model,
                 replace(self._task(), evaluate=self._evaluate if self._holds_out else None),
@@ -122,6 +158,7 @@ class Trainer(ABC):
                 folder=self.output_dir,
                 resume_from=save,
                 shown=self._shown,
+                callbacks=callbacks,
             )
         metrics = self._finish()
         if folder is not None:

@@ -18,7 +18,7 @@ from textrl.losses import approx_kl
 from textrl.masking import masked_mean, masked_var
 
 Spent = dict[str, tuple[float, int]]
-"""Seconds and failed calls so far, by the name of a reward function or world."""
+"""Seconds and failed calls so far, by the name of a reward function; "" is all together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,14 +217,14 @@ def _named_report(rollout: Rollout, names: tuple[str, ...]) -> dict[str, float]:
 def cost_report(before: Spent, now: Spent) -> dict[str, float]:
     """Return what is logged of the costs between two moments.
 
-    `time/reward_seconds` is the wall-clock time in reward functions and worlds, of several
-    functions for each; those that run at the same time count each. `rollout/reward_failures` is the
-    number of calls that failed, further tries among them.
+    `time/reward_seconds` is the wall-clock time in reward functions (or worlds), of several
+    functions for each too. `rollout/reward_failures` is the number of calls that failed, further
+    tries among them. The name of all together is "".
     """
     if not now:
         return {}
     seconds = {name: now[name][0] - before[name][0] for name in now}
-    report = {"time/reward_seconds": sum(seconds.values())}
+    report = {"time/reward_seconds": seconds.pop("")}
     report["rollout/reward_failures"] = float(sum(now[name][1] - before[name][1] for name in now))
     if len(seconds) > 1:
         report |= {f"time/reward_seconds/{name}": value for name, value in seconds.items()}

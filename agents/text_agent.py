@@ -170,6 +170,7 @@ class TextAgent(Learning):
                 **update,
                 **self._groups_and_costs(rollout, costs),
                 "rollout/kl_coef": kl_coef,
+                "rollout/episodes": len(rollout.scores),
                 "rollout/masked": self.config.episodes_per_iteration - len(rollout.scores),
                 "train/learning_rate": learning_rate,
                 "train/skipped_updates": float(self._updater.skipped),

@@ -102,7 +102,7 @@ class TokenAttributes:
 
     @property
     def reward_costs(self) -> dict[str, Cost]:
-        """What the calls of each reward function, or of the worlds, have cost, by name."""
+        """What the calls of each reward function, or all of them (""), have cost, by name."""
         return self.core.reward_costs
 
     @property

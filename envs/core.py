@@ -98,8 +98,9 @@ class TextCore(TokenRows):
 
     @property
     def reward_costs(self) -> dict[str, Cost]:
-        """What the calls of each reward function have cost, by its name."""
-        return dict(zip(self.reward_names, self.judge.scorer.costs, strict=True))
+        """What the calls of each reward function have cost, by its name; "" is all together."""
+        scorer = self.judge.scorer
+        return {"": scorer.whole} | dict(zip(self.reward_names, scorer.costs, strict=True))
 
     @property
     def reward_names(self) -> tuple[str, ...]:

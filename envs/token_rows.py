@@ -111,7 +111,7 @@ class TokenRows(ABC):
     @property
     @abstractmethod
     def reward_costs(self) -> dict[str, Cost]:
-        """What the calls of each reward function, or of the worlds, have cost, by name."""
+        """What the calls of each reward function, or all of them (""), have cost, by name."""
 
     @abstractmethod
     def stream(self, rng: np.random.Generator, repeats: int = 1) -> Stream:

@@ -108,8 +108,8 @@ class TurnsCore(TokenRows):
 
     @property
     def reward_costs(self) -> dict[str, Cost]:
-        """What the calls of all worlds have cost, by the world's name."""
-        return {self.worlds.name: self.worlds.cost}
+        """What the calls of all worlds have cost, by the name ""."""
+        return {"": self.worlds.cost}
 
     @cached_property
     def digest(self) -> dict[str, str]:

@@ -59,6 +59,7 @@ def agent_run(
     settings = {
         "episodes_per_iteration": config.episodes_per_iteration,
         "banned_token_ids": list(environment.get("banned_token_ids", ())),
+        "reward": str(environment["reward"]) if isinstance(environment.get("reward"), Path) else "",
     }
     prepare_run_dir(folder, settings)
     with open_logger(folder) as logger:
@@ -183,6 +184,26 @@ def dpo(folder: Path, rows: list[dict[str, Any]], model: Any = None, **settings:
     trainer.train()
 
 
+def raw_scores(folder: Path) -> None:
+    """Train with a reward model whose scores nobody has normalised."""
+    model = folder.with_name(f"{folder.name}-reward")
+    with tempfile.TemporaryDirectory() as start:
+        tiny_model().save_pretrained(start)
+        classifier, _ = untrained_classifier(start)
+    with torch.no_grad():
+        classifier.score.weight.mul_(2.0 / float(classifier.score.weight.std()))
+    classifier.config.pad_token_id = 0
+    classifier.save_pretrained(model)
+    tiny_tokenizer().save_pretrained(model)
+    ppo(
+        folder,
+        reward=model,
+        reference=tiny_model(seed=1),
+        tokenizer=tiny_tokenizer(),
+        prompts=["a"],
+    )
+
+
 def both_fall(folder: Path) -> None:
     """Train with a high rate on pairs that differ in their last letter."""
     start = sft(folder.with_name(f"{folder.name}-start"))
@@ -241,10 +262,7 @@ SICK: dict[str, tuple[str, Callable[[Path], Any]]] = {
         lambda f: ppo(f, learning_rate=0.01, clip_range=0.02, num_epochs=4),
     ),
     "rare reward": ("flat_groups", lambda f: grpo(f, reward=rare)),
-    "beyond the range": (
-        "reward_out_of_range",
-        lambda f: ppo(f, reward=many_z, kl_coef=0.0, iterations=40, max_completion_tokens=16),
-    ),
+    "raw scores": ("reward_out_of_range", raw_scores),
     "constant": ("constant_reward", lambda f: ppo(f, reward=lambda p, c: [1.0] * len(p))),
     "slow reward": ("starved", lambda f: ppo(f, reward=slow, iterations=5)),
     "failing reward": (

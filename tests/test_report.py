@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from textrl.cli import main
+from textrl.cli.parser import parse
 from textrl.doctor.records import read_record
 from textrl.errors import UserError
 from textrl.report import Report
@@ -80,7 +81,9 @@ def test_seeds_are_one_curve_with_a_band(tmp_path: Path) -> None:
     assert line.low == pytest.approx([0.1 * n for n in range(8)])
     assert line.high == pytest.approx([0.1 * n + 0.2 for n in range(8)])
     # fifths of ten rows are two, of fewer one: 0.05, 0.1 and 0.2 at first
-    assert "from 0.117 (0.05 to 0.2)" in body(*runs)
+    page = body(*runs)
+    assert "from 0.117 (0.05 to 0.2)" in page
+    assert "in 800 (700 to 900) tokens" in page
 
 
 def test_one_run_has_the_error_of_its_episodes(tmp_path: Path) -> None:
@@ -119,7 +122,7 @@ def test_the_estimates_of_the_plane() -> None:
 
 def test_what_people_wrote_is_text(tmp_path: Path) -> None:
     run = agent_run(tmp_path / "a<i>b")
-    sample = {
+    sample: dict[str, Any] = {
         "iteration": 0,
         "tokens": 0,
         "prompt": "<script>alert(1)</script>",
@@ -150,9 +153,9 @@ def test_a_page_asks_nobody(tmp_path: Path) -> None:
     page = Report(agent_run(tmp_path / "mine")).save(tmp_path / "out").read_text()
     assert page.count("<svg") > 8
     assert not OUTSIDE.findall(page)
-    shown = Report(tmp_path / "mine")._repr_html_()
-    assert shown.startswith("<style>")
-    assert "body{" not in shown  # a notebook's own page keeps its looks
+    shown = Report(tmp_path / "mine")._repr_html_()  # in a frame: a notebook keeps its looks
+    assert shown.startswith("<iframe srcdoc=")
+    assert shown.count("<") == 2
 
 
 def test_files_of_others_stay(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
@@ -198,13 +201,60 @@ BENCHMARK = {
 def test_a_benchmark(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(json.dumps(BENCHMARK))
     page = body(tmp_path)
-    assert "<b>ppo</b> has the highest mean score, 0.85; mlp:DQN follows with 0.7" in page
-    assert "all its seeds are above those of the next" in page
+    assert "<b>ppo</b> has the highest mean score, 0.85; mlp:DQN follows with 0.7; with" in page
+    assert "fewer than three seeds" in page
     assert "<td>bad</td><td>0, 1 failed</td>" in page
     assert "<td>0.850 (0.800 to 0.900)</td><td>2.50</td>" in page
-    (tmp_path / "results.json").write_text("{")
-    with pytest.raises(UserError, match=r"results\.json is damaged"):
-        Report(tmp_path)
+    three = [
+        row | {"agent": name, "seed": seed, "score": score}
+        for name, scores in (("a", (0.8, 0.9, 1.0)), ("b", (0.1, 0.2, 0.7)), ("c", (0.0, 0.0, 0.0)))
+        for seed, score in enumerate(scores)
+        for row in BENCHMARK["rows"][:1]
+    ]
+    (tmp_path / "results.json").write_text(json.dumps(BENCHMARK | {"rows": three}))
+    assert "all its seeds are above those of the next" in body(tmp_path)
+    three[0]["curve"] = three[0]["curve"][:1]
+    for text in ("{", json.dumps(BENCHMARK | {"rows": three}), '{"rows": [{"agent": "a"}]}'):
+        (tmp_path / "results.json").write_text(text)
+        with pytest.raises(UserError, match=r"results\.json is damaged"):
+            Report(tmp_path)
+
+
+def test_odd_files_are_one_line(tmp_path: Path) -> None:
+    run = agent_run(tmp_path / "mine")
+    for name, row, said in (
+        ("samples.jsonl", {"iteration": "<b>", "kl": 0.0, "by_token": []}, "iteration is '<b>'"),
+        ("samples.jsonl", {"iteration": 1, "kl": None, "by_token": []}, "kl is None"),
+        ("heldout_pairs.jsonl", {"margin": None}, "margin is None"),
+        ("progress.json", [1], "which is no row"),
+    ):
+        kept = (run / name).read_text() if (run / name).exists() else None
+        (run / name).write_text(json.dumps(row) + "\n")
+        with pytest.raises(UserError, match=said):
+            Report(run)
+        (run / name).unlink() if kept is None else (run / name).write_text(kept)
+    with pytest.raises(UserError, match="expected folders: textrl report RUN RUN -o FILE"):
+        parse(["report"])
+
+
+def test_runs_of_other_programs_and_short_ones_are_drawn(tmp_path: Path) -> None:
+    for name, rows in (
+        ("sb3", [{"rollout/ep_rew_mean": 1.0, "time/total_timesteps": 5}]),
+        ("nan", [{"time/step": n, "sft/loss": math.nan} for n in range(6)]),
+        ("begun", [{"time/step": 0, "heldout/score": 1.0}]),
+    ):
+        (tmp_path / name).mkdir()
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / name / "progress.json").write_text(lines)
+    page = body(*(tmp_path / name for name in ("sb3", "nan", "begun")))
+    assert "no metrics of textrl" in page
+    assert "sft/loss is no number any more" in page
+    assert "it ended before its first iteration was over" in page
+
+
+def test_a_run_given_twice_is_one(tmp_path: Path) -> None:
+    run = agent_run(tmp_path / "mine")
+    assert "more seed" not in body(run, run)
 
 
 @pytest.mark.slow

@@ -166,7 +166,7 @@ def _fit_updates(
                 losses.append(numbers["loss"])
                 progress.show(update + 1, {name: numbers[name] for name in list(numbers)[:2]})
                 if ends_epoch and task.evaluate is not None:
-                    heldout = task.evaluate()
+                    heldout = _evaluated(task.evaluate, states)
                     numbers |= heldout
                 logs = update % log_every == 0 or ends_epoch
                 if logs and accelerator.is_main_process:
@@ -179,6 +179,16 @@ def _fit_updates(
     if losses and accelerator.is_main_process:
         _warn_if_it_rose(losses)
     return heldout
+
+
+def _evaluated(evaluate: Callable[[], Numbers], states: States | None) -> Numbers:
+    """Measure the held-out part; if that fails, the epoch is saved first."""
+    try:
+        return evaluate()
+    except Exception:
+        if states is not None:
+            states.save()
+        raise
 
 
 def _minibatches(

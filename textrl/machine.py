@@ -1,5 +1,6 @@
 """What a run ran on: versions, cores, threads, device; kept beside its metrics."""
 
+import functools
 import json
 import os
 import platform
@@ -11,12 +12,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from textrl.errors import hide_password
+
 PACKAGES = (
     *("textrl-gym", "torch", "transformers", "gymnasium", "stable-baselines3", "numpy"),
     *("accelerate", "safetensors", "peft", "datasets", "tensorboard"),
 )
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Return the versions of Python, textrl and the packages that matter, where they are there."""
     found = {"python": platform.python_version()}
@@ -39,6 +43,7 @@ def usable_cores() -> float:
     return cores if limit == "max" else min(cores, int(limit) / int(period))
 
 
+@functools.cache
 def commit() -> str | None:
     """Return the commit of the checkout that textrl is imported from; None for a package."""
     folder = Path(__file__).resolve().parent
@@ -57,18 +62,30 @@ def machine_record() -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     return {
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": _command(),
         "versions": versions(),
         "commit": commit(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": processor(),
         "cores": usable_cores(),
         "threads": torch.get_num_threads(),
+        "processes": int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "capability": torch.backends.cpu.get_cpu_capability(),
     }
 
 
+def _command() -> str:
+    """Return the command line of this process, without passwords."""
+    words = []
+    for word in (Path(sys.argv[0]).name, *sys.argv[1:]):
+        option, equals, value = word.partition("=")
+        is_option = option.startswith("--") and bool(equals)
+        words.append(f"{option}={hide_password(value)}" if is_option else hide_password(word))
+    return shlex.join(words)
+
+
+@functools.cache
 def processor() -> str:
     """Return the name of the processor."""
     try:

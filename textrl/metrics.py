@@ -28,8 +28,9 @@ from stable_baselines3.common.logger import (
 
 from textrl.durable import write_text
 from textrl.errors import UserError
+from textrl.machine import machine_text
 
-JSON_FILE, CSV_FILE = "progress.json", "progress.csv"
+JSON_FILE, CSV_FILE, MACHINE_FILE = "progress.json", "progress.csv", "machine.json"
 PLAIN_LINE_EVERY = 15.0
 """Seconds between progress lines if there is no terminal."""
 
@@ -44,6 +45,8 @@ def open_logger(
 ) -> Iterator[Logger]:
     """Yield an SB3 logger that writes CSV, JSON lines and TensorBoard events to a folder.
 
+    machine.json beside them says what the run ran on.
+
     Args:
         folder: Folder that is made if need be; None logs to memory only.
         given: The caller's own logger, used in its place and left open.
@@ -56,6 +59,7 @@ def open_logger(
         yield given or Logger(folder=None, output_formats=[])
         return
     folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / MACHINE_FILE, machine_text())
     there = logged(folder)
     rows = there[: there.rfind(b"\n") + 1] if begin_with is None else begin_with
     if rows != there:
@@ -159,11 +163,13 @@ def read_progress(folder: Path) -> list[dict[str, float]]:
     """Return the rows of a folder's progress.json, or none if there is no file.
 
     Of several rows with the same `time/step` only the last is returned, because a killed run
-    repeats its last steps.
+    repeats its last steps. A row of another program has SB3's `time/total_timesteps` for it, or its
+    number.
     """
-    rows: dict[float, dict[str, float]] = {}
-    for row in read_json_lines(folder / JSON_FILE):
-        rows[row["time/step"]] = rows.get(row["time/step"], {}) | row
+    rows: dict[Any, dict[str, float]] = {}
+    for number, row in enumerate(read_json_lines(folder / JSON_FILE), 1):
+        step = row.get("time/step", row.get("time/total_timesteps", number))
+        rows[step] = rows.get(step, {}) | {"time/step": step} | row
     return list(rows.values())
 
 
@@ -180,7 +186,10 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path} is damaged ({error}); put back a copy, or delete it") from error
     for line in text.splitlines():
         with contextlib.suppress(json.JSONDecodeError):
-            rows.append(json.loads(line))
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise UserError(f"{path} holds {row!r:.40}, which is no row; put back a copy")
+            rows.append(row)
     return rows
 
 

@@ -8,14 +8,11 @@ is a mistake in the function, and stops the run at once. Next to read: `scorer.p
 functions and their weighted sum).
 """
 
-import asyncio
-import contextlib
 import inspect
 import math
 import reprlib
-import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -25,7 +22,7 @@ import numpy as np
 from textrl.errors import UserError
 from textrl.reward_kinds import RewardKind, kind_of
 from textrl.stopping import Terminated
-from textrl.time_limit import TooLongError, together, within
+from textrl.time_limit import TooLongError, the_loop, together, within
 
 LARGEST = float(np.finfo(np.float32).max)
 """The largest allowed score; a larger one would be infinite in an agent's float32. A comparison
@@ -83,13 +80,18 @@ class Cost:
     """What the calls of a reward function, or of all worlds, have cost since the beginning."""
 
     def __init__(self) -> None:
-        """Begin with nothing: wall-clock seconds, and the number of calls that failed."""
-        self.seconds, self.failures, self._lock = 0.0, 0, threading.Lock()
+        """Begin with nothing."""
+        self.seconds = 0.0
+        self._failures: list[None] = []  # threads may append at the same time
+
+    @property
+    def failures(self) -> int:
+        """The number of calls that failed."""
+        return len(self._failures)
 
     def failed(self) -> None:
         """Count a call that failed, in any thread."""
-        with self._lock:
-            self.failures += 1
+        self._failures.append(None)
 
 
 class RewardFailure(UserError):
@@ -171,8 +173,13 @@ class PatientReward:
             found: Numbers = [self._failed(texts, row) for row in range(len(texts))]
             if alone and len(texts) > 1 and not isinstance(failure, TooSlow):
                 for row in range(len(texts)):
-                    with contextlib.suppress(RewardFailure):
+                    try:
                         found[row] = self._once(texts.part([row]))[0]
+                    except RewardFailure as error:
+                        gone = isinstance(error.__cause__, OSError)
+                        own = isinstance(error.__cause__, TimeoutError)  # the function's
+                        if isinstance(error, TooSlow) or (gone and not own):
+                            break  # a server is gone: the others would wait for it too
             return found
 
     def _failed(self, texts: Texts, row: int) -> np.ndarray:
@@ -197,30 +204,24 @@ class PatientReward:
 
     def _call(self, texts: Texts) -> Numbers:
         def call() -> Any:
-            found = called(self.function, texts)
-            if not inspect.isawaitable(found):
-                return found
-            return together([lambda: asyncio.run(awaited(found))], 1)[0]  # its own event loop
+            return called(self.function, texts)
 
         batch = f"a batch of {len(texts)} that starts with {texts.shown(0)}"
         timeout = self.patience.timeout
+        limit = "reward_timeout" if self.kind.remote is None else "the timeout of @remote"
         try:
             values = within(call, timeout) if timeout else call()
+            if inspect.isawaitable(values):
+                values = the_loop().result(values, timeout)
         except (UserError, KeyboardInterrupt, Terminated):
             raise
         except TooLongError as error:
             raise TooSlow(
-                f"reward function {self.name!r} took longer than reward_timeout={timeout:g} s on "
-                f"{batch}"
+                f"reward function {self.name!r} took longer than {limit}={timeout:g} s on {batch}"
             ) from error
         except BaseException as error:  # SystemExit too: it must not end the run as a success
             raise _raised(self.name, error, batch, texts) from error
         return checked(values, self.name, texts, self.kind, optional=self.optional)
-
-
-async def awaited(found: Awaitable[Any]) -> Any:
-    """Return what a coroutine returns."""
-    return await found
 
 
 def _raised(name: str, error: BaseException, batch: str, texts: Texts) -> RewardFailure:

@@ -82,15 +82,24 @@ def reward_function(*, dense: bool = False, group: bool = False) -> Callable[[Fu
 
 
 def remote(
-    *, timeout: float = 60.0, retries: int = 2, batch_size: int = 1, at_once: int = 16
-) -> Callable[[Function], Function]:
-    """Mark a reward function that waits for another machine (a decorator); it may be a coroutine.
+    function: Any = None,
+    *,
+    timeout: float = 60.0,
+    retries: int = 2,
+    batch_size: int = 1,
+    at_once: int = 16,
+) -> Any:
+    """Mark a reward function that waits for another machine; it may be a coroutine.
+
+    It is a decorator, `@remote` or `@remote(timeout=10.0)`.
 
     Its texts are cut into calls of `batch_size`, which run at the same time, and beside the other
     reward functions. What a function that compares a group gets in one call stays a group.
 
     Args:
-        timeout: Seconds that one call may take; 0 is no limit.
+        function: What `@remote` without parentheses marks.
+        timeout: Seconds that one call may take; 0 is no limit. A coroutine that is late is
+            cancelled; a function that is late keeps its thread until it returns.
         retries: Number of further tries of a call that fails, after pauses of 1, 2, 4, ... seconds.
         batch_size: Number of texts of one call.
         at_once: Number of calls that run at the same time, each in a thread of its own.
@@ -105,7 +114,8 @@ def remote(
     5.0
     """
     how = Remote(timeout=timeout, retries=retries, batch_size=batch_size, at_once=at_once)
-    return _marking("remote", lambda kind: replace(kind, remote=how))
+    mark = _marking("remote", lambda kind: replace(kind, remote=how))
+    return mark if function is None else mark(function)
 
 
 def _marking(

@@ -18,11 +18,10 @@ import yaml
 from textrl import locks
 from textrl.durable import write_text
 from textrl.errors import UserError
-from textrl.machine import machine_text
 from textrl.paths import expanded
 from textrl.task_config import FAILURE_SETTINGS
 
-CONFIG_FILE, MACHINE_FILE = "config.yaml", "machine.json"
+CONFIG_FILE = "config.yaml"
 LOCK_FILE, HOLDER_FILE = ".lock", ".held_by.json"
 MAY_CHANGE = (
     *(
@@ -97,9 +96,7 @@ def prepare_run_dir(
     overwrite: bool = False,
     inputs: Sequence[str] = (),
 ) -> Path:
-    """Return the run folder with config.yaml and machine.json, made if need be.
-
-    With overwrite it is emptied first.
+    """Return the run folder with config.yaml in it, made if need be, emptied with overwrite.
 
     Args:
         folder: of the run.
@@ -126,7 +123,6 @@ def prepare_run_dir(
                 )
     path.mkdir(parents=True, exist_ok=True)
     write_text(kept, yaml.safe_dump(dict(settings), sort_keys=False))
-    write_text(path / MACHINE_FILE, machine_text())
     return path
 
 

@@ -56,6 +56,8 @@ class Scorer:
     """What is done where one of the functions fails; a remote one knows its own times."""
     costs: tuple[Cost, ...] = ()
     """What the calls of each function have cost."""
+    whole: Cost = field(default_factory=Cost)
+    """The time that they took together, where some run at the same time; no failures."""
     waits: tuple[bool, ...] = ()
     """Whether each function waits for something, so that it runs beside the others."""
 
@@ -113,7 +115,10 @@ class Scorer:
         scored = np.zeros(len(texts.prompts), dtype=bool)
         tokens = [np.zeros(0) for _ in range(len(texts.prompts))]
         asked = [i for i, k in enumerate(self.kinds) if dense is None or k.dense is dense]
-        for index, numbers in self._of_all(asked, texts, chats, group_size).items():
+        began = time.perf_counter()
+        found = self._of_all(asked, texts, chats, group_size)
+        self.whole.seconds += time.perf_counter() - began
+        for index, numbers in found.items():
             name, weight = self.names[index], self.weights[index]
             said = np.array([np.nan if found is None else found.sum() for found in numbers])
             there = np.array([found is not None for found in numbers], dtype=bool)
@@ -132,17 +137,18 @@ class Scorer:
         self, asked: list[int], texts: Texts, chats: list[Chat | None] | None, group_size: int
     ) -> dict[int, Numbers]:
         """Return what some functions say of the texts; those that wait run beside the others."""
-        waiting = {index for index in asked if self.waits[index]}
-        others = [index for index in asked if index not in waiting]
+        said: dict[int, Numbers] = {}
 
-        def of_each(indices: list[int]) -> dict[int, Numbers]:
-            return {i: self._numbers(i, texts, chats, group_size) for i in indices}
+        def ask(index: int) -> None:
+            said[index] = self._numbers(index, texts, chats, group_size)
 
-        if not waiting:
-            return of_each(others)
-        groups = [*([index] for index in sorted(waiting)), *([others] if others else [])]
-        found = together([partial(of_each, group) for group in groups], len(groups))
-        said = {index: numbers for part in found for index, numbers in part.items()}
+        def ask_the_others() -> None:
+            for index in asked:
+                if not self.waits[index]:
+                    ask(index)
+
+        waiting = [partial(ask, index) for index in asked if self.waits[index]]
+        together(waiting, len(waiting), ask_the_others)
         return {index: said[index] for index in asked}
 
     def _numbers(

@@ -79,6 +79,7 @@ def test_a_callback_may_end_the_training(stage: str, checkpoint: str, tmp_path: 
     seen = Seen(stop_after=3)
     trainer.train(callback=seen)
     assert trainer.num_timesteps == trainer.iteration == 3
+    assert trainer.get_env().num_envs == 1
     assert seen.events[-3:] == ["3", "after", "end"]
     losses: list[float] = []
     twin.train(

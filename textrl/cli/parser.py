@@ -235,9 +235,18 @@ def _named_runs(arguments: list[str]) -> list[str]:
     """Return `report RUN RUN ... -o FILE` with the folders as the option --runs."""
     if arguments[:1] not in (["doctor"], ["report"]):
         return arguments
-    arguments = ["--output" if word == "-o" else word for word in arguments]
-    count = next((i for i, word in enumerate(arguments) if i and word.startswith("-")), None)
-    runs, rest = arguments[1:count], [] if count is None else arguments[count:]
+    runs, rest, takes_value = list[str](), list[str](), False
+    for word in arguments[1:]:
+        word = "--output" if word == "-o" else word
+        if takes_value or word.startswith("-"):
+            rest.append(word)
+            takes_value = not takes_value and word in ("--output", "--config", "--runs")
+        else:
+            runs.append(word)
+    if "--runs" in rest:  # one folder, without brackets
+        place = rest.index("--runs") + 1
+        if place < len(rest) and not rest[place].startswith("["):
+            rest[place] = json.dumps([rest[place]])
     return [arguments[0], *([f"--runs={json.dumps(runs)}"] if runs else []), *rest]
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from textrl.cli.report_options import DoctorConfig, ReportConfig
 from textrl.errors import needing
 
+FILE = "report.html"
+
 
 def run_doctor(config: DoctorConfig) -> None:
     """Say what is wrong with runs, or with the machine; the exit status is 1 for a finding."""
@@ -30,9 +32,9 @@ def run_report(config: ReportConfig) -> None:
     """Write one page about runs."""
     with needing("report"):
         from textrl.report import Report
-    single = len(config.runs) == 1
-    target = config.output or (Path(config.runs[0]) / "report.html" if single else "report.html")
-    print(f"written to {Report(config.runs).save(target)}")
+    runs = config.runs or []
+    target = config.output or (Path(runs[0]) / FILE if len(runs) == 1 else FILE)
+    print(f"written to {Report(runs).save(target)}")
 
 
 RUN: dict[str, Callable[..., None]] = {"doctor": run_doctor, "report": run_report}

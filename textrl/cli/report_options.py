@@ -26,7 +26,7 @@ class DoctorConfig:
 class ReportConfig:
     """The runs of a report, and its file."""
 
-    runs: list[str]
+    runs: list[str] | None = None
     """Folders of runs, or of `textrl benchmark`; several are compared. `textrl report RUN RUN -o
     FILE` is short for `textrl report --runs [RUN, RUN] --output FILE`."""
     output: str | None = None
@@ -35,5 +35,5 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         """Raise UserError for a value of the wrong type."""
-        listed = bool(self.runs) and all(isinstance(run, str) for run in self.runs)
-        require(self, "runs", listed, "a list of folders")
+        listed = bool(self.runs) and all(isinstance(run, str) for run in self.runs or ())
+        require(self, "runs", listed, "folders: textrl report RUN RUN -o FILE")

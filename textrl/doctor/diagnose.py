@@ -1,8 +1,12 @@
 """The findings about a run, in words."""
 
-from textrl.doctor.agent_rules import AGENT_RULES
+from textrl.doctor.policy_rules import POLICY_RULES
+from textrl.doctor.progress_rules import PROGRESS_RULES
 from textrl.doctor.records import Finding, Record
+from textrl.doctor.reward_rules import REWARD_RULES
 from textrl.doctor.trainer_rules import ANY_RULES, TRAINER_RULES
+
+AGENT_RULES = (*PROGRESS_RULES, *REWARD_RULES, *POLICY_RULES)
 
 
 def diagnose(record: Record) -> list[Finding]:
@@ -33,16 +37,18 @@ def in_words(record: Record, findings: list[Finding], name: str) -> str:
 def _healthy(record: Record) -> str:
     """Return what a run without findings did."""
     stage = record.stage
-    if not stage:
-        return (
-            "there are no metrics of textrl's agents or trainers, so that nothing can be said; "
-            "`textrl report` draws what there is"
-        )
     if stage == "agent":
         score, kl = record.series("rollout/score"), record.series("rollout/kl")
-        return (
-            f"nothing wrong found in {len(score)} iterations. The score is {score.told()}; the KL "
-            f"ends at {max(kl.last, 0.0):.3g} nats per sequence"
-        )
-    loss = record.series(f"{stage}/loss")
-    return f"nothing wrong found in {loss.places[-1]:g} updates. The loss is {loss.told()}"
+        if len(score) and len(kl):
+            return (
+                f"nothing wrong found in {len(score)} iterations. The score is {score.told()}; the "
+                f"KL ends at {max(kl.last, 0.0):.3g} nats per sequence"
+            )
+    elif stage and len(loss := record.series(f"{stage}/loss")):
+        return f"nothing wrong found in {loss.places[-1]:g} updates. The loss is {loss.told()}"
+    if any(name.startswith(("heldout/", "rollout/masked")) for name in record.names):
+        return "it ended before its first iteration was over, so that nothing can be said"
+    return (
+        "there are no metrics of textrl's agents or trainers, so that nothing can be said; "
+        "`textrl report` draws what there is"
+    )

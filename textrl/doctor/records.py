@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import numpy as np
 import yaml
 
 from textrl.errors import UserError
-from textrl.metrics import read_json_lines, read_progress
+from textrl.metrics import MACHINE_FILE, read_progress
 from textrl.paths import expanded
-from textrl.run_folder import CONFIG_FILE, MACHINE_FILE
+from textrl.run_folder import CONFIG_FILE
 
 TREND = 2.0
 """The Kendall statistic from which on a series is said to rise (5% of series without a trend)."""
@@ -37,10 +38,10 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """One logged number over the rows that have it."""
+    """One logged number over the rows that have it; without rows its numbers are NaN."""
 
     unit: str
-    """What `places` counts: "iteration" or "update"."""
+    """What `places` counts: "iteration", "update" or "token"."""
     places: np.ndarray
     """Where the rows are. Shape [n]."""
     values: np.ndarray
@@ -58,18 +59,23 @@ class Series:
     @property
     def first(self) -> float:
         """The mean of the first fifth of the rows."""
-        return float(self.values[: self.size].mean())
+        return _mean(self.values[: self.size])
 
     @property
     def last(self) -> float:
         """The mean of the last fifth of the rows."""
-        return float(self.values[-self.size :].mean())
+        return _mean(self.values[-self.size :])
+
+    @property
+    def windows(self) -> np.ndarray:
+        """The means of a fifth of the rows, from each row on. Shape [n - size + 1]."""
+        return np.convolve(self.values, np.ones(self.size) / self.size, "valid")
 
     @property
     def error(self) -> float:
         """The standard error of `last - first`, from how far neighbouring rows lie apart."""
         if len(self) < 3:
-            return float("inf")
+            return math.inf
         spread = float(np.sqrt(np.mean(np.diff(self.values) ** 2) / 2))
         return spread * math.sqrt(2 / self.size)
 
@@ -86,12 +92,14 @@ class Series:
     @property
     def rises(self) -> bool:
         """Whether the end is clearly above the beginning."""
-        return self.trend > TREND or self.last - self.first > CLEAR * self.error
+        higher = self.last > self.first
+        return higher and (self.trend > TREND or self.last - self.first > CLEAR * self.error)
 
     @property
     def falls(self) -> bool:
         """Whether the end is clearly below the beginning."""
-        return self.trend < -TREND or self.first - self.last > CLEAR * self.error
+        lower = self.last < self.first
+        return lower and (self.trend < -TREND or self.first - self.last > CLEAR * self.error)
 
     def told(self) -> str:
         """Return beginning and end with their places."""
@@ -102,6 +110,10 @@ class Series:
         if begin == end:
             return f"at {self.unit} {begin:g}"
         return f"over {self.unit}s {begin:g} to {end:g}"
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else math.nan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,16 +128,27 @@ class Record:
     machine: dict[str, Any]
     """The content of machine.json; empty where there is none."""
 
-    @property
+    @cached_property
+    def names(self) -> list[str]:
+        """The names of the logged numbers, in the order in which they came."""
+        return list(dict.fromkeys(name for row in self.rows for name in row))
+
+    @cached_property
     def stage(self) -> str:
         """The kind of the run: "agent", "sft", "reward" or "dpo"; "" for a run of something else.
 
         The stages of trainers are the first parts of the names that they log.
         """
-        names = {name for row in self.rows for name in row}
+        names = set(self.names)
         if {"rollout/score", "rollout/kl"} <= names:
             return "agent"
         return next((s for s in ("sft", "reward", "dpo") if f"{s}/loss" in names), "")
+
+    def setting(self, name: str) -> float | None:
+        """Return a setting that is a number, or None."""
+        value = self.settings.get(name)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return float(value) if is_number else None  # type: ignore[arg-type]  # it is one
 
     def series(self, name: str) -> Series:
         """Return a logged number; rows in which it is missing or not finite are left out."""
@@ -135,21 +158,24 @@ class Record:
             unit = "token" if by_token else "iteration"
             place = "time/step" if by_token else "time/iteration"
         kept = [
-            (row.get(place, number), row[name])
+            (row[place] if _is_finite(row.get(place)) else number, row[name])
             for number, row in enumerate(self.rows, 1)
-            if isinstance(row.get(name), int | float) and np.isfinite(row[name])
+            if _is_finite(row.get(name))
         ]
         places, values = zip(*kept, strict=True) if kept else ((), ())
         return Series(unit=unit, places=np.array(places), values=np.array(values, dtype=np.float64))
 
     def named(self, prefix: str) -> dict[str, Series]:
         """Return all series whose name begins so, without those of spreads, by the rest of it."""
-        names = dict.fromkeys(name for row in self.rows for name in row)
         return {
             name.removeprefix(prefix): self.series(name)
-            for name in names
+            for name in self.names
             if name.startswith(prefix) and not name.endswith("_std")
         }
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def read_records(folder: str | Path) -> list[Record]:
@@ -174,7 +200,6 @@ def read_records(folder: str | Path) -> list[Record]:
 
 def read_record(folder: Path) -> Record:
     """Return the run of one folder; without rows where nothing is logged."""
-    read_json_lines(folder / "progress.json")  # damaged: an error that names it
     return Record(
         folder=folder,
         rows=read_progress(folder),

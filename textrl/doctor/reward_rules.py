@@ -1,20 +1,9 @@
 """What can be wrong with the reward of an agent's run, one function for each illness."""
 
-from collections.abc import Callable
-
 import numpy as np
 
-from textrl.doctor.records import Finding, Record, Series
-
-Rule = Callable[[Record], Finding | None]
-FEW = 4
-"""A run with fewer rows is too short for a verdict about a trend."""
-
-
-def is_solved(score: Series) -> bool:
-    """Return whether a reward from 0 to 1 is almost all earned: little is left to learn."""
-    within = len(score) > 0 and score.values.min() >= -1e-6 and score.values.max() <= 1 + 1e-6
-    return bool(within and score.last >= 0.9)
+from textrl.doctor.records import Finding, Record
+from textrl.doctor.rules import FEW, Rule, by_reward_model, is_solved
 
 
 def constant_reward(record: Record) -> Finding | None:
@@ -40,8 +29,9 @@ def constant_reward(record: Record) -> Finding | None:
 
 def flat_groups(record: Record) -> Finding | None:
     """Find groups of equal samples, from which agents that compare them learn nothing."""
-    share, score = record.series("rollout/flat_groups"), record.series("rollout/score")
-    if len(share) < 2 or is_solved(score) or float(np.median(share.values)) < 0.5:
+    share = record.series("rollout/flat_groups")
+    most = max(float(np.median(share.values)), share.last) if len(share) else 0.0
+    if len(share) < 2 or is_solved(record) or most < 0.5:
         return None
     return Finding(
         name="flat_groups",
@@ -59,10 +49,9 @@ def flat_groups(record: Record) -> Finding | None:
 def out_of_range(record: Record) -> Finding | None:
     """Find scores that lie where the reward model has never seen a text."""
     score, std = record.series("rollout/score"), record.series("rollout/score_std")
-    if not len(score) or not len(std) or is_solved(score):
+    if not len(score) or not len(std):
         return None
-    by_model = bool(record.settings.get("reward")) and ":" not in str(record.settings["reward"])
-    if by_model and (abs(score.first) > 3 or std.first > 3):
+    if by_reward_model(record) and (abs(score.first) > 3 or std.first > 3):
         return Finding(
             name="reward_out_of_range",
             what="The reward model's scores are not those of a normalised one.",
@@ -74,13 +63,17 @@ def out_of_range(record: Record) -> Finding | None:
                 "scale kl_coef with the reward",
             ),
         )
-    if len(score) < FEW or std.first <= 0 or score.last - score.first < 5 * std.first:
+    gain, most = score.last - score.first, float(std.values.max())
+    is_function = bool(record.settings.get("reward")) and not by_reward_model(record)
+    if len(score) < FEW or most <= 0 or gain < 5 * (std.first if by_reward_model(record) else most):
+        return None
+    if is_function or is_solved(record):
         return None
     return Finding(
         name="reward_out_of_range",
         what="The reward has left the range in which the reward model knows anything.",
-        how=f"The mean score is {score.told()}, {(score.last - score.first) / std.first:.1f} "
-        f"standard deviations of the first scores ({std.first:.2g}).",
+        how=f"The mean score is {score.told()}, and the standard deviation of an iteration's "
+        f"scores {std.first:.2g} at first and {most:.2g} at most.",
         remedies=(
             "read samples: the policy has probably found what the reward model does not know",
             "raise kl_coef, or stop earlier (--stop_at_kl)",
@@ -91,19 +84,21 @@ def out_of_range(record: Record) -> Finding | None:
 
 def masked(record: Record) -> Finding | None:
     """Find many episodes that are left out because their reward failed."""
-    failed, score = record.series("rollout/reward_failures"), record.series("rollout/masked")
-    left_out = float(score.values.sum()) if len(score) else 0.0
-    episodes = record.settings.get("episodes_per_iteration", 256) * max(len(score), 1)
-    if left_out < 0.05 * episodes:
+    failed, left_out = record.series("rollout/reward_failures"), record.series("rollout/masked")
+    kept, size = record.series("rollout/episodes"), record.setting("episodes_per_iteration")
+    known = float(kept.values.sum() + left_out.values.sum()) if len(kept) else 0.0
+    episodes = known or (size or 0.0) * len(left_out)
+    count = float(left_out.values.sum())
+    if not episodes or count < 0.05 * episodes:
         return None
     calls = f"; {failed.values.sum():g} calls of the reward failed" if len(failed) else ""
     return Finding(
         name="episodes_masked",
         what="Many episodes are left out because the reward or the world failed on them.",
-        how=f"{left_out:g} of {episodes:g} episodes were left out{calls}.",
+        how=f"{count:g} of {episodes:g} episodes were left out{calls}.",
         remedies=(
             "call the reward on such a text by hand (on_reward_error='stop' names one)",
-            "raise reward_timeout or reward_retries",
+            "raise reward_timeout or reward_retries, or timeout and retries of @remote",
         ),
     )
 
@@ -115,7 +110,7 @@ def starved(record: Record) -> Finding | None:
     if not len(reward) or len(collect) != len(update):
         return None
     whole = float(collect.values.sum() + update.values.sum())
-    share = float(reward.values.sum()) / max(whole, 1e-9)
+    share = min(float(reward.values.sum()) / max(whole, 1e-9), 1.0)
     mean = float(reward.values.mean())
     if share < 0.5 or mean < 0.5:
         return None
@@ -124,9 +119,12 @@ def starved(record: Record) -> Finding | None:
         what="The run waits for its reward most of the time.",
         how=f"Rewards took {share:.0%} of the time, {mean:.3g} s an iteration.",
         remedies=(
-            "mark a reward that waits for another machine with @remote, so that its calls run at "
-            "the same time (docs/rewards.md)",
+            "mark a reward that waits for another machine with @remote(...), so that its calls run "
+            "at the same time, or raise its at_once (docs/rewards.md)",
             "score a whole batch in one call",
             "use a smaller reward model, or a GPU for it",
         ),
     )
+
+
+REWARD_RULES: tuple[Rule, ...] = (constant_reward, flat_groups, out_of_range, masked, starved)

@@ -26,9 +26,9 @@ def benchmark_sections(folder: Path) -> list[str]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         rows, config = found["rows"], found["config"]
+        whole = _checked(rows)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error!r}); run the benchmark again") from error
-    whole = [row for row in rows if "error" not in row]
     agents = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(_agents(whole))}
     task = config.get("task") or "TextRLHF-v0"
     parts = [f"<h2>Benchmark on {html.escape(str(task))}</h2>", _conclusion(whole)]
@@ -45,6 +45,17 @@ def benchmark_sections(folder: Path) -> list[str]:
     return [*parts, hidden("the configuration", json.dumps(config, indent=1))]
 
 
+def _checked(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows without an error; ValueError where a curve does not fit the others."""
+    whole = [row for row in rows if "error" not in row]
+    for row in whole:
+        float(row["score"]), float(row["peak_memory_mb"])
+        own = [other["curve"] for other in whole if other["agent"] == row["agent"]]
+        if {len(curve) for curve in own} != {len(row["curve"])}:
+            raise ValueError(f"the curves of {row['agent']} have different lengths")
+    return whole
+
+
 def _agents(rows: Sequence[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(row["agent"] for row in rows))
 
@@ -56,15 +67,15 @@ def _conclusion(rows: Sequence[dict[str, Any]]) -> str:
     if len(ranked) < 2:
         return ""
     best, second = ranked[:2]
-    apart = min(means[best]) > max(means[second])
-    verdict = (
-        "all its seeds are above those of the next"
-        if apart
-        else "their seeds overlap, so that the order of the two may be chance"
-    )
+    if min(len(means[best]), len(means[second])) < 3:
+        verdict = "with fewer than three seeds each the order of the two may be chance"
+    elif min(means[best]) > max(means[second]):
+        verdict = "all its seeds are above those of the next"
+    else:
+        verdict = "their seeds overlap, so that the order of the two may be chance"
     return (
         f"<p><b>{html.escape(best)}</b> has the highest mean score, {np.mean(means[best]):.3g}; "
-        f"{html.escape(second)} follows with {np.mean(means[second]):.3g}, and {verdict}.</p>"
+        f"{html.escape(second)} follows with {np.mean(means[second]):.3g}; {verdict}.</p>"
     )
 
 

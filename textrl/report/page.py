@@ -8,7 +8,7 @@ STYLE = """
 --bad:#b3261e}
 @media (prefers-color-scheme:dark){:root{--text:#e3e3e3;--quiet:#a0a4a8;--back:#161719;
 --line:#3c4043;--soft:#222427;--good:#6dd58c;--bad:#f2b8b5}}
-.textrl,body{font:15px/1.5 system-ui,sans-serif;color:var(--text);background:var(--back)}
+body{font:15px/1.5 system-ui,sans-serif;color:var(--text);background:var(--back)}
 body{max-width:1280px;margin:1.5em auto;padding:0 1em}
 h1{font-size:1.5em;overflow-wrap:anywhere}
 h2{font-size:1.15em;margin-top:2em;border-bottom:1px solid var(--line)}

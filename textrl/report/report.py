@@ -10,11 +10,11 @@ from textrl.durable import write_text
 from textrl.errors import UserError
 from textrl.paths import expanded
 from textrl.report.benchmark import RESULTS, benchmark_sections
-from textrl.report.page import STYLE, page
+from textrl.report.page import page
 from textrl.report.runs import names_of, sections, settings_section
 from textrl.report.samples import sample_sections
 
-MARK = "<title>textrl: "
+MARK = "<title>textrl report: "
 """By which a page of ours is known."""
 
 
@@ -34,12 +34,13 @@ class Report:
         Raises:
             UserError: a folder holds no run.
         """
-        folders = [runs] if isinstance(runs, str | Path) else list(runs)
-        if not folders:
+        named = [runs] if isinstance(runs, str | Path) else list(runs)
+        if not named:
             raise UserError("no run is named; give the folder of one")
+        folders = list(dict.fromkeys(expanded(folder).resolve() for folder in named))
         self.records: list[Record] = []
         parts: list[str] = []
-        for folder in map(expanded, folders):
+        for folder in folders:
             if (folder / RESULTS).exists():
                 parts += benchmark_sections(folder)
             else:
@@ -50,10 +51,12 @@ class Report:
             for name, record in zip(names, self.records, strict=True):
                 parts += sample_sections(record, name)
             parts.append(settings_section(self.records))
-        self.title = f"textrl: {', '.join(str(folder) for folder in folders)}"
+        self.title = f"textrl report: {', '.join(folder.name for folder in folders)}"
         now = datetime.now(UTC).isoformat(timespec="minutes")
+        places = ", ".join(map(str, folders))
         self.body = [
-            f"<h1>{html.escape(self.title)}</h1><p class=quiet>written {now}</p>",
+            f"<h1>{html.escape(self.title)}</h1>",
+            f"<p class=quiet>{html.escape(places)}; written {now}</p>",
             *parts,
         ]
 
@@ -73,6 +76,7 @@ class Report:
         return target
 
     def _repr_html_(self) -> str:
-        """Return the page as a part of a notebook."""
-        style = STYLE.replace("body{", ".textrl{").replace(".textrl,.textrl{", ".textrl{")
-        return f"<style>{style}</style><div class=textrl>{''.join(self.body)}</div>"
+        """Return the page as a part of a notebook, in a frame of its own."""
+        whole = html.escape(page(self.title, self.body), quote=True)
+        style = "width:100%;height:80vh;border:0"
+        return f'<iframe srcdoc="{whole}" style="{style}"></iframe>'

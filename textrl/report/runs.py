@@ -44,6 +44,10 @@ PANELS: dict[str, dict[str, str]] = {
     },
 }
 """The panels that come first; all other logged numbers are folded away."""
+BANDS = (
+    "A band around one run is two standard errors of an iteration's mean (its episodes taken as "
+    "independent); around several seeds it reaches from the least to the most."
+)
 NAMES = {
     "agent": "Agents",
     "sft": "SFT",
@@ -101,7 +105,8 @@ def sections(records: Sequence[Record]) -> list[str]:
     for stage, name in NAMES.items():
         own = [group for group in groups if group.records[0].stage == stage]
         if own:
-            parts += [f"<h2>{name}</h2>", legend([(g.label, g.colour) for g in own])]
+            parts += [f"<h2>{name}</h2>", f"<p class=quiet>{BANDS}</p>"]
+            parts += [legend([(g.label, g.colour) for g in own])]
             parts += _curves(own, stage)
             if stage == "agent":
                 parts.append(plane(own))
@@ -111,41 +116,51 @@ def sections(records: Sequence[Record]) -> list[str]:
 def _in_short(group: Group) -> str:
     record, label = group.records[0], html.escape(group.label)
     if record.stage == "agent":
-        score = [r.series("rollout/score") for r in group.records]
-        kl = [max(r.series("rollout/kl").last, 0.0) for r in group.records]
-        tokens = max(float(row.get("time/step", 0)) for row in record.rows)
-        said = (
-            f"the mean score went from {_over([s.first for s in score], score[0])} to "
-            f"{_over([s.last for s in score], score[0])} in {tokens:,.0f} tokens, at a KL of "
-            f"{_mean(kl)} nats per sequence"
-        )
-        heldout = record.series("heldout/score")
-        if len(heldout):
-            best = int(heldout.values.argmax())
-            said += (
-                f"; held-out it was {heldout.values[0]:.3g} at first, {heldout.values[-1]:.3g} in "
-                f"the end and {heldout.values[best]:.3g} at best, after "
-                f"{heldout.places[best]:,.0f} tokens"
-            )
-    elif record.stage:
+        said = _agent_in_short(group.records)
+    elif record.stage and len(record.series(f"{record.stage}/loss")):
         loss = [r.series(f"{record.stage}/loss") for r in group.records]
         said = (
             f"the loss went from {_mean([s.first for s in loss])} to "
-            f"{_mean([s.last for s in loss])} in {loss[0].places[-1]:g} updates"
+            f"{_mean([s.last for s in loss])} in {_mean([float(s.places[-1]) for s in loss])} "
+            f"updates"
         )
-        outside = record.series(f"{record.stage}/heldout_accuracy")
-        if len(outside):
-            said += f"; {outside.values[-1]:.1%} of the held-out pairs are in the right order"
+        outside = [r.series(f"{record.stage}/heldout_accuracy") for r in group.records]
+        if all(map(len, outside)):
+            right = _mean([100 * float(s.values[-1]) for s in outside])
+            said += f"; {right} % of the held-out pairs are in the right order"
     else:
         said = f"{len(record.rows)} logged rows"
     return f"<p><b>{label}</b>: {said}.</p>"
 
 
+def _agent_in_short(records: Sequence[Record]) -> str:
+    score = [record.series("rollout/score") for record in records]
+    kl = [max(record.series("rollout/kl").last, 0.0) for record in records]
+    tokens = [float(record.rows[-1]["time/step"]) for record in records]
+    if not all(map(len, score)):
+        return "no score is a number"
+    said = (
+        f"the mean score went from {_over([s.first for s in score], score[0])} to "
+        f"{_over([s.last for s in score], score[0])} in {_mean(tokens)} tokens, at a KL of "
+        f"{_mean(kl)} nats per sequence"
+    )
+    heldout = [record.series("heldout/score") for record in records]
+    if all(map(len, heldout)):
+        first, last = ([float(s.values[place]) for s in heldout] for place in (0, -1))
+        best = [float(s.values.max()) for s in heldout]
+        said += f"; held-out it was {_mean(first)} at first, {_mean(last)} in the end and "
+        said += f"{_mean(best)} at best"
+    return said
+
+
 def _mean(values: Sequence[float]) -> str:
     """Return the mean over the seeds, with the least and the most of several."""
-    if len(values) == 1:
-        return f"{values[0]:.3g}"
-    return f"{np.mean(values):.3g} ({min(values):.3g} to {max(values):.3g})"
+    mean, low, high = map(_short, (float(np.mean(values)), min(values), max(values)))
+    return mean if len(values) == 1 else f"{mean} ({low} to {high})"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _over(values: Sequence[float], series: Series) -> str:
@@ -216,9 +231,8 @@ def _error(record: Record, name: str) -> np.ndarray | None:
     prefix, _, what = name.partition("/")
     if what == "kl":
         return record.series(f"{prefix}/kl_error").values
-    episodes = record.settings.get(
-        "eval_episodes" if prefix == "heldout" else "episodes_per_iteration"
-    )
+    heldout = prefix == "heldout"
+    episodes = record.setting("eval_episodes" if heldout else "episodes_per_iteration")
     if what != "score" or not episodes:
         return None
     spread: np.ndarray = record.series(f"{prefix}/score_std").values / math.sqrt(episodes)
@@ -249,7 +263,7 @@ def plane(groups: Sequence[Group]) -> str:
             axes.plot(kl.y[-1], line.y[-1], "o", color=group.colour)
             farthest = max(farthest, float(kl.y.max()))
         if start is not None:
-            mean, spread = start
+            mean, spread, _ = start
             x = np.linspace(0, farthest, 100)
             axes.plot(x, mean + spread * np.sqrt(2 * x), "--", color="#888888", linewidth=1)
             for n in (2, 4, 16, 64, 256):
@@ -263,9 +277,9 @@ def plane(groups: Sequence[Group]) -> str:
     note = (
         "The line of a run begins at the reference; the dot is its end. Dashed: the highest score "
         "of any policy at that KL if the reference's scores were normal with the mean and spread "
-        "of the first iteration, mean + std &middot; sqrt(2 KL). Crosses: best of n under the same "
-        "assumption. A line above the dashed one says that they are not normal, or that the "
-        "reward is gamed."
+        f"of the first iteration of {html.escape(start[2])}, mean + std &middot; sqrt(2 KL). "
+        "Crosses: best of n under the same assumption. A line above the dashed one says that they "
+        "are not normal, or that the reward is gamed."
         if start is not None
         else "The dot is the end of a run."
     )
@@ -275,14 +289,15 @@ def plane(groups: Sequence[Group]) -> str:
     )
 
 
-def _reference_scores(groups: Sequence[Group]) -> tuple[float, float] | None:
-    """Return mean and spread of the reference's scores, where a run began at the reference."""
+def _reference_scores(groups: Sequence[Group]) -> tuple[float, float, str] | None:
+    """Return mean and spread of the reference's scores, of a run that began there; its label."""
     for group in groups:
         row: Mapping[str, Any] = group.records[0].rows[0]
         names = ("rollout/score", "rollout/score_std", "rollout/kl")
         score, std, kl = (row.get(name) for name in names)
-        if score is not None and std and kl is not None and abs(kl) < 0.01:
-            return float(score), float(std)
+        known = all(isinstance(number, float) for number in (score, std, kl))
+        if known and std and abs(kl or 0.0) < 0.01 and score is not None:
+            return float(score), float(std), group.label
     return None
 
 

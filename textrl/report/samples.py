@@ -1,12 +1,14 @@
 """What the policy said on held-out prompts: before and after, token by token; length and score."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from textrl.doctor.records import Record
+from textrl.errors import UserError
 from textrl.metrics import read_json_lines
 from textrl.report.charts import COLOURS, Axes, drawn
 
@@ -24,17 +26,35 @@ MAPS = {
 def sample_sections(record: Record, name: str) -> list[str]:
     """Return the parts about samples.jsonl and heldout_pairs.jsonl of a run; none without them."""
     parts: list[str] = []
-    rows = read_json_lines(record.folder / SAMPLES)
+    rows = _checked(record.folder / SAMPLES, {"iteration": int, "kl": float, "by_token": list})
     if rows:
         parts.append(f"<h2>Samples on held-out prompts: {html.escape(name)}</h2>")
         parts += _before_and_after(rows)
         parts.append(_length_and_score(rows))
-    pairs = read_json_lines(record.folder / PAIRS)
+    lengths: dict[str, type] = {"better_length": float, "worse_length": float}
+    pairs = _checked(record.folder / PAIRS, {"margin": float} | lengths)
     if pairs:
         parts.append(f"<h2>The reward model on held-out pairs: {html.escape(name)}</h2>")
         parts.append(calibration(np.array([pair["margin"] for pair in pairs])))
         parts.append(_length_bias(pairs))
     return parts
+
+
+def _checked(path: Path, kinds: Mapping[str, type]) -> list[dict[str, Any]]:
+    """Return the rows of a file that has these columns.
+
+    Raises:
+        UserError: A row has not, or something else in them.
+    """
+    rows = read_json_lines(path)
+    for number, row in enumerate(rows, 1):
+        for name, kind in kinds.items():
+            fits = isinstance(row.get(name), int | float if kind is float else kind)
+            if not fits:
+                raise UserError(
+                    f"{path}:{number}: {name} is {row.get(name)!r:.40}; expected {kind}"
+                )
+    return rows
 
 
 def _before_and_after(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -56,12 +76,12 @@ def _before_and_after(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _side(row: dict[str, Any], when: str) -> str:
-    score = "no score" if row["score"] is None else f"score {row['score']:.3g}"
+    score = f"score {row['score']:.3g}" if isinstance(row.get("score"), float) else "no score"
     log_ratio = round(row["kl"], 2) + 0.0  # never "-0.00"
     return (
         f"<div><div class=quiet>{when}: {score}, log-ratio {log_ratio:.2f} nats</div>"
-        f"<div class=text><span class=prompt>{html.escape(row['prompt'])}</span>"
-        f"{html.escape(row['completion'])}</div></div>"
+        f"<div class=text><span class=prompt>{html.escape(str(row.get('prompt', '')))}</span>"
+        f"{html.escape(str(row.get('completion', '')))}</div></div>"
     )
 
 
@@ -83,7 +103,7 @@ def _heat_maps(row: dict[str, Any]) -> str:
 
 
 def _token(token: dict[str, Any], name: str, most: float) -> str:
-    text = html.escape(token["text"] or "·")
+    text = html.escape(str(token.get("text") or "·"))
     if name not in token:  # the world's
         return f"<span class=quiet>{text}</span>"
     colour = "0,114,178" if token[name] > 0 else "230,120,0"
@@ -99,7 +119,7 @@ def _length_and_score(rows: Sequence[dict[str, Any]]) -> str:
     known = [
         (sum("kl" in token for token in row["by_token"]), row["score"])
         for row in rows
-        if row["score"] is not None and row.get("by_token")
+        if isinstance(row.get("score"), float) and row["by_token"]
     ]
     if len(known) < 8:
         return ""

@@ -120,6 +120,8 @@ class RewardTrainer(Trainer):
         train, heldout = split_by_prompt(records, self.config.heldout_share)
         self.train_rankings = self._encode(train)
         self.heldout_rankings = self._encode(heldout)
+        if self.heldout_rankings and all(len(set(r.ranks)) == 1 for r in self.heldout_rankings):
+            raise UserError("the held-out part holds ties only; raise heldout_share")
         if isinstance(normalize_on, str):
             raise UserError(
                 f"normalize_on is one text, {normalize_on[:40]!r}; expected a list of texts"
@@ -173,8 +175,6 @@ class RewardTrainer(Trainer):
             for name, value in (found.metrics | {"loss": float(found.loss)}).items():
                 if name in sums:
                     sums[name] += value
-        if not sums["pairs"]:
-            raise UserError("the held-out part holds ties only; raise heldout_share")
         return {
             "heldout_accuracy": sums["right_pairs"] / sums["pairs"],
             "heldout_loss": sums["loss"] / len(rankings),
@@ -201,6 +201,7 @@ class RewardTrainer(Trainer):
     def _keep(self, folder: Path) -> None:
         """Write the held-out pairs, for the calibration in a report."""
         lines = [json.dumps(pair) + "\n" for pair in self.heldout_margins()]
+        (folder / "heldout_pairs.jsonl").unlink(missing_ok=True)
         if lines:
             write_text(folder / "heldout_pairs.jsonl", "".join(lines))
 

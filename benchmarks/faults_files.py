@@ -37,7 +37,7 @@ def damage(file: Path, how: str, randomness: random.Random) -> None:
 
 def kept_files(folder: Path) -> list[Path]:
     """Return the files of a run that a later command reads."""
-    skipped = (".lock", ".held_by.json", "machine.json")
+    skipped = (".lock", ".held_by.json", "machine.json", "README.md")
     return [
         path
         for path in sorted(folder.rglob("*"))

@@ -36,11 +36,13 @@ def begun(run: RunConfig, *configs: Any) -> Iterator[Path]:
 
 
 def say_end(folder: Path) -> None:
-    """Print what the doctor says of a run that is over, and where it is saved."""
+    """Write the model card of a run that is over; print the doctor's verdict and where it is."""
+    from textrl.cli.model_card import write_card
     from textrl.doctor.diagnose import diagnose, in_words
     from textrl.doctor.records import read_record
 
     record = read_record(folder)
     if record.rows:
+        write_card(record)
         print(in_words(record, diagnose(record), "doctor"))
     print(f"saved to {folder}")

@@ -1,11 +1,13 @@
 """Games and tasks from a weak SFT start to good play, with PPO: what is learnt in 15 minutes.
 
-    python benchmarks/turn_tasks.py [--tasks guess calculator reverse arithmetic] [--seeds 0 1 2]
+    python benchmarks/turn_tasks.py [--tasks guess calculator reverse arithmetic letters]
+    python benchmarks/turn_tasks.py --draw docs/figures/turn_tasks.png [--output runs/turn_tasks]
 
 Each task has demonstrations of players who mostly do not know how to play; a small Llama over
 characters learns to imitate them (SFT), and then PPO learns from the world's rewards. A row says
 which share of 512 games of other seeds is won before and after, and how long it took. Rows are kept
-in OUTPUT/rows.jsonl; the exit status is 1 where a bar of `RECIPES` is missed.
+in OUTPUT/rows.jsonl, from which the second command draws the curves; the exit status is 1 where a
+bar of `RECIPES` is missed.
 """
 
 import argparse
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
@@ -33,6 +36,7 @@ from textrl.envs import tiny_character_tokenizer
 from textrl.envs.worlds.experts import EXPERTS, Expert
 from textrl.envs.worlds.transcripts import play_game
 from textrl.generation import ModelSampler
+from textrl.metrics import read_json_lines
 from textrl.models import split_lm
 from textrl.trainers import SFTTrainer
 
@@ -104,6 +108,14 @@ def adders(rng: np.random.Generator) -> Expert:
     return lambda texts: str(rng.integers(0, 19))
 
 
+def counters(rng: np.random.Generator) -> Expert:
+    """Return a player who says any number up to six, or, two in five, the right one."""
+    expert = EXPERTS["textrl/LetterCount-v0"]
+    if rng.random() < 0.4:
+        return expert
+    return lambda texts: str(rng.integers(0, 7))
+
+
 RECIPES = {
     "guess": Recipe(
         world="textrl/GuessNumber-v0",
@@ -160,6 +172,22 @@ RECIPES = {
         settings={"gae_lambda": 1.0},
         start_below=0.50,
         end_at_least=0.95,
+    ),
+    "letters": Recipe(
+        world="textrl/LetterCount-v0",
+        players=counters,
+        hidden=256,
+        layers=6,
+        games=12_000,
+        sft_epochs=3,
+        max_turn_tokens=2,
+        max_completion_tokens=12,
+        kl_coef=0.1,
+        learning_rate=2e-4,
+        token_budget=60_000,
+        settings={"gae_lambda": 1.0},
+        start_below=0.60,
+        end_at_least=0.90,
     ),
 }
 
@@ -273,6 +301,25 @@ def run(name: str, seed: int) -> dict[str, Any]:
     }
 
 
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw the mean return of each iteration's games against tokens, a line a seed."""
+    names = [name for name in RECIPES if any(row["task"] == name for row in rows)]
+    figure, grid = plt.subplots(1, len(names), figsize=(3.4 * len(names), 3), layout="constrained")
+    for axes, name in zip(np.atleast_1d(grid), names, strict=True):
+        recipe = RECIPES[name]
+        for row in (row for row in rows if row["task"] == name):
+            tokens, score, _ = np.array(row["curve"]).T
+            axes.plot(tokens / 1000, score, linewidth=1, label=f"seed {row['seed']}")
+        axes.axhline(recipe.end_at_least, color="#888888", linestyle="--", linewidth=1)
+        axes.set(title=recipe.world.removeprefix("textrl/"), ylim=(0, 1.02))
+        axes.set_xlabel("thousand tokens")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    np.atleast_1d(grid)[0].set_ylabel("mean return of training games")
+    np.atleast_1d(grid)[0].legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
 def main() -> int:
     """Run what the command line says; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -280,7 +327,11 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=Path("runs/turn_tasks"))
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--draw", type=Path, help="draw the rows that are there; run nothing")
     options = parser.parse_args()
+    if options.draw is not None:
+        draw(read_json_lines(options.output / "rows.jsonl"), options.draw)
+        return 0
     torch.set_num_threads(options.threads)
     options.output.mkdir(parents=True, exist_ok=True)
     good = True

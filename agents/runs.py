@@ -12,6 +12,7 @@ from textrl.checkpoint import Checkpoints, logged_by, write_finished
 from textrl.durable import save_files
 from textrl.metrics import open_logger
 from textrl.stopping import uninterrupted
+from textrl.trackers import Tracker, TrackerName
 from textrl.updater import Numbers
 
 
@@ -36,6 +37,7 @@ def train_in(
     callback: HeldoutEvaluation | None = None,
     resumed_from: Path | None = None,
     log_table: bool = False,
+    track: TrackerName | None = None,
 ) -> None:
     """Train an agent up to a number of tokens; its run folder then holds it.
 
@@ -49,6 +51,7 @@ def train_in(
         callback: Measurements on held-out prompts.
         resumed_from: The folder of that save; the metrics are cut to it.
         log_table: Whether SB3's table of the metrics is printed as well.
+        track: A tracker that gets the metrics too.
     """
 
     def save(*, is_last: bool = False) -> None:
@@ -61,7 +64,8 @@ def train_in(
             save()
 
     rows = b"" if resumed_from is None else logged_by(resumed_from)
-    with open_logger(folder, table=log_table, begin_with=rows) as agent.logger:
+    more = [] if track is None else [Tracker(track, folder)]
+    with open_logger(folder, table=log_table, begin_with=rows, more=more) as agent.logger:
         try:
             left = max(0, total_timesteps - agent.env_steps)
             agent.learn(left, callback, progress_bar=True, after_iteration=save_now_and_then)

@@ -18,7 +18,8 @@ FLOORS = {
     "models": "finite digests precision packing policy decoding trunks limits heads adapters "
     "models generation devices trainable",
     "texts": "data data_files chat turns seams encoding shared_prompts",
-    "training": "memory engine metrics checkpoint run_folder updater callbacks resuming loop",
+    "training": "memory engine metrics checkpoint run_folder updater callbacks resuming loop "
+    "trackers",
     "judging": "classifiers reward_kinds reward_calls scorer rewards evaluation",
 }
 """The rooms that are no folders: which modules of `textrl/` belong together."""

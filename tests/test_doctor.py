@@ -355,7 +355,7 @@ def test_a_run_of_something_else_is_not_judged() -> None:
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    for name, column in (("well", [0.1 * n for n in range(6)]), ("sick", [0.1] * 6)):
+    for name, column in (("well", [0.1 * n for n in range(6)]), ("sick", [0.1] * 8)):
         Path(name).mkdir()
         rows = [
             {"time/step": n, "rollout/score": score, "rollout/kl": 0.01, "rollout/score_std": 1.0}

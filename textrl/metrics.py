@@ -42,6 +42,7 @@ def open_logger(
     *,
     table: bool = False,
     begin_with: bytes | None = None,
+    more: Sequence[KVWriter] = (),
 ) -> Iterator[Logger]:
     """Yield an SB3 logger that writes CSV, JSON lines and TensorBoard events to a folder.
 
@@ -54,6 +55,7 @@ def open_logger(
         begin_with: What progress.json begins with, the rows of the save that the run goes on from,
             so that the files become those of an uninterrupted run; None keeps the rows that are
             there.
+        more: Further writers, which are closed with the logger.
     """
     if given is not None or folder is None:
         yield given or Logger(folder=None, output_formats=[])
@@ -70,6 +72,7 @@ def open_logger(
         outputs.append(_TensorBoard(folder, earlier[-1]["time/step"] if earlier else None))
     if table:
         outputs.append(HumanOutputFormat(sys.stdout))
+    outputs += more
     logger = Logger(folder=str(folder), output_formats=outputs)
     try:
         yield logger

@@ -34,6 +34,7 @@ MAY_CHANGE = (
         "device",
         "threads",
         "log_table",
+        "track",
         "output_dir",
     ),
     *FAILURE_SETTINGS,

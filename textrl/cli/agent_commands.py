@@ -23,6 +23,7 @@ from textrl.errors import UserError
 from textrl.metrics import open_logger
 from textrl.resolve import resolve, resolve_reward
 from textrl.run_folder import held
+from textrl.trackers import Tracker
 
 if TYPE_CHECKING:
     from textrl.agents import HeldoutEvaluation
@@ -76,6 +77,7 @@ def run_agent(
                 callback=evaluation,
                 resumed_from=saved,
                 log_table=run.log_table,
+                track=run.track,
             )
     say_end(folder)
 
@@ -158,7 +160,8 @@ def run_outside_agent(
     model = load_causal_lm(policy.model, dtype="float32", device=policy.device)
     agent = resolve(outside.agent)(model, venv)
     with begun(run, outside, policy, env):
-        with open_logger(folder, table=run.log_table) as logger:
+        more = [] if run.track is None else [Tracker(run.track, folder)]
+        with open_logger(folder, table=run.log_table, more=more) as logger:
             if hasattr(agent, "set_logger"):
                 agent.set_logger(logger)
             agent.learn(policy.total_timesteps, progress_bar=True)

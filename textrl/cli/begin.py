@@ -26,7 +26,7 @@ def begun(run: RunConfig, *configs: Any) -> Iterator[Path]:
             settings[name] = hide_password(value)
         elif isinstance(value, tuple):  # as YAML reads it back
             settings[name] = list(value)
-    settings |= {"output_dir": run.output_dir, "log_table": run.log_table}
+    settings |= {"output_dir": run.output_dir, "log_table": run.log_table, "track": run.track}
     inputs = [value for name, value in settings.items() if isinstance(value, str)]
     inputs.remove(run.output_dir)
     with held(expanded(run.output_dir)):

@@ -145,6 +145,8 @@ def run_benchmark(config: BenchmarkConfig, run: RunConfig) -> None:
     from textrl.benchmark import run as benchmark
 
     checked_folder(run)
+    if run.track is not None:
+        raise UserError("a benchmark trains in processes of its own, which no tracker follows")
     benchmark.check(config)
     with begun(run, config) as folder:
         rows = benchmark.run(config, folder)
@@ -175,7 +177,7 @@ def _train(
         if complete:
             print(f"{folder} is complete; nothing to resume")
             return
-        metrics = trainer.train(resume=run.resume, log_table=run.log_table)
+        metrics = trainer.train(resume=run.resume, log_table=run.log_table, track=run.track)
     for name, value in metrics.items():
         print(f"{name}: {value:.4f}")
     say_end(folder)

@@ -147,7 +147,7 @@ def _origin(folder: Path) -> str:
 
 def _error(spread: float, prompts: int) -> str:
     """Return the standard error of a mean over prompts, as text."""
-    return f" &plusmn; {spread / math.sqrt(prompts):.2f}" if prompts else ""
+    return f"&nbsp;&plusmn;&nbsp;{spread / math.sqrt(prompts):.2f}" if prompts else ""
 
 
 def _conclusion(summary: dict[str, Any], prompts: int) -> str:

@@ -11,7 +11,7 @@ NEUTRAL = ("length", "tokens", "cost", "seconds", "time")
 def reward_flat(record: Record) -> Finding | None:
     """Find a score that does not rise, and no objective that does."""
     score, kl = record.series("rollout/score"), record.series("rollout/kl")
-    if len(score) < FEW or is_solved(record) or constant_reward(record) or fell(record) is not None:
+    if len(score) < 2 * FEW or is_solved(record) or constant_reward(record) or fell(record):
         return None
     if any(_rises(record, series) for series in (score, at_the_last_kl_coef(record))):
         return None

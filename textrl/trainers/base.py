@@ -22,6 +22,7 @@ from textrl.paths import expanded
 from textrl.resuming import check_resume
 from textrl.run_folder import held
 from textrl.stopping import terminable, uninterrupted
+from textrl.trackers import Tracker, TrackerName
 from textrl.trainable import check_trainable
 
 
@@ -112,6 +113,7 @@ class Trainer(ABC):
         callback: MaybeCallback = None,
         *,
         log_table: bool = False,
+        track: TrackerName | None = None,
     ) -> dict[str, float]:
         """Train, save to output_dir, and return the final metrics (see the class).
 
@@ -121,6 +123,7 @@ class Trainer(ABC):
             callback: of SB3 or of ours, a list of them, or a function; see `textrl.callbacks`. One
                 that returns False ends the training after the update.
             log_table: Whether SB3's table of the metrics is printed as well.
+            track: A tracker that gets the metrics too, "wandb" or "trackio".
 
         Raises:
             UserError: a save lies there and resume is not asked for, or none does and it is; what
@@ -130,24 +133,34 @@ class Trainer(ABC):
         given = as_callback(callback)
         if given is not None and make_accelerator(self.model.device).num_processes > 1:
             raise UserError("callbacks run in one process; leave the callback out, or the others")
+        if track is not None and self.output_dir is None:
+            raise UserError(f"{track} follows the metrics of a run folder; give output_dir")
         callbacks = None if given is None else UpdateCallbacks(self, given)
         check_resume(self.output_dir, resume=resume)
         if self.output_dir is None:
-            return self._train(None, callbacks, log_table=log_table)
+            return self._train(None, callbacks, None, log_table=log_table)
         accelerator = make_accelerator(self.model.device)
         saves = Checkpoints(self.output_dir)
         with held(self.output_dir) if accelerator.is_main_process else nullcontext(), terminable():
             with accelerator.main_process_first():  # it moves damaged saves aside
                 save = saves.newest() if resume else None
-            return self._train(save, callbacks, log_table=log_table)
+            return self._train(save, callbacks, track, log_table=log_table)
 
     def _train(
-        self, save: Path | None, callbacks: UpdateCallbacks | None, *, log_table: bool
+        self,
+        save: Path | None,
+        callbacks: UpdateCallbacks | None,
+        track: TrackerName | None,
+        *,
+        log_table: bool,
     ) -> dict[str, float]:
         rows = b"" if save is None else logged_by(save)
         accelerator = make_accelerator(self.model.device)
         folder = self.output_dir if accelerator.is_main_process else None
-        with open_logger(folder, self._given, table=log_table, begin_with=rows) as logger:
+        more = [] if track is None or folder is None else [Tracker(track, folder)]
+        with open_logger(
+            folder, self._given, table=log_table, begin_with=rows, more=more
+        ) as logger:
             self.logger = logger
             heldout = fit(
                 self.model,

@@ -12,7 +12,7 @@ from textrl.checkpoint import Checkpoints, logged_by, write_finished
 from textrl.durable import save_files
 from textrl.metrics import open_logger
 from textrl.stopping import uninterrupted
-from textrl.trackers import Tracker, TrackerName
+from textrl.trackers import TrackerName, trackers
 from textrl.updater import Numbers
 
 
@@ -39,12 +39,10 @@ def train_in(
     log_table: bool = False,
     track: TrackerName | None = None,
 ) -> None:
-    """Train an agent up to a number of tokens; its run folder then holds it.
-
-    Ctrl+C, SIGTERM and an error between two updates leave a save to resume from.
+    """Train an agent up to a number of tokens; errors and Ctrl+C leave a save to resume from.
 
     Args:
-        folder: Folder of the run.
+        folder: of the run.
         agent: A new agent, or the one of a save of the run.
         total_timesteps: Number of tokens of the whole run, those before the save included.
         checkpoints: The saves of the run.
@@ -63,8 +61,7 @@ def train_in(
         if checkpoints.due(agent.iteration):
             save()
 
-    rows = b"" if resumed_from is None else logged_by(resumed_from)
-    more = [] if track is None else [Tracker(track, folder)]
+    rows, more = logged_by(resumed_from) if resumed_from else b"", trackers(track, folder)
     with open_logger(folder, table=log_table, begin_with=rows, more=more) as agent.logger:
         try:
             left = max(0, total_timesteps - agent.env_steps)

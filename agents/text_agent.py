@@ -170,7 +170,6 @@ class TextAgent(Learning):
                 **update,
                 **self._groups_and_costs(rollout, costs),
                 "rollout/kl_coef": kl_coef,
-                "rollout/episodes": len(rollout.scores),
                 "rollout/masked": self.config.episodes_per_iteration - len(rollout.scores),
                 "train/learning_rate": learning_rate,
                 "train/skipped_updates": float(self._updater.skipped),
@@ -184,8 +183,11 @@ class TextAgent(Learning):
 
     def _groups_and_costs(self, rollout: Rollout, before: Spent) -> Numbers:
         """Return the share of groups without a spread, if they are compared, and rewards' cost."""
-        groups = {"rollout/flat_groups": flat_groups(rollout.scores, self.env.group_size)}
-        return (groups if self.compares_samples else {}) | cost_report(before, self.env.costs())
+        costs = {"rollout/episodes": float(len(rollout.scores))}
+        costs |= cost_report(before, self.env.costs())
+        if not self.compares_samples:
+            return costs
+        return {"rollout/flat_groups": flat_groups(rollout.scores, self.env.group_size)} | costs
 
     def autocast(self) -> torch.autocast:
         """Return the context of a forward pass, see `textrl.precision.autocast`."""

@@ -15,14 +15,8 @@ from textrl.cli.parser import parse
 from textrl.doctor.records import read_record
 from textrl.errors import UserError
 from textrl.report import Report
-from textrl.report.runs import (
-    _error,
-    _line,
-    best_of_n_kl,
-    groups_of,
-    largest_of_normals,
-    names_of,
-)
+from textrl.report.groups import _error, groups_of, line_of, names_of
+from textrl.report.plane import best_of_n_kl, largest_of_normals
 from textrl.report.samples import calibration
 
 OUTSIDE = re.compile(r"""src=|href="[^#]|url\([^#]|@import|<script|https?://(?!www\.w3\.org/)""")
@@ -72,7 +66,7 @@ def test_seeds_are_one_curve_with_a_band(tmp_path: Path) -> None:
     runs = [agent_run(tmp_path / f"r{s}", seed=s, shift=0.1 * s, rows=10 - s) for s in range(3)]
     (group,) = groups_of([read_record(run) for run in runs])
     assert group.label == "r0 and 2 more seeds"
-    line = _line(group, "rollout/score")
+    line = line_of(group, "rollout/score")
     assert line is not None
     assert line.low is not None
     assert line.high is not None

@@ -148,7 +148,10 @@ class Scorer:
                     ask(index)
 
         waiting = [partial(ask, index) for index in asked if self.waits[index]]
-        together(waiting, len(waiting), ask_the_others)
+        if waiting:
+            together(waiting, len(waiting), ask_the_others)
+        else:
+            ask_the_others()
         return {index: said[index] for index in asked}
 
     def _numbers(

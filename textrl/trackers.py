@@ -55,3 +55,8 @@ class Tracker(KVWriter):
     def close(self) -> None:
         """End the tracker's run."""
         self._module.finish()
+
+
+def trackers(name: TrackerName | None, folder: Path | None) -> list[Tracker]:
+    """Return the tracker of a run folder, or none where none is asked for."""
+    return [] if name is None or folder is None else [Tracker(name, folder)]

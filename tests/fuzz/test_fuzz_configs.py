@@ -15,7 +15,7 @@ from inputs import attempt, fuzz, json_values, python_values, scalars, texts
 
 from textrl import config as configs
 from textrl.benchmark.config import BenchmarkConfig
-from textrl.cli import agent_options, options, parse, parser, world_options
+from textrl.cli import agent_options, options, parse, parser, report_options, world_options
 from textrl.cli.parser import COMMANDS
 from textrl.demo.config import DemoConfig
 from textrl.envs.core_config import CoreConfig
@@ -27,7 +27,7 @@ ALONE = (
     *(configs.RLOOConfig, configs.GRPOConfig, configs.ReinforceConfig, configs.OnlineDPOConfig),
     *(configs.BestOfNConfig, CoreConfig, DemoConfig, CollectConfig, ExportConfig),
     *(agent_options.StatesConfig, agent_options.DemonstrationsConfig, options.NormalizeConfig),
-    agent_options.HeldoutConfig,
+    *(agent_options.HeldoutConfig, report_options.DoctorConfig),
 )
 """The configurations in which every field has a default."""
 CLASSES: dict[type, dict[str, Any]] = {
@@ -38,6 +38,7 @@ CLASSES: dict[type, dict[str, Any]] = {
     agent_options.AgentRunConfig: {"model": "m", "total_timesteps": 5},
     world_options.ProbeConfig: {"agent": "ppo"},
     world_options.PlayConfig: {"world": "w"},
+    report_options.ReportConfig: {"runs": ["r"]},
     options.ModelConfig: {"model": "m", "data": "d"},
     options.RunConfig: {"output_dir": "o"},
     options.EnvConfig: {"prompts": "p", "reward": "r"},

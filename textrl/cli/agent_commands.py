@@ -23,7 +23,7 @@ from textrl.errors import UserError
 from textrl.metrics import open_logger
 from textrl.resolve import resolve, resolve_reward
 from textrl.run_folder import held
-from textrl.trackers import Tracker
+from textrl.trackers import trackers
 
 if TYPE_CHECKING:
     from textrl.agents import HeldoutEvaluation
@@ -160,7 +160,7 @@ def run_outside_agent(
     model = load_causal_lm(policy.model, dtype="float32", device=policy.device)
     agent = resolve(outside.agent)(model, venv)
     with begun(run, outside, policy, env):
-        more = [] if run.track is None else [Tracker(run.track, folder)]
+        more = trackers(run.track, folder)
         with open_logger(folder, table=run.log_table, more=more) as logger:
             if hasattr(agent, "set_logger"):
                 agent.set_logger(logger)

@@ -10,8 +10,9 @@ from textrl.durable import write_text
 from textrl.errors import UserError
 from textrl.paths import expanded
 from textrl.report.benchmark import RESULTS, benchmark_sections
+from textrl.report.groups import names_of
 from textrl.report.page import page
-from textrl.report.runs import names_of, sections, settings_section
+from textrl.report.runs import sections, settings_section
 from textrl.report.samples import sample_sections
 
 MARK = "<title>textrl report: "

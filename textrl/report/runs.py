@@ -1,21 +1,20 @@
-"""The sections about runs of agents and trainers: curves, the reward-KL plane, settings."""
+"""The sections about runs of agents and trainers: in short, verdicts, curves, settings."""
 
 import html
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from textrl.doctor.diagnose import diagnose, in_words
 from textrl.doctor.records import Record, Series
-from textrl.report.charts import COLOURS, Axes, Line, drawn, panel
+from textrl.report.charts import panel
+from textrl.report.groups import Group, groups_of, line_of, names_of
 from textrl.report.page import hidden, legend, table
+from textrl.report.plane import plane
 
-OWN = ("seed", "output_dir", "log_table", "threads", "device")
-"""Settings in which the runs of one group may differ: they are repetitions."""
 PANELS: dict[str, dict[str, str]] = {
     "agent": {
         "rollout/score": "score",
@@ -55,47 +54,6 @@ NAMES = {
     "dpo": "DPO",
     "": "Other runs",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """Runs that differ in their seed alone."""
-
-    label: str
-    colour: str
-    records: Sequence[Record]
-
-
-def names_of(records: Sequence[Record]) -> list[str]:
-    """Return what the runs are called: the last parts of their paths that tell them apart."""
-    paths = [record.folder.resolve() for record in records]
-    longest = max(len(path.parts) for path in paths)
-    for count in range(1, longest + 1):
-        names = ["/".join(path.parts[-count:]) for path in paths]
-        if len(set(names)) == len(names):
-            return names
-    return [str(path) for path in paths]
-
-
-def groups_of(records: Sequence[Record]) -> list[Group]:
-    """Return the runs by their settings but for the seed; runs without settings stay alone."""
-    named: dict[str, list[tuple[str, Record]]] = {}
-    for name, record in zip(names_of(records), records, strict=True):
-        settings = {key: value for key, value in record.settings.items() if key not in OWN}
-        key = json.dumps([record.stage, settings], sort_keys=True, default=str)
-        named.setdefault(key if record.settings else name, []).append((name, record))
-    groups = []
-    for place, members in enumerate(named.values()):
-        more = len(members) - 1
-        several = f" and {more} more seed{'s' if more > 1 else ''}" if more else ""
-        groups.append(
-            Group(
-                label=members[0][0] + several,
-                colour=COLOURS[place % len(COLOURS)],
-                records=[record for _, record in members],
-            )
-        )
-    return groups
 
 
 def sections(records: Sequence[Record]) -> list[str]:
@@ -201,125 +159,8 @@ def _curves(groups: Sequence[Group], stage: str) -> list[str]:
 
 
 def _panel(groups: Sequence[Group], name: str, title: str, x_label: str) -> str:
-    lines = [line for group in groups if (line := _line(group, name)) is not None]
+    lines = [line for group in groups if (line := line_of(group, name)) is not None]
     return panel(html.escape(title), lines, x_label=x_label) if lines else ""
-
-
-def _line(group: Group, name: str) -> Line | None:
-    """Return the mean of a group's runs at each step, with a band; None without numbers."""
-    curves = [_steps_and_values(record, name) for record in group.records]
-    curves = [curve for curve in curves if len(curve[0])]
-    if not curves:
-        return None
-    x = curves[0][0]
-    if len(curves) > 1:
-        end = min(curve[0][-1] for curve in curves)
-        x = x[x <= end] if (x <= end).any() else x[:1]
-    values = np.stack([np.interp(x, *curve) for curve in curves])
-    low, high = values.min(0), values.max(0)
-    y = values.mean(0)
-    if len(curves) == 1:
-        low = high = None
-        error = _error(group.records[0], name)
-        if error is not None and len(error) == len(y):
-            low, high = y - 2 * error, y + 2 * error
-    return Line(label=group.label, colour=group.colour, x=x, y=y, low=low, high=high)
-
-
-def _error(record: Record, name: str) -> np.ndarray | None:
-    """Return the standard error of each row's mean over its episodes, where it is known."""
-    prefix, _, what = name.partition("/")
-    if what == "kl":
-        return record.series(f"{prefix}/kl_error").values
-    heldout = prefix == "heldout"
-    episodes = record.setting("eval_episodes" if heldout else "episodes_per_iteration")
-    if what != "score" or not episodes:
-        return None
-    spread: np.ndarray = record.series(f"{prefix}/score_std").values / math.sqrt(episodes)
-    return spread
-
-
-def _steps_and_values(record: Record, name: str) -> tuple[np.ndarray, np.ndarray]:
-    known = [
-        (row.get("time/step", number), row[name])
-        for number, row in enumerate(record.rows)
-        if isinstance(row.get(name), int | float) and math.isfinite(row[name])
-    ]
-    steps, values = zip(*known, strict=True) if known else ((), ())
-    return np.array(steps, dtype=np.float64), np.array(values, dtype=np.float64)
-
-
-def plane(groups: Sequence[Group]) -> str:
-    """Return score against KL, with the best that could be had if scores were normal."""
-    start = _reference_scores(groups)
-
-    def draw(axes: Axes) -> None:
-        farthest = 0.1
-        for group in groups:
-            line, kl = _line(group, "rollout/score"), _line(group, "rollout/kl")
-            if line is None or kl is None or len(line.y) != len(kl.y):
-                continue
-            axes.plot(kl.y, line.y, color=group.colour, alpha=0.5, linewidth=1.2)
-            axes.plot(kl.y[-1], line.y[-1], "o", color=group.colour)
-            farthest = max(farthest, float(kl.y.max()))
-        if start is not None:
-            mean, spread, _ = start
-            x = np.linspace(0, farthest, 100)
-            axes.plot(x, mean + spread * np.sqrt(2 * x), "--", color="#888888", linewidth=1)
-            for n in (2, 4, 16, 64, 256):
-                if best_of_n_kl(n) <= farthest:
-                    best = mean + spread * largest_of_normals(n)
-                    axes.plot(best_of_n_kl(n), best, "x", color="#888888")
-                    axes.annotate(f" {n}", (best_of_n_kl(n), best), fontsize=7)
-        axes.set_xlabel("KL to the reference (nats per sequence)")
-        axes.set_ylabel("score")
-
-    note = (
-        "The line of a run begins at the reference; the dot is its end. Dashed: the highest score "
-        "of any policy at that KL if the reference's scores were normal with the mean and spread "
-        f"of the first iteration of {html.escape(start[2])}, mean + std &middot; sqrt(2 KL). "
-        "Crosses: best of n under the same assumption. A line above the dashed one says that they "
-        "are not normal, or that the reward is gamed."
-        if start is not None
-        else "The dot is the end of a run."
-    )
-    figure = drawn("score against KL", draw, size=(4.8, 3.1))
-    return (
-        f"<h3>Reward and KL</h3><p class=quiet>{note}</p><div class='panels large'>{figure}</div>"
-    )
-
-
-def _reference_scores(groups: Sequence[Group]) -> tuple[float, float, str] | None:
-    """Return mean and spread of the reference's scores, of a run that began there; its label."""
-    for group in groups:
-        row: Mapping[str, Any] = group.records[0].rows[0]
-        names = ("rollout/score", "rollout/score_std", "rollout/kl")
-        score, std, kl = (row.get(name) for name in names)
-        known = all(isinstance(number, float) for number in (score, std, kl))
-        if known and std and abs(kl or 0.0) < 0.01 and score is not None:
-            return float(score), float(std), group.label
-    return None
-
-
-def best_of_n_kl(n: int) -> float:
-    """Return the KL of best of n to its base, at most, in nats: log n - (n - 1) / n (2009.01325).
-
-    >>> round(best_of_n_kl(4), 3)
-    0.636
-    """
-    return math.log(n) - (n - 1) / n
-
-
-def largest_of_normals(n: int) -> float:
-    """Return the mean of the largest of n standard normal numbers.
-
-    >>> round(largest_of_normals(2), 4)  # 1 / sqrt(pi)
-    0.5642
-    """
-    x = np.linspace(-8.0, 8.0, 16_001)
-    below = np.array([0.5 * (1 + math.erf(value / math.sqrt(2))) for value in x])
-    density = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
-    return float((x * n * below ** (n - 1) * density).sum() * (x[1] - x[0]))
 
 
 def settings_section(records: Sequence[Record]) -> str:

@@ -22,7 +22,7 @@ from textrl.paths import expanded
 from textrl.resuming import check_resume
 from textrl.run_folder import held
 from textrl.stopping import terminable, uninterrupted
-from textrl.trackers import Tracker, TrackerName
+from textrl.trackers import TrackerName, trackers
 from textrl.trainable import check_trainable
 
 
@@ -157,7 +157,7 @@ class Trainer(ABC):
         rows = b"" if save is None else logged_by(save)
         accelerator = make_accelerator(self.model.device)
         folder = self.output_dir if accelerator.is_main_process else None
-        more = [] if track is None or folder is None else [Tracker(track, folder)]
+        more = trackers(track, folder)
         with open_logger(
             folder, self._given, table=log_table, begin_with=rows, more=more
         ) as logger:

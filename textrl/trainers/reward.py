@@ -50,6 +50,11 @@ class Ranking:
         return sum(len(ids) for ids in self.encoded)
 
 
+def _refuse_ties_only(heldout: list[Ranking]) -> None:
+    if heldout and all(len(set(ranking.ranks)) == 1 for ranking in heldout):
+        raise UserError("the held-out part holds ties only; raise heldout_share")
+
+
 def reward_model_from(name: str | Path, seed: int = 0) -> PreTrainedModel:
     """Return a one-label classifier with the trunk of a language model or encoder and a new head.
 
@@ -120,12 +125,10 @@ class RewardTrainer(Trainer):
         train, heldout = split_by_prompt(records, self.config.heldout_share)
         self.train_rankings = self._encode(train)
         self.heldout_rankings = self._encode(heldout)
-        if self.heldout_rankings and all(len(set(r.ranks)) == 1 for r in self.heldout_rankings):
-            raise UserError("the held-out part holds ties only; raise heldout_share")
+        _refuse_ties_only(self.heldout_rankings)
         if isinstance(normalize_on, str):
-            raise UserError(
-                f"normalize_on is one text, {normalize_on[:40]!r}; expected a list of texts"
-            )
+            found = f"normalize_on is one text, {normalize_on[:40]!r}"
+            raise UserError(f"{found}; expected a list of texts")
         self._normalize_on = normalize_on or self._some_texts(records)
         if len(set(self._normalize_on)) < 2:
             raise UserError("normalize_on holds one text; scores of several are needed")

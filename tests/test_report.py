@@ -259,11 +259,14 @@ def test_in_a_browser(tmp_path: Path, width: int, scheme: Any) -> None:
     playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra browser")
     first = agent_run(tmp_path / "a")
     second = agent_run(tmp_path / "b" / ("long" * 20), seed=1)
+    third = agent_run(tmp_path / "c" / ("other" * 20))
+    (third / "config.yaml").write_text(json.dumps({"learning_rate": 1.0, "reward": "long" * 30}))
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench/results.json").write_text(json.dumps(BENCHMARK))
     pages = [
         Report(first).save(tmp_path / "one.html"),
         Report([first, second]).save(tmp_path / "two.html"),
+        Report([first, third]).save(tmp_path / "compared.html"),
         Report(tmp_path / "bench").save(tmp_path / "bench.html"),
     ]
     with playwright.sync_playwright() as tool:

@@ -13,7 +13,7 @@ body{max-width:1280px;margin:1.5em auto;padding:0 1em}
 h1{font-size:1.5em;overflow-wrap:anywhere}
 h2{font-size:1.15em;margin-top:2em;border-bottom:1px solid var(--line)}
 h3{font-size:1em;margin:1.2em 0 .3em;overflow-wrap:anywhere}
-p{max-width:75ch}.quiet{color:var(--quiet);font-size:.9em}
+p,li,summary,figcaption{overflow-wrap:anywhere}p{max-width:75ch}.quiet{color:var(--quiet);font-size:.9em}
 .panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,300px),1fr));gap:1em}
 .panels.large{grid-template-columns:repeat(auto-fill,minmax(min(100%,380px),1fr))}
 figure{margin:0}figcaption{font-size:.9em;color:var(--quiet)}

@@ -77,8 +77,9 @@ def machine_record() -> dict[str, Any]:
 
 def _command() -> str:
     """Return the command line of this process, without passwords."""
+    program = Path(sys.argv[0]).name.replace("__main__.py", "textrl")  # python -m textrl
     words = []
-    for word in (Path(sys.argv[0]).name, *sys.argv[1:]):
+    for word in (program, *sys.argv[1:]):
         option, equals, value = word.partition("=")
         is_option = option.startswith("--") and bool(equals)
         words.append(f"{option}={hide_password(value)}" if is_option else hide_password(word))

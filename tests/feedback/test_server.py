@@ -321,6 +321,8 @@ def test_kill_9_loses_no_acknowledged_answer(
     for answer in stored:
         ranks = [answer.ranks[index] for index in answer.shown_order]
         shown.setdefault(answer.labeler_id, {})[answer.task_id] = ranks
-    for worker in workers:
-        assert worker.acknowledged in list(shown.values())
+    # on a busy machine one of them may come when no task is left
+    done = [worker.acknowledged for worker in workers if worker.acknowledged]
+    assert len(done) == len(shown)
+    assert all(rankings_of_one in shown.values() for rankings_of_one in done)
     store.close()

@@ -86,7 +86,8 @@ def _curve(record: Record) -> str:
     for name, series in columns.items():
         count = min(CURVE_ROWS, len(series))
         places = np.unique(np.linspace(0, len(series) - 1, count).round().astype(int))
-        points = (f"{series.values[i]:.3g} ({series.places[i]:,.0f})" for i in places)
+        values = series.values.round(6) + 0.0  # a KL of 0 up to rounding is 0
+        points = (f"{values[i]:.3g} ({series.places[i]:,.0f})" for i in places)
         rows.append([f"{name} (at {series.unit})", ", ".join(points)])
     return _table(["number", "from the first to the last"], rows)
 

@@ -4,6 +4,7 @@ from textrl.doctor.policy_rules import POLICY_RULES
 from textrl.doctor.progress_rules import PROGRESS_RULES
 from textrl.doctor.records import Finding, Record
 from textrl.doctor.reward_rules import REWARD_RULES
+from textrl.doctor.rules import FEW
 from textrl.doctor.trainer_rules import ANY_RULES, TRAINER_RULES
 
 AGENT_RULES = (*PROGRESS_RULES, *REWARD_RULES, *POLICY_RULES)
@@ -40,9 +41,10 @@ def _healthy(record: Record) -> str:
     if stage == "agent":
         score, kl = record.series("rollout/score"), record.series("rollout/kl")
         if len(score) and len(kl):
+            short = ", too few to judge whether it learns" if len(score) < 2 * FEW else ""
             return (
-                f"nothing wrong found in {len(score)} iterations. The score is {score.told()}; the "
-                f"KL ends at {max(kl.last, 0.0):.3g} nats per sequence"
+                f"nothing wrong found in {len(score)} iterations{short}. The score is "
+                f"{score.told()}; the KL ends at {max(kl.last, 0.0):.3g} nats per sequence"
             )
     elif stage and len(loss := record.series(f"{stage}/loss")):
         return f"nothing wrong found in {loss.places[-1]:g} updates. The loss is {loss.told()}"

@@ -307,7 +307,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     figure, grid = plt.subplots(1, len(names), figsize=(3.4 * len(names), 3), layout="constrained")
     for axes, name in zip(np.atleast_1d(grid), names, strict=True):
         recipe = RECIPES[name]
-        for row in (row for row in rows if row["task"] == name):
+        own = sorted((row for row in rows if row["task"] == name), key=lambda row: row["seed"])
+        for row in own:  # one colour a seed in all panels
             tokens, score, _ = np.array(row["curve"]).T
             axes.plot(tokens / 1000, score, linewidth=1, label=f"seed {row['seed']}")
         axes.axhline(recipe.end_at_least, color="#888888", linestyle="--", linewidth=1)

@@ -9,10 +9,11 @@ from pathlib import Path
 from textrl.agents.callbacks import HeldoutEvaluation
 from textrl.agents.text_agent import TextAgent
 from textrl.checkpoint import Checkpoints, logged_by, write_finished
+from textrl.config import TrackerName
 from textrl.durable import save_files
 from textrl.metrics import open_logger
 from textrl.stopping import uninterrupted
-from textrl.trackers import TrackerName, trackers
+from textrl.trackers import trackers
 from textrl.updater import Numbers
 
 

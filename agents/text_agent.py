@@ -135,8 +135,10 @@ class TextAgent(Learning):
         began, costs, iteration = time.monotonic(), self.env.costs(), self.iteration
         updates = self._updater.updates
         with ExitStack() as stack:
-            same = lambda: self.whole and self.iteration == iteration  # noqa: E731
-            stack.enter_context(undone_on_failure(self._generator, self.env, same))
+            undone = undone_on_failure(
+                self._generator, self.env, lambda: self.whole and self.iteration == iteration
+            )
+            stack.enter_context(undone)
             with self.autocast():
                 collected = self.collect(lambda tokens: show(self._collect_share, tokens, {}))
                 rollout = self._with_agreeing_logprobs(collected)
@@ -157,11 +159,9 @@ class TextAgent(Learning):
             except OutOfMemory:  # before the first step nothing has changed
                 self.whole = self._updater.updates == updates
                 raise
-            self.iteration, self.env_steps, self.whole = (
-                iteration + 1,
-                self.env_steps + tokens,
-                True,
-            )
+            self.iteration += 1
+            self.env_steps += tokens
+            self.whole = True
             show(1.0, tokens, episodes)
             ended = time.monotonic()
             self._collect_share = (between - began) / (ended - began)  # about the next one's too

@@ -17,10 +17,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from broken_agents import WrongSign
 
 import textrl  # noqa: F401  # registers the environments
 from textrl.agents import GRPO, PPO, RLOO, OnlineDPO, Reinforce
-from textrl.agents.rollout import Rollout, Targets
+from textrl.agents.rollout import Rollout
 from textrl.config import (
     DPOConfig,
     GRPOConfig,
@@ -82,14 +83,6 @@ class Cooler(PPO):
         """Return episodes with wrong log-probs."""
         batch = super().collect_batch()
         return replace(batch, ref_logprobs=(batch.ref_logprobs + 0.1) * batch.mask)
-
-
-class WrongSign(PPO):
-    """Makes bad tokens likelier."""
-
-    def _targets(self, *arguments: Any) -> tuple[Targets, float]:
-        targets, divisor = super()._targets(*arguments)
-        return replace(targets, advantages=-targets.advantages), divisor
 
 
 def noise(prompts: list[str], completions: list[str]) -> list[float]:

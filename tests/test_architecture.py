@@ -24,7 +24,7 @@ ALLOWED = {
     "demo": "textrl ground models judging training envs agents trainers doctor report",
     "benchmark": "ground models judging training envs agents",
     "doctor": "ground models training",
-    "report": "ground training doctor",
+    "report": "ground training doctor benchmark",
     "cli": "textrl ground models texts judging training envs agents trainers feedback demo "
     "benchmark doctor report",
 }

@@ -79,6 +79,7 @@ def test_demo_leaves_everything_behind_and_repeats_itself(small, tmp_path, capsy
     assert page.count("<svg") == 9
     assert "log-ratio" in page
     assert "&plusmn;" in page
+    assert "threads, cpu: " in page  # when, how and on what it ran
     assert "https:" not in page.replace("https://www.w3.org", "")
 
     demo.run(DemoConfig(output_dir=str(second), threads=1))

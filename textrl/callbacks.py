@@ -42,7 +42,10 @@ class OneRow:
 
 
 class UpdateCallbacks:
-    """The callback of one call of `Trainer.train`, or none, and what it is told."""
+    """The callback of one call of `Trainer.train`, or none, and what it is told.
+
+    It also counts the trainer's updates, in `num_timesteps`.
+    """
 
     def __init__(self, trainer: Any, callback: BaseCallback | None) -> None:
         """Take the trainer and its callback."""
@@ -50,8 +53,8 @@ class UpdateCallbacks:
 
     def begin(self, done: int, total: int) -> None:
         """Introduce trainer and callback to each other, before update `done + 1` of `total`."""
+        self._trainer.num_timesteps = done
         if self._callback is not None:
-            self._trainer.num_timesteps = done
             self._callback.init_callback(self._trainer)
             self._callback.on_training_start({"self": self._trainer, "total_timesteps": total}, {})
 
@@ -64,9 +67,9 @@ class UpdateCallbacks:
 
     def after(self, update: int, numbers: Numbers) -> bool:
         """Tell of an update that was taken; return whether to go on."""
+        self._trainer.num_timesteps = update
         if self._callback is None:
             return True
-        self._trainer.num_timesteps = update
         self._callback.update_locals({"numbers": numbers})
         goes_on = self._callback.on_step()
         self._callback.on_rollout_end()

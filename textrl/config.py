@@ -13,6 +13,8 @@ from textrl.loss_names import SMOOTHED_LOSSES, PreferenceLossName
 
 Precision = Literal["float32", "bfloat16", "auto"]
 """Precision of matrix products, see textrl.precision."""
+TrackerName = Literal["wandb", "trackio"]
+"""A package that metrics may be sent to, see textrl.trackers."""
 
 
 def _require_read(config: object, field: str, read: bool, needs: str) -> None:

@@ -68,10 +68,10 @@ def fit(
     *,
     accelerator: Accelerator,
     logger: Logger,
+    callbacks: UpdateCallbacks,
     folder: Path | None = None,
     resume_from: Path | None = None,
     shown: bool = True,
-    callbacks: UpdateCallbacks | None = None,
 ) -> Numbers:
     """Minimise the task's weighted mean loss over the data, in shuffled epochs.
 
@@ -83,10 +83,10 @@ def fit(
         config: sizes, rates, seed.
         accelerator: of this process; each process takes every n-th row of each minibatch.
         logger: one row per 1% of the updates and at the end of each epoch.
+        callbacks: told of every update; one of them may end the training.
         folder: Folder of the run, where its saves go; a stop by Ctrl+C or SIGTERM leaves one.
         resume_from: The save in that folder to go on from.
         shown: show progress.
-        callbacks: told of every update; one of them may end the training.
 
     Raises:
         UserError: weights or last updates that are not finite; a state that is damaged or of
@@ -98,7 +98,6 @@ def fit(
     if resume_from is not None and states is not None:
         states.restore(resume_from)
     config = replace(config, precision=pick_precision(config.precision, model, accelerator.device))
-    callbacks = callbacks or UpdateCallbacks(None, None)
     try:
         heldout = _fit_updates(task, config, updater, total, logger, states, callbacks, shown)
     except (KeyboardInterrupt, Terminated, OutOfMemory) as stop:  # all of them between updates

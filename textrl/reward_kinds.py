@@ -6,7 +6,7 @@ machine says that it is `remote`, so that its calls run at the same time.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -135,25 +135,28 @@ def _marking(
     return marked
 
 
+def _layers(function: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """Yield a function, what it wraps (`functools.partial` or another wrapper), and so on inwards.
+
+    The last one is the `__call__` of the innermost one's class.
+    """
+    inner: Callable[..., Any] | None = function
+    while inner is not None:
+        function = inner
+        yield function
+        inner = getattr(function, "func", getattr(function, "__wrapped__", None))
+    yield type(function).__call__
+
+
 def is_coroutine(function: Callable[..., Any]) -> bool:
     """Return whether a call of the function returns something to await."""
-    while (inner := getattr(function, "func", getattr(function, "__wrapped__", None))) is not None:
-        function = inner
-    called = type(function).__call__
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
+    return any(inspect.iscoroutinefunction(layer) for layer in _layers(function))
 
 
 def kind_of(function: Callable[..., Any]) -> RewardKind:
     """Return the kind of a reward function; without a mark it is an ordinary one.
 
-    The mark may be on the function of a `functools.partial` or of another wrapper, or on the
-    `__call__` of an object's class.
+    The mark may be on any of the function's wrappers, or on the `__call__` of an object's class.
     """
-    while not hasattr(function, MARK):
-        inner = getattr(function, "func", getattr(function, "__wrapped__", None))
-        if inner is None:
-            kind: RewardKind = getattr(type(function).__call__, MARK, ORDINARY)
-            return kind
-        function = inner
-    found: RewardKind = getattr(function, MARK)
-    return found
+    marks = (getattr(layer, MARK) for layer in _layers(function) if hasattr(layer, MARK))
+    return next(marks, ORDINARY)

@@ -7,16 +7,16 @@ own business: `wandb login` or WANDB_MODE=offline, TRACKIO_DIR and so on.
 import importlib
 import uuid
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from stable_baselines3.common.logger import KVWriter, filter_excluded_keys
 
+from textrl.config import TrackerName
 from textrl.durable import write_text
 from textrl.errors import needing
 from textrl.run_folder import CONFIG_FILE
 
-TrackerName = Literal["wandb", "trackio"]
 PROJECT = "textrl"
 ID_FILE = ".tracked_as"
 """Holds the name by which a tracker knows the run, so that a resumed run is the same one there."""

@@ -1,6 +1,7 @@
 """Callbacks of SB3 and of ours on our agents."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from stable_baselines3.common.callbacks import (
     StopTrainingOnRewardThreshold,
 )
 from stable_baselines3.common.logger import configure
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from textrl.agents import (
     GRPO,
@@ -39,6 +42,7 @@ from textrl.envs import tiny_model, tiny_tokenizer
 from textrl.envs.sb3 import TextVecEnv
 from textrl.errors import UserError
 from textrl.metrics import open_logger, read_progress
+from textrl.seams import token_texts
 
 AGENTS = {
     "ppo": (PPO, PPOConfig, {}),
@@ -274,6 +278,44 @@ def test_held_out_evaluation(tmp_path: Path) -> None:
     for row in samples:
         assert row["score"] == score([""], [row["completion"]])[0]
         assert row["scores"] == {"score": row["score"], "length": len(row["completion"])}
+
+
+def test_the_tokens_of_a_sample_add_up(tmp_path: Path) -> None:
+    agent = make_agent(gae_lambda=1.0, critic="separate")
+    file = tmp_path / "samples.jsonl"
+    agent.learn(300, HeldoutEvaluation(heldout(), every=1, samples_file=file))
+    samples = [*map(json.loads, file.read_text().splitlines())]
+    kl_coef, values = agent.env.kl_coef, []
+    for row in samples:
+        tokens = row["by_token"]
+        text = "".join(token["text"] for token in tokens)
+        assert re.sub("<pad>|<bos>|<eos>", "", text) == row["completion"]
+        kl, rewards = ([token[name] for token in tokens] for name in ("kl", "reward"))
+        assert sum(kl) == pytest.approx(row["kl"], abs=1e-3)
+        assert sum(rewards) == pytest.approx(row["score"] - kl_coef * row["kl"], abs=1e-3)
+        for place, token in enumerate(tokens):  # with lambda 1 it is what comes, less the value
+            comes = sum(rewards[place:])
+            assert token["advantage"] == pytest.approx(comes - token["value"], abs=1e-3)
+        values += [token["value"] for token in tokens if row["iteration"] > 1]
+    assert max(map(abs, values)) > 0.01  # those of the critic that was trained
+
+
+def test_token_texts_are_the_text() -> None:
+    bytes_of = byte_tokenizer()
+    ids = bytes_of("a b\u00e9\u4e2d c").input_ids
+    texts = token_texts(bytes_of, ids)
+    assert len(texts) == len(ids) > 6  # more tokens than letters: a letter of several bytes
+    assert "".join(texts) == bytes_of.decode(ids)
+    assert token_texts(bytes_of, ids, 2) == texts[2:]
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer of single bytes."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE(vocab={letter: n for n, letter in enumerate(letters)}, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=raw)
 
 
 def test_a_best_agent_goes_on_as_the_run_did(tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ class Seen(BaseCallback):
 def test_every_update_is_told_and_nothing_changes(stage: str, checkpoint: str) -> None:
     plain, told, seen = make(stage, checkpoint), make(stage, checkpoint), Seen()
     plain.train()
+    assert plain.iteration == plain.num_timesteps == UPDATES  # counted without a callback too
     told.train(callback=seen)
     each = [event for n in range(1, UPDATES + 1) for event in ("before", str(n), "after")]
     assert seen.events == [f"start {UPDATES}", *each, "end"]

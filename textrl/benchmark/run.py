@@ -28,6 +28,7 @@ from stable_baselines3.common.utils import set_random_seed
 from textrl.agents.text_env import TextEnv
 from textrl.benchmark.agents import find, importable, make_subject
 from textrl.benchmark.config import BenchmarkConfig
+from textrl.benchmark.table import HEADS, table_cells
 from textrl.benchmark.task import Task
 from textrl.durable import append_json_line, write_json
 from textrl.memory import keep_freed_memory
@@ -142,27 +143,8 @@ def forget_peak_memory() -> None:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return a Markdown table of means over the seeds, with the smallest and largest score."""
-    lines = [
-        "| agent | seeds | score (least to most) | KL, nats per sequence | tokens per second "
-        "| peak memory, MB |",
-        "|---|---|---|---|---|---|",
-    ]
-    for agent in dict.fromkeys(row["agent"] for row in rows):
-        found = [row for row in rows if row["agent"] == agent and "error" not in row]
-        failed = sum(row["agent"] == agent and "error" in row for row in rows)
-        seeds = f"{len(found)}" + (f", {failed} failed" if failed else "")
-        if not found:
-            lines.append(f"| {agent} | {seeds} | - | - | - | - |")
-            continue
-        scores = [row["score"] for row in found]
-        kls = [row["kl"] for row in found if row["kl"] is not None]
-        kl = f"{np.mean(kls):.2f}" if kls else "-"
-        speeds = [row["tokens_per_second"] for row in found if row["tokens_per_second"]]
-        speed = f"{np.mean(speeds):.0f}" if speeds else "-"
-        memory = max(row["peak_memory_mb"] for row in found)
-        span = f"{np.mean(scores):.3f} ({min(scores):.3f} to {max(scores):.3f})"
-        lines.append(f"| {agent} | {seeds} | {span} | {kl} | {speed} | {memory:.0f} |")
-    return "\n".join(lines)
+    lines = [HEADS, ["---"] * len(HEADS), *table_cells(rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _draw(rows: list[dict[str, Any]], path: Path) -> None:

@@ -4,9 +4,9 @@ The text under each field is its help. This module imports the standard library 
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 from textrl.bounds import Positive, Seed, check_fields
+from textrl.config import TrackerName
 from textrl.task_config import TaskConfig
 
 
@@ -53,7 +53,7 @@ class RunConfig:
     """Delete what is in output_dir before the run starts."""
     log_table: bool = False
     """Also print each logged row as a table to the terminal."""
-    track: Literal["wandb", "trackio"] | None = None
+    track: TrackerName | None = None
     """Tracker that gets the metrics too: Weights & Biases or trackio. It needs the extra of that
     name."""
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from textrl.doctor.diagnose import diagnose, in_words
 from textrl.doctor.records import read_record, read_records
 from textrl.durable import write_text
 from textrl.metrics import read_progress
 from textrl.report.charts import COLOURS, Axes, Line, drawn, panel
 from textrl.report.page import hidden, legend, page, table
+from textrl.report.runs import origin, verdicts
 
 NAMES = {"sft": "SFT", "ppo": "PPO", "dpo": "DPO", "best_of_16": "best of 16"}
 COLOUR = {"sft": "#7F7F7F", "ppo": COLOURS[0], "dpo": COLOURS[1], "best_of_16": COLOURS[2]}
@@ -58,11 +58,11 @@ def write_report(
     ppo = read_progress(folder / "ppo")
     body = [
         f"<h1>textrl demo, preset {summary['preset']}, seed {summary['seed']}</h1>",
-        _origin(folder),
+        origin(read_record(folder / "ppo")),
         "<h2>In short</h2>",
         _conclusion(summary, prompts),
         _results(summary, prompts),
-        _verdicts(folder),
+        verdicts([(record.folder.name, record) for record in read_records(folder)]),
         "<h2>Score against KL on held-out prompts</h2>",
         "<p class=quiet>Higher is better, and further left is closer to the reference, which is "
         "the SFT model. The thin line is PPO in training.</p>",
@@ -133,18 +133,6 @@ def plot_frontier(summary: dict[str, Any], ppo: Sequence[dict[str, float]]) -> s
     return drawn("mean score and KL of each policy", draw, size=(4.8, 3.1))
 
 
-def _origin(folder: Path) -> str:
-    """Return when, how and on what the demo ran."""
-    machine = read_record(folder).machine
-    if not machine:
-        return ""
-    line = (
-        f"{machine['began']}: {machine['command']}; commit {machine['commit']}, "
-        f"{machine['processor']}, {machine['threads']} threads, {machine['device']}"
-    )
-    return f"<p class=quiet>{html.escape(line)}</p>"
-
-
 def _error(spread: float, prompts: int) -> str:
     """Return the standard error of a mean over prompts, as text."""
     return f"&nbsp;&plusmn;&nbsp;{spread / math.sqrt(prompts):.2f}" if prompts else ""
@@ -187,16 +175,6 @@ def _results(summary: dict[str, Any], prompts: int) -> str:
         for name, label in NAMES.items()
     ]
     return table(heads, rows)
-
-
-def _verdicts(folder: Path) -> str:
-    parts = ["<h2>What the doctor says</h2>"]
-    for record in read_records(folder):
-        findings = diagnose(record)
-        kind = "finding" if findings else "healthy"
-        text = html.escape(in_words(record, findings, record.folder.name))
-        parts.append(f"<div class={kind}><p class=text>{text}</p></div>")
-    return "\n".join(parts)
 
 
 def _samples(samples: dict[str, list[dict[str, Any]]], kl_coef: float) -> str:

@@ -147,8 +147,9 @@ class Record:
     def setting(self, name: str) -> float | None:
         """Return a setting that is a number, or None."""
         value = self.settings.get(name)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return float(value) if is_number else None  # type: ignore[arg-type]  # it is one
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return None
+        return float(value)
 
     def series(self, name: str) -> Series:
         """Return a logged number; rows in which it is missing or not finite are left out."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from textrl.benchmark.table import HEADS, table_cells
 from textrl.errors import UserError
 from textrl.report.charts import COLOURS, Axes, Line, drawn, panel
 from textrl.report.page import hidden, legend, table
@@ -32,7 +33,7 @@ def benchmark_sections(folder: Path) -> list[str]:
     agents = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(_agents(whole))}
     task = config.get("task") or "TextRLHF-v0"
     parts = [f"<h2>Benchmark on {html.escape(str(task))}</h2>", _conclusion(whole)]
-    parts += [_table(rows), legend(list(agents.items()))]
+    parts += [table(HEADS, table_cells(rows)), legend(list(agents.items()))]
     lines = [_line(whole, name, colour, 1) for name, colour in agents.items()]
     away = [_line(whole, name, colour, 2) for name, colour in agents.items()]
     known = [line for line in away if len(line.x)]
@@ -77,34 +78,6 @@ def _conclusion(rows: Sequence[dict[str, Any]]) -> str:
         f"<p><b>{html.escape(best)}</b> has the highest mean score, {np.mean(means[best]):.3g}; "
         f"{html.escape(second)} follows with {np.mean(means[second]):.3g}; {verdict}.</p>"
     )
-
-
-def _table(rows: Sequence[dict[str, Any]]) -> str:
-    cells = []
-    for name in _agents(rows):
-        own = [row for row in rows if row["agent"] == name]
-        whole = [row for row in own if "error" not in row]
-        failed = len(own) - len(whole)
-        seeds = f"{len(whole)}" + (f", {failed} failed" if failed else "")
-        if not whole:
-            cells.append([name, seeds, *"----"])
-            continue
-        scores, kls = (
-            [row[key] for row in whole if row[key] is not None] for key in ("score", "kl")
-        )
-        speeds = [row["tokens_per_second"] for row in whole if row["tokens_per_second"]]
-        cells.append(
-            [
-                name,
-                seeds,
-                f"{np.mean(scores):.3f} ({min(scores):.3f} to {max(scores):.3f})",
-                f"{np.mean(kls):.2f}" if kls else "-",
-                f"{np.mean(speeds):.0f}" if speeds else "-",
-                f"{max(row['peak_memory_mb'] for row in whole):.0f}",
-            ]
-        )
-    heads = ["agent", "seeds", "score (least to most)", "KL, nats", "tokens/s", "peak memory, MB"]
-    return table(heads, cells)
 
 
 def _line(rows: Sequence[dict[str, Any]], name: str, colour: str, column: int) -> Line:

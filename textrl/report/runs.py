@@ -59,7 +59,8 @@ NAMES = {
 def sections(records: Sequence[Record]) -> list[str]:
     """Return the parts of the page about these runs."""
     groups = groups_of(records)
-    parts = ["<h2>In short</h2>", *(_in_short(group) for group in groups), _verdicts(records)]
+    parts = ["<h2>In short</h2>", *(_in_short(group) for group in groups)]
+    parts.append(verdicts(list(zip(names_of(records), records, strict=True))))
     for stage, name in NAMES.items():
         own = [group for group in groups if group.records[0].stage == stage]
         if own:
@@ -128,14 +129,29 @@ def _over(values: Sequence[float], series: Series) -> str:
     return f"{values[0]:.3g} &plusmn; {series.error / 2**0.5:.1g}"
 
 
-def _verdicts(records: Sequence[Record]) -> str:
+def verdicts(runs: Sequence[tuple[str, Record]]) -> str:
+    """Return what the doctor says of runs, each with its name."""
     parts = ["<h2>What the doctor says</h2>"]
-    for name, record in zip(names_of(records), records, strict=True):
+    for name, record in runs:
         findings = diagnose(record)
         text = in_words(record, findings, name)
         kind = "finding" if findings else "healthy"
         parts.append(f"<div class={kind}><p class=text>{html.escape(text)}</p></div>")
     return "\n".join(parts)
+
+
+def origin(record: Record) -> str:
+    """Return when, how and on what a run was made; nothing where that is not known."""
+    machine = record.machine
+    if not machine:
+        return ""
+    line = (
+        f"{machine.get('began', '')}, commit {machine.get('commit')}, "
+        f"{machine.get('processor')}, {machine.get('threads')} threads, "
+        f"{machine.get('device')}: {machine.get('command', '')}"
+    )
+    versions = ", ".join(f"{name} {found}" for name, found in machine.get("versions", {}).items())
+    return f"<p class=quiet>{html.escape(line)}</p><p class=quiet>{html.escape(versions)}</p>"
 
 
 def _curves(groups: Sequence[Group], stage: str) -> list[str]:
@@ -171,16 +187,7 @@ def settings_section(records: Sequence[Record]) -> str:
         if len(own) > 1:
             parts += [f"<h3>{title}: where the settings differ</h3>", _differences(own)]
     for name, record in zip(names, records, strict=True):
-        machine = record.machine
-        if machine:
-            versions = ", ".join(f"{n} {v}" for n, v in machine.get("versions", {}).items())
-            line = (
-                f"{machine.get('began', '')}, commit {machine.get('commit')}, "
-                f"{machine.get('processor')}, {machine.get('threads')} threads, "
-                f"{machine.get('device')}: {machine.get('command', '')}"
-            )
-            parts.append(f"<h3>{html.escape(name)}</h3><p class=quiet>{html.escape(line)}</p>")
-            parts.append(f"<p class=quiet>{html.escape(versions)}</p>")
+        parts.append(f"<h3>{html.escape(name)}</h3>{origin(record)}")
         text = json.dumps(record.settings, indent=1, default=str)
         parts.append(hidden(f"all settings of {name}", text))
     return "\n".join(parts)

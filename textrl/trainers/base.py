@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.callbacks import MaybeCallback, OneRow, UpdateCallbacks, as_callback
 from textrl.checkpoint import Checkpoints, logged_by, save_model
-from textrl.config import TrainingConfig
+from textrl.config import TrackerName, TrainingConfig
 from textrl.durable import save_files
 from textrl.engine import make_accelerator
 from textrl.errors import UserError
@@ -22,7 +22,7 @@ from textrl.paths import expanded
 from textrl.resuming import check_resume
 from textrl.run_folder import held
 from textrl.stopping import terminable, uninterrupted
-from textrl.trackers import TrackerName, trackers
+from textrl.trackers import trackers
 from textrl.trainable import check_trainable
 
 
@@ -135,7 +135,7 @@ class Trainer(ABC):
             raise UserError("callbacks run in one process; leave the callback out, or the others")
         if track is not None and self.output_dir is None:
             raise UserError(f"{track} follows the metrics of a run folder; give output_dir")
-        callbacks = None if given is None else UpdateCallbacks(self, given)
+        callbacks = UpdateCallbacks(self, given)
         check_resume(self.output_dir, resume=resume)
         if self.output_dir is None:
             return self._train(None, callbacks, None, log_table=log_table)
@@ -149,7 +149,7 @@ class Trainer(ABC):
     def _train(
         self,
         save: Path | None,
-        callbacks: UpdateCallbacks | None,
+        callbacks: UpdateCallbacks,
         track: TrackerName | None,
         *,
         log_table: bool,

@@ -6,8 +6,9 @@
 Each task has demonstrations of players who mostly do not know how to play; a small Llama over
 characters learns to imitate them (SFT), and then PPO learns from the world's rewards. A row says
 which share of 512 games of other seeds is won before and after, and how long it took. Rows are kept
-in OUTPUT/rows.jsonl, from which the second command draws the curves; the exit status is 1 where a
-bar of `RECIPES` is missed.
+in OUTPUT/rows.jsonl, from which the second command draws the curves, and the SFT starts beside them
+(`textrl benchmark --task ... --model OUTPUT/guess-start-0` trains others from the same one); the
+exit status is 1 where a bar of `RECIPES` is missed.
 """
 
 import argparse
@@ -263,10 +264,12 @@ def measured(recipe: Recipe, policy: PreTrainedModel, reference: PreTrainedModel
     return float(found.scores.mean()), float(found.sequence_kl.mean())
 
 
-def run(name: str, seed: int) -> dict[str, Any]:
-    """Learn a task; return the row."""
+def run(name: str, seed: int, output: Path) -> dict[str, Any]:
+    """Learn a task, keeping the SFT start as a folder of `output`; return the row."""
     recipe, began = RECIPES[name], time.monotonic()
     reference = started(recipe, seed)
+    for part in (reference, tiny_character_tokenizer()):
+        part.save_pretrained(output / f"{name}-start-{seed}")
     policy = model(recipe, seed)
     policy.load_state_dict(reference.state_dict())
     before, _ = measured(recipe, policy, reference)
@@ -312,9 +315,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             tokens, score, _ = np.array(row["curve"]).T
             axes.plot(tokens / 1000, score, linewidth=1, label=f"seed {row['seed']}")
         axes.axhline(recipe.end_at_least, color="#888888", linestyle="--", linewidth=1)
-        axes.set(title=recipe.world.removeprefix("textrl/"), ylim=(0, 1.02))
-        axes.set_xlabel("thousand tokens")
-        axes.grid(alpha=0.3)
+        title = recipe.world.removeprefix("textrl/")
+        axes.set(title=title, ylim=(0, 1.02), xlabel="thousand tokens")
         axes.spines[["top", "right"]].set_visible(False)
     np.atleast_1d(grid)[0].set_ylabel("mean return of training games")
     np.atleast_1d(grid)[0].legend(fontsize=8)
@@ -338,7 +340,7 @@ def main() -> int:
     good = True
     for name in options.tasks:
         for seed in options.seeds:
-            row = run(name, seed)
+            row = run(name, seed, options.output)
             append_json_line(options.output / "rows.jsonl", row)
             print(json.dumps({k: v for k, v in row.items() if k != "curve"}), flush=True)
             good = good and row["passes"]

@@ -12,8 +12,8 @@ exit status is 1 where a bar of `RECIPES` is missed.
 """
 
 import argparse
+import itertools
 import json
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -184,8 +184,8 @@ RECIPES = {
         max_turn_tokens=2,
         max_completion_tokens=12,
         kl_coef=0.1,
-        learning_rate=2e-4,
-        token_budget=60_000,
+        learning_rate=3e-4,
+        token_budget=90_000,
         settings={"gae_lambda": 1.0},
         start_below=0.60,
         end_at_least=0.90,
@@ -215,8 +215,7 @@ def model(recipe: Recipe, seed: int) -> PreTrainedModel:
 
 def demonstrations(recipe: Recipe, seed: int) -> list[dict[str, Any]]:
     """Return games as messages, in which only the player's turns are learnt."""
-    rng, rows = np.random.default_rng(seed), []
-    world = gym.make(recipe.world)
+    rng, rows, world = np.random.default_rng(seed), [], gym.make(recipe.world)
     for _ in range(recipe.games):
         game = play_game(world, recipe.players(rng), seed=int(rng.integers(2**31)))
         rows.append({"messages": game.row()["messages"]})
@@ -306,7 +305,7 @@ def run(name: str, seed: int, output: Path) -> dict[str, Any]:
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw the mean return of each iteration's games against tokens, a line a seed."""
-    names = [name for name in RECIPES if any(row["task"] == name for row in rows)]
+    names = [name for name in RECIPES if name in {row["task"] for row in rows}]
     figure, grid = plt.subplots(1, len(names), figsize=(3.4 * len(names), 3), layout="constrained")
     for axes, name in zip(np.atleast_1d(grid), names, strict=True):
         recipe = RECIPES[name]
@@ -318,8 +317,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         title = recipe.world.removeprefix("textrl/")
         axes.set(title=title, ylim=(0, 1.02), xlabel="thousand tokens")
         axes.spines[["top", "right"]].set_visible(False)
-    np.atleast_1d(grid)[0].set_ylabel("mean return of training games")
-    np.atleast_1d(grid)[0].legend(fontsize=8)
+    first = np.atleast_1d(grid)[0]
+    first.set_ylabel("mean return of training games")
+    first.legend(fontsize=8)
     figure.savefig(path, dpi=120)
 
 
@@ -337,15 +337,14 @@ def main() -> int:
         return 0
     torch.set_num_threads(options.threads)
     options.output.mkdir(parents=True, exist_ok=True)
-    good = True
-    for name in options.tasks:
-        for seed in options.seeds:
-            row = run(name, seed, options.output)
-            append_json_line(options.output / "rows.jsonl", row)
-            print(json.dumps({k: v for k, v in row.items() if k != "curve"}), flush=True)
-            good = good and row["passes"]
-    return 0 if good else 1
+    passed = []
+    for name, seed in itertools.product(options.tasks, options.seeds):
+        row = run(name, seed, options.output)
+        append_json_line(options.output / "rows.jsonl", row)
+        print(json.dumps({k: v for k, v in row.items() if k != "curve"}), flush=True)
+        passed.append(row["passes"])
+    return 0 if all(passed) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -16,7 +16,7 @@ ALLOWED = {
     "texts": "ground labels",
     "models": "ground maths",
     "training": "ground models",
-    "judging": "ground models texts",
+    "judging": "ground models texts labels",
     "envs": "ground maths models texts judging",
     "agents": "ground maths models texts judging training",
     "trainers": "ground maths models texts judging training",

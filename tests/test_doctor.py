@@ -231,6 +231,22 @@ NEARLY: dict[str, dict[str, list[float]]] = {
 }
 
 
+def test_a_score_against_the_other_samples_of_a_prompt_is_not_called_flat() -> None:
+    """The mean share of the others that a sample beats is one half, whatever is learnt."""
+    relative = both([0.5] * 40, rollout__score_std=[0.37] * 40, rollout__kl=line(0, 20, 40)) | {
+        "rollout/kl_coef": [0.05] * 40,
+        "rollout/objective": line(0.5, -0.5, 40),
+    }
+    assert found(relative) == []
+    assert "reward_flat" in found(relative | {"rollout/score": [0.5, 0.5001] * 20})
+
+
+def test_a_run_that_waits_for_people_is_not_called_starved() -> None:
+    waits = changed(time__reward_seconds=[60.0] * 10, time__collect_seconds=[61.0] * 10)
+    assert found(waits) == ["starved"]
+    assert found(waits, settings={"reward": "collect:labels.db"}) == []
+
+
 def test_nothing_is_wrong_with_a_healthy_run() -> None:
     assert found(HEALTHY) == []
 
@@ -356,7 +372,7 @@ def test_a_run_of_something_else_is_not_judged() -> None:
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    for name, column in (("well", [0.1 * n for n in range(6)]), ("sick", [0.1] * 8)):
+    for name, column in (("well", [0.1 * n for n in range(6)]), ("sick", [0.1, 0.11] * 4)):
         Path(name).mkdir()
         rows = [
             {"time/step": n, "rollout/score": score, "rollout/kl": 0.01, "rollout/score_std": 1.0}

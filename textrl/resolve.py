@@ -32,6 +32,10 @@ def resolve(name: str) -> Any:
 
 
 def resolve_reward(name: str) -> Any:
-    """Return the function that "package.module:function" names; return a model's name unchanged."""
+    """Return the function that "package.module:function" names; return another name unchanged.
+
+    Other names are those of models, and of label databases (collect:labels.db).
+    """
+    people = name.startswith("collect:")
     looks_like_code = ":" in name and not Path(name).exists() and "://" not in name
-    return resolve(name) if looks_like_code else name
+    return resolve(name) if looks_like_code and not people else name

@@ -23,6 +23,7 @@ from textrl.classifiers import encode_for_scoring, max_text_length, split_classi
 from textrl.errors import UserError
 from textrl.limits import check_vocabulary
 from textrl.models import freeze, load_classifier, load_tokenizer
+from textrl.people import PREFIX, PeopleReward
 from textrl.reward_calls import Patience, Texts, called
 from textrl.reward_kinds import MARK, kind_of
 from textrl.reward_kinds import remote as remote
@@ -41,7 +42,7 @@ class RewardFunction(Protocol):
 
 
 Reward = str | Path | Callable[..., Any]
-"""A folder or hub id of a sequence classifier, or a function."""
+"""A folder or hub id of a sequence classifier, a function, or `collect:labels.db`: people."""
 
 
 def make_scorer(
@@ -62,6 +63,8 @@ def make_scorer(
     functions, names, weights = [], [], []
     for entry in entries:
         source, weight = _with_weight(entry)
+        if isinstance(source, str) and source.startswith(PREFIX):
+            source = PeopleReward.from_name(source)
         if isinstance(source, str | Path):
             functions.append(RewardModel.from_pretrained(source, dtype=dtype, device=device))
             names.append(str(source))

@@ -35,7 +35,8 @@ class BenchmarkConfig(TaskConfig):
     prompts: str | None = None
     """File, or `hub:OWNER/NAME`, with a `prompt` column."""
     reward: str | None = None
-    """Folder or hub id of a reward model, or package.module:function."""
+    """Folder or hub id of a reward model, package.module:function, or collect:labels.db, which asks
+    the labelers of that database."""
     heldout: str | None = None
     """Prompts for the evaluation of agents; the default is the prompts of training."""
     max_completion_tokens: Positive[int] = 24

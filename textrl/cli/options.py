@@ -69,7 +69,8 @@ class EnvConfig(TaskConfig):
     prompts: str
     """File, or `hub:OWNER/NAME`, with a `prompt` column."""
     reward: str
-    """Folder or hub id of a reward model, or package.module:function."""
+    """Folder or hub id of a reward model, package.module:function, or collect:labels.db, which asks
+    the labelers of that database."""
     reference: str | None = None
     """Folder or hub id of the frozen reference; the default is the policy before training."""
 

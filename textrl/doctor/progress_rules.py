@@ -2,7 +2,15 @@
 
 from textrl.doctor.records import CLEAR, TREND, Finding, Record, Series
 from textrl.doctor.reward_rules import constant_reward
-from textrl.doctor.rules import FEW, Rule, at_the_last_kl_coef, is_solved, noise, per_token
+from textrl.doctor.rules import (
+    FEW,
+    Rule,
+    at_the_last_kl_coef,
+    is_relative,
+    is_solved,
+    noise,
+    per_token,
+)
 
 NEUTRAL = ("length", "tokens", "cost", "seconds", "time")
 """Words in the name of a metric of which neither more nor less is better."""
@@ -12,6 +20,8 @@ def reward_flat(record: Record) -> Finding | None:
     """Find a score that does not rise, and no objective that does."""
     score, kl = record.series("rollout/score"), record.series("rollout/kl")
     if len(score) < 2 * FEW or is_solved(record) or constant_reward(record) or fell(record):
+        return None
+    if is_relative(record):
         return None
     if any(_rises(record, series) for series in (score, at_the_last_kl_coef(record))):
         return None

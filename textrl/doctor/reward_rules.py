@@ -3,7 +3,7 @@
 import numpy as np
 
 from textrl.doctor.records import Finding, Record
-from textrl.doctor.rules import FEW, Rule, by_reward_model, is_solved
+from textrl.doctor.rules import FEW, Rule, by_people, by_reward_model, is_solved
 
 
 def constant_reward(record: Record) -> Finding | None:
@@ -112,7 +112,7 @@ def starved(record: Record) -> Finding | None:
     whole = float(collect.values.sum() + update.values.sum())
     share = min(float(reward.values.sum()) / max(whole, 1e-9), 1.0)
     mean = float(reward.values.mean())
-    if share < 0.5 or mean < 0.5:
+    if share < 0.5 or mean < 0.5 or by_people(record):
         return None
     return Finding(
         name="starved",

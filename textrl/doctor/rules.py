@@ -35,6 +35,20 @@ def by_reward_model(record: Record) -> bool:
     return bool(record.settings.get("reward")) and ":" not in str(record.settings["reward"])
 
 
+def is_relative(record: Record) -> bool:
+    """Return whether samples are scored against one another, so that their mean never moves."""
+    score, std = record.series("rollout/score"), record.series("rollout/score_std")
+    if len(score) < 2 or not len(std):
+        return False
+    moved = float(score.values.max() - score.values.min())
+    return moved < 1e-6 * max(float(abs(score.values).max()), 1.0) and std.last > 1e-3
+
+
+def by_people(record: Record) -> bool:
+    """Return whether labelers are the reward, for whom a run waits most of the time."""
+    return str(record.settings.get("reward")).startswith("collect:")
+
+
 def noise(record: Record, series: Series) -> float:
     """Return the standard error of `last - first` of a score or an objective.
 

@@ -165,6 +165,27 @@ def test_the_lead_sees_and_steers(clients: Clients) -> None:
         "ann": [0, 1, 2, 3],
         "bob": [3, 2, 1, 0],
     }
+    states = {
+        state: len(boss.get(f"/api/lead/tasks?state={state}").json())
+        for state in ("all", "open", "complete", "paused", "flagged", "skipped")
+    }
+    assert states == dict(all=3, open=2, complete=1, paused=0, flagged=0, skipped=0)
+    whole = boss.get(f"/api/lead/tasks/{worst['id']}").json()
+    assert whole["outputs"] == worst["outputs"]
+    assert [(one["labeler"], one["ranks"]) for one in whole["answers"]] == [
+        ("ann", [0, 1, 2, 3]),
+        ("bob", [3, 2, 1, 0]),
+    ]
+    assert boss.get("/api/lead/tasks/99").status_code == 409
+    second = clients.ann.post("/api/claim").json()["task"]["task_id"]
+    flagged = {"ranks": [0, 1, 2, 3], "flags": ["unclear"]}
+    clients.ann.post(f"/api/tasks/{second}/answer", json=flagged)
+    third = clients.bob.post("/api/claim").json()["task"]["task_id"]
+    clients.bob.post(f"/api/tasks/{third}/answer", json={"skip_reason": "no idea"})
+    boss.put("/api/lead/tasks/3", json={"paused": True})
+    for state, ids in (("flagged", [second]), ("skipped", [third]), ("paused", [3])):
+        assert [t["id"] for t in boss.get(f"/api/lead/tasks?state={state}").json()] == ids
+    boss.put("/api/lead/tasks/3", json={"paused": False})
     made = boss.post("/api/lead/labelers", json={"name": "cat"}).json()
     cat = clients.of(made["token"])
     assert cat.get("/api/me").json()["name"] == "cat"
@@ -177,7 +198,7 @@ def test_the_lead_sees_and_steers(clients: Clients) -> None:
     boss.post(f"/api/lead/labelers/{number}/deactivate")
     assert cat.get("/api/me").status_code == 401
     lines = boss.get("/api/lead/export/rankings").text.splitlines()
-    assert [json.loads(line)["labeler"] for line in lines] == ["ann", "bob"]
+    assert [json.loads(line)["labeler"] for line in lines] == ["ann", "bob", "ann"]
 
 
 def test_headers_of_every_answer(clients: Clients) -> None:

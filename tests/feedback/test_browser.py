@@ -457,3 +457,63 @@ def test_the_lead_adds_pauses_and_downloads(browser: Any, serve: Serve) -> None:
     labeler_there.page.get_by_text("This page is the lead's").wait_for()
     assert labeler_there.page.locator("#main").is_hidden()
     assert lead.errors == visit.errors == []
+
+
+def test_the_lead_reads_filters_and_asks_before_shutting_out(browser: Any, serve: Serve) -> None:
+    served = serve(ranking_tasks(60))
+    with served.client("ann") as ann:
+        for flags in ([], ["unclear"]):
+            number = ann.post("/api/claim").json()["task"]["task_id"]
+            body = {"ranks": [0, 1, 2, 3], "flags": flags, "demonstration": "<b>mine</b>"}
+            ann.post(f"/api/tasks/{number}/answer", json=body)
+    lead = Visit(browser)
+    page = lead.page
+    page.goto(served.links["lead"])
+    page.get_by_text("Tasks 1 to 50").wait_for()
+    assert page.get_by_role("button", name="Previous tasks").is_disabled()
+    page.get_by_role("button", name="Next tasks").click()
+    page.get_by_text("Tasks 51 to 60").wait_for()
+    assert page.get_by_role("button", name="Next tasks").is_disabled()
+    page.get_by_role("button", name="Previous tasks").click()
+    page.get_by_text("Tasks 1 to 50").wait_for()
+    page.locator("#state").select_option("flagged")
+    page.get_by_text("Tasks 2 to 2").wait_for()
+    page.get_by_role("button", name="Read task 2").click()
+    page.locator("#read-dialog").get_by_text("<b>mine</b>").wait_for()
+    assert "unclear" in page.locator("#read-dialog").inner_text()
+    page.locator("#read-close").click()
+    page.get_by_role("button", name="Shut out ann").click()
+    page.get_by_role("button", name="Keep them").click()
+    with served.client("ann") as ann:
+        assert ann.get("/api/me").status_code == 200
+        page.get_by_role("button", name="Shut out ann").click()
+        page.get_by_role("button", name="Shut them out").click()
+        page.get_by_text("ann (shut out)").wait_for()
+        assert ann.get("/api/me").status_code == 401
+    page.locator("#curves").get_by_role("img", name="Answers: ann 2").wait_for()
+    page.get_by_text("58 answers are missing").wait_for()
+    assert lead.errors == []
+
+
+def test_the_page_says_what_fits_the_task(browser: Any, serve: Serve) -> None:
+    """The instructions, the key that sends, code in fences, and who has the last task."""
+    code = "Like so:\n```python\nx = 1\n```\nThat is all."
+    ranking = {"prompt": "Show an assignment.", "completions": [code, "x = 1, and that is long"]}
+    served = serve([ranking, {"prompt": "Write a haiku."}])
+    visit = Visit(browser)
+    page = visit.task(served.links["ann"])
+    assert "Put the outputs in order" in page.locator("#instructions").inner_text()
+    assert page.locator("#submit-key").inner_text() == "Enter"
+    assert page.locator("#outputs pre.code").inner_text() == "x = 1\n"
+    for key in ("1", "2"):
+        page.keyboard.press(key)
+    assert "and that is long" in page.locator("#order").inner_text()
+    page.keyboard.press("Enter")
+    visit.at(2)
+    assert "write the answer" in page.locator("#instructions").inner_text()
+    assert page.locator("#submit-key").inner_text() == "Ctrl+Enter"
+    other = Visit(browser)
+    other.page.goto(served.links["bob"])
+    other.page.get_by_text("Others have the task that is left.").wait_for()
+    assert other.page.locator("#about").is_hidden()
+    assert visit.errors == other.errors == []

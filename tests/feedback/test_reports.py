@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from textrl.labels import lead, reports
 from textrl.labels.answers import Submission
-from textrl.labels.reports import Reports
+from textrl.labels.reports import Reports, history
 from textrl.labels.store import Store
 from textrl.labels.tables import Answer, writing
 
@@ -27,6 +27,18 @@ def people(store: Store, *names: str) -> list[int]:
         lead.add_labeler(store, name)
     ids = {person.name: person.id for person in lead.labelers(store)}
     return [ids[name] for name in names]
+
+
+def test_a_history_by_hand() -> None:
+    """24 steps of 10 s from 1000 to 1240; a moment that ends a step belongs to it."""
+    times = {"ann": [1000.0, 1010.0, 1240.0], "bob": [1011.0]}
+    found = history(times, [(1010.0, 1.0), (1009.0, 0.5), (1240.0, 0.25)])
+    assert found["moments"] == [1010.0 + 10 * step for step in range(24)]
+    assert found["done"]["ann"] == [2] * 23 + [3]
+    assert found["done"]["bob"] == [0] + [1] * 23
+    assert found["agreement"] == [0.75] + [None] * 22 + [0.25]
+    assert history({"ann": [5.0]}, []) == {"moments": [], "done": {}, "agreement": []}
+    assert history({}, [])["moments"] == []
 
 
 def test_by_hand(store: Store) -> None:
@@ -49,6 +61,8 @@ def test_by_hand(store: Store) -> None:
     assert (rows["bob"]["done"], rows["bob"]["skipped"]) == (1, 1)
     assert (rows["ann"]["median_seconds"], rows["bob"]["median_seconds"]) == (6, 1)
     assert rows["ann"]["agreement"] == rows["bob"]["agreement"] == pytest.approx(2 / 3)
+    assert overview["answers_left"] == 1  # bob's skip gave nothing
+    assert overview["seconds_left"] == 4  # the median of 4, 8 and 1
     (worst,) = found.disagreements(limit=5)
     assert worst["id"] == first
     assert worst["disputed_pairs"] == [[1, 2]]

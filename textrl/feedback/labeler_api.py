@@ -16,6 +16,11 @@ INSTRUCTIONS = (
     "harmless first; ties are fine. Where you can write a better one, do."
 )
 """The default instructions, until the lead writes others."""
+WRITING_INSTRUCTIONS = (
+    "Read the prompt, and write the answer that you would like to get: helpful, honest and "
+    "harmless. If there is a draft, make it better."
+)
+"""The default instructions of a task in which there is nothing to rank."""
 TaskId = Annotated[int, Path(ge=1, le=2**31 - 1)]
 Me = Annotated[Labeler, Depends(current_labeler)]
 Rank = Annotated[int, Field(ge=0, lt=MAX_OUTPUTS)]
@@ -111,6 +116,7 @@ class MeOut(BaseModel):
     left: int
     paused: bool
     instructions: str
+    writing_instructions: str
     flags: dict[str, str]
 
 
@@ -140,6 +146,7 @@ def me(labeler: Me, store: Labels) -> MeOut:
         **store.progress(labeler.id),
         paused=setting(store, "paused", False),
         instructions=setting(store, "instructions", INSTRUCTIONS),
+        writing_instructions=setting(store, "instructions", WRITING_INSTRUCTIONS),
         flags=FLAGS,
     )
 

@@ -13,6 +13,7 @@ from textrl.feedback.security import current_lead
 from textrl.labels import lead
 from textrl.labels.export import Filters, rows
 from textrl.labels.reports import Reports
+from textrl.labels.store import RefusedError
 from textrl.labels.tables import Labeler
 from textrl.rows import Kind
 
@@ -70,9 +71,19 @@ def tasks(
     store: Labels,
     after: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    state: lead.TaskState = "all",
 ) -> list[dict[str, Any]]:
-    """Return some tasks in order of their ids, after a given id."""
-    return lead.task_list(store, limit=limit, after=after)
+    """Return some tasks in one state, in order of their ids, after a given id."""
+    return lead.task_list(store, limit=limit, after=after, state=state)
+
+
+@router.get("/tasks/{task_id}")
+def one_task(task_id: TaskId, person: Lead, store: Labels) -> dict[str, Any]:
+    """Return a task whole, with every answer."""
+    found = lead.one_task(store, task_id)
+    if found is None:
+        raise RefusedError(f"there is no task {task_id}")
+    return found
 
 
 @router.get("/disagreements")

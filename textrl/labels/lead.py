@@ -8,9 +8,9 @@ import hashlib
 import secrets
 import statistics
 import time
-from typing import Any
+from typing import Any, Literal
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, Text, cast, func, select, true
 from sqlalchemy.orm import Session
 
 from textrl.labels.agreement import task_agreement
@@ -144,9 +144,47 @@ def last_reward_check(store: Store) -> int:
         return session.scalar(select(func.max(RewardCheck.rankings))) or 0
 
 
-def task_list(store: Store, *, limit: int, after: int = 0) -> list[dict[str, Any]]:
+TaskState = Literal["all", "open", "complete", "paused", "flagged", "skipped"]
+
+
+def _in_state(state: TaskState) -> ColumnElement[bool]:
+    answered = select(Answer.id).where(Answer.task_id == Task.id)
+    conditions: dict[TaskState, ColumnElement[bool]] = {
+        "all": true(),
+        "open": Task.open.is_(True),
+        "complete": Task.done >= Task.overlap,
+        "paused": Task.paused.is_(True),
+        "flagged": answered.where(cast(Answer.flags, Text) != "[]").exists(),
+        "skipped": answered.where(Answer.skip_reason.is_not(None)).exists(),
+    }
+    return conditions[state]
+
+
+def one_task(store: Store, task_id: int) -> dict[str, Any] | None:
+    """Return a task whole, with every answer; None if there is none."""
+    query = select(Answer, Labeler.name).join(Labeler, Labeler.id == Answer.labeler_id)
+    with Session(store.engine) as session:
+        task = session.get(Task, task_id)
+        if task is None:
+            return None
+        found = list(session.execute(query.where(Answer.task_id == task_id).order_by(Answer.id)))
+    kept = ("ranks", "demonstration", "rating", "flags", "skip_reason", "seconds")
+    return {
+        "id": task.id,
+        "prompt": task.prompt,
+        "outputs": task.outputs,
+        "answers": [
+            {"labeler": name} | {column: getattr(answer, column) for column in kept}
+            for answer, name in found
+        ],
+    }
+
+
+def task_list(
+    store: Store, *, limit: int, after: int = 0, state: TaskState = "all"
+) -> list[dict[str, Any]]:
     """Return tasks in order of their ids, with the number of answers and the time they took."""
-    query = select(Task).where(Task.id > after).order_by(Task.id).limit(limit)
+    query = select(Task).where(Task.id > after, _in_state(state)).order_by(Task.id).limit(limit)
     with Session(store.engine) as session:
         tasks = list(session.scalars(query))
         ids = [task.id for task in tasks]

@@ -6,6 +6,7 @@ their revisions in each block, and reads again only the blocks in which they hav
 are never deleted, and each edit is a revision, so that the figures always equal the database's.
 """
 
+import bisect
 import heapq
 import itertools
 import statistics
@@ -24,6 +25,8 @@ from textrl.labels.tables import Answer, Labeler, RewardCheck, Task
 
 SHOWN = 5_000
 """Maximum number of characters of an output on the lead's page."""
+STEPS = 24
+"""Number of moments at which the history of progress and agreement is given."""
 BLOCK = 100
 """Number of tasks whose figures are summed together, and are read in one query."""
 
@@ -34,6 +37,8 @@ class _Share:
 
     seconds: list[float] = field(default_factory=list)
     """Those of the answers, skipped tasks excepted."""
+    times: list[float] = field(default_factory=list)
+    """When these answers came, in seconds since 1970."""
     skipped: int = 0
     flagged: int = 0
     rate_sum: float = 0.0
@@ -44,6 +49,7 @@ class _Share:
     def add(self, other: "_Share") -> None:
         """Add what the labeler has done in other tasks."""
         self.seconds += other.seconds
+        self.times += other.times
         self.skipped += other.skipped
         self.flagged += other.flagged
         self.rate_sum += other.rate_sum
@@ -60,6 +66,8 @@ class _Figures:
     agreement: Agreement
     unequal: list[tuple[float, int]]
     """The tasks whose labelers do not all agree: agreement and number, sorted."""
+    rated: list[tuple[float, float]]
+    """When each task's last ranking came, and its agreement; of tasks with two rankings or more."""
 
     @staticmethod
     def total(parts: Sequence["_Figures"]) -> "_Figures":
@@ -72,6 +80,7 @@ class _Figures:
             shares=shares,
             agreement=Agreement.total(part.agreement for part in parts),
             unequal=sorted(itertools.chain.from_iterable(part.unequal for part in parts)),
+            rated=list(itertools.chain.from_iterable(part.rated for part in parts)),
         )
 
 
@@ -96,9 +105,13 @@ class Reports:
             started = session.scalar(select(func.count()).where(Task.done > 0)) or 0
             full = session.scalar(select(func.count()).where(Task.done >= Task.overlap)) or 0
             overlap = session.scalar(select(func.max(Task.overlap)))
+            needed = session.scalar(select(func.sum(Task.overlap - Task.done)).where(Task.open))
             checks = list(session.scalars(select(RewardCheck).order_by(RewardCheck.id)))
             paused = bool(read_setting(session, "paused", False))
         shares = figures.shares
+        names = {person.id: person.name for person in people}
+        times = {names[labeler]: share.times for labeler, share in shares.items()}
+        seconds = [second for share in shares.values() for second in share.seconds]
         return {
             "tasks": {"total": total, "open": left, "started": started, "complete": full},
             "overlap": overlap or 1,
@@ -106,6 +119,9 @@ class Reports:
             "agreement": figures.agreement.summary(),
             "labelers": [_progress(person, shares.get(person.id, _Share())) for person in people],
             "flags": sum(share.flagged for share in shares.values()),
+            "answers_left": needed or 0,
+            "seconds_left": (needed or 0) * statistics.median(seconds) if seconds else None,
+            "history": history(times, figures.rated),
             "reward_checks": [
                 {"rankings": check.rankings, "accuracy": check.accuracy} for check in checks
             ],
@@ -163,6 +179,7 @@ def _columns() -> Any:
         Answer.flags,
         Answer.seconds,
         Answer.updated_at,
+        Answer.created_at,
     )
 
 
@@ -170,15 +187,18 @@ def _figures(rows: Iterable[Any]) -> Iterator[_Figures]:
     """Yield the figures of each task."""
     shares: dict[int, dict[int, _Share]] = defaultdict(dict)
     rankings: dict[int, dict[int, list[int]]] = defaultdict(dict)
-    for task_id, labeler_id, ranks, skip_reason, flags, seconds, updated_at in rows:
+    ranked_at: dict[int, float] = defaultdict(float)
+    for task_id, labeler_id, ranks, skip_reason, flags, seconds, updated_at, created_at in rows:
         shares[task_id][labeler_id] = _Share(
             seconds=[seconds] if skip_reason is None else [],
+            times=[created_at] if skip_reason is None else [],
             skipped=int(skip_reason is not None),
             flagged=int(bool(flags)),
             last_at=updated_at,
         )
         if ranks is not None:
             rankings[task_id][labeler_id] = ranks
+            ranked_at[task_id] = max(ranked_at[task_id], created_at)
     for task_id, mine in shares.items():
         labelers, given = list(rankings[task_id]), list(rankings[task_id].values())
         rates = pair_rates(given)
@@ -191,7 +211,37 @@ def _figures(rows: Iterable[Any]) -> Iterator[_Figures]:
             shares=mine,
             agreement=Agreement.of(given),
             unequal=[(mean, task_id)] if mean < 1 else [],
+            rated=[(ranked_at[task_id], mean)] if rates else [],
         )
+
+
+def history(times: dict[str, list[float]], rated: list[tuple[float, float]]) -> dict[str, Any]:
+    """Return progress and agreement at `STEPS` moments from the first answer to the last.
+
+    Args:
+        times: When each labeler's answers came, in seconds since 1970.
+        rated: When a task's last ranking came, and its agreement.
+
+    Returns:
+        `moments`, in seconds since 1970; `done`, the number of answers of each labeler until then;
+        `agreement`, the mean over the tasks since the moment before, None if there are none.
+    """
+    everything = [moment for found in times.values() for moment in found]
+    if len(set(everything)) < 2:
+        return {"moments": [], "done": {}, "agreement": []}
+    first, last = min(everything), max(everything)
+    moments = [first + (last - first) * step / STEPS for step in range(1, STEPS + 1)]
+    steps: list[list[float]] = [[] for _ in moments]
+    for moment, rate in rated:
+        steps[min(bisect.bisect_left(moments, moment), STEPS - 1)].append(rate)
+    return {
+        "moments": moments,
+        "done": {
+            name: [bisect.bisect_right(known, moment) for moment in moments[:-1]] + [len(known)]
+            for name, known in ((name, sorted(found)) for name, found in times.items())
+        },
+        "agreement": [statistics.fmean(rates) if rates else None for rates in steps],
+    }
 
 
 def _progress(person: Labeler, share: _Share) -> dict[str, Any]:

@@ -27,7 +27,6 @@ async function start() {
 
 async function fetchMe() {
   me = await request("GET", "/api/me");
-  find("instructions").textContent = me.instructions;
   find("progress").textContent = `${me.name}: ${me.done} done, ${me.left} left`;
   find("bar").value = me.done / Math.max(1, me.done + me.left);
 }
@@ -73,7 +72,10 @@ async function next() {
   find("nothing").hidden = false;
   find("nothing").textContent = paused
     ? "The lead has paused the work. This page goes on by itself."
-    : "Nothing left for you at the moment. This page goes on by itself when there is.";
+    : me.left
+      ? `Others have the ${me.left === 1 ? "task that is" : `${me.left} tasks that are`} left. This page goes on by itself when one is free.`
+      : "Nothing left for you at the moment. This page goes on by itself when there is.";
+  find("about").hidden = true;
   if (document.activeElement === document.body) find("main").focus();
   pollTimer = setTimeout(() => next().catch(() => {}), ASK_AGAIN_EVERY);
 }
@@ -99,6 +101,9 @@ function show(task, answer) {
   find("task").hidden = false;
   find("nothing").hidden = true;
   find("editing").hidden = !answer;
+  find("about").hidden = false;
+  find("instructions").textContent = page.view.ranked ? me.instructions : me.writing_instructions;
+  find("submit-key").textContent = page.view.ranked ? "Enter" : "Ctrl+Enter"; // there Enter makes a line
   find("task").dataset.task = task.task_id;
   fault();
   find("prompt-heading").focus({ preventScroll: true });

@@ -1,31 +1,14 @@
 // The lead's page: asks for the overview every few seconds, and draws it.
 
-import { banner, find, make, request, say, takeToken, textBlock, visible } from "./shared.js";
+import { lineChart } from "./chart.js";
+import { change, get, number, percent, promptText, seconds, span, table } from "./lead_parts.js";
+import { banner, find, make, request, say, takeToken, textBlock } from "./shared.js";
+import { redrawTasks } from "./task_table.js";
 
 const REFRESH_EVERY = 5_000;
 let paused = false;
-const PART = 50;
-let shownTasks = PART;
 let saved = {};
 let trouble = "";
-
-const percent = (share) => (share === null ? "–" : `${(100 * share).toFixed(0)} %`);
-const number = (value, digits = 2) => (value === null ? "–" : value.toFixed(digits));
-const seconds = (value) => (value === null ? "–" : `${value.toFixed(0)} s`);
-const promptText = (prompt) => visible(typeof prompt === "string" ? prompt : prompt.map((turn) => turn.content).join("\n"));
-
-async function get(path) {
-  return request("GET", `/api/lead/${path}`);
-}
-
-async function change(method, path, body) {
-  try {
-    return await request(method, `/api/lead/${path}`, body);
-  } catch (error) {
-    banner(error.message);
-    throw error;
-  }
-}
 
 async function refresh() {
   try {
@@ -57,6 +40,7 @@ function draw(overview) {
   find("main").hidden = false;
   find("progress").textContent =
     `${tasks.complete} of ${tasks.total} tasks complete, ${tasks.started} begun, ${overview.flags} answers flagged`;
+  drawHistory(overview);
   paused = overview.paused;
   find("pause").textContent = paused ? "Go on" : "Pause";
   find("pause").setAttribute("aria-pressed", paused);
@@ -81,12 +65,20 @@ function draw(overview) {
 }
 
 function labelerButtons(person) {
-  return make("span", {},
-    make("button", { type: "button", onclick: () => addLabeler(person.name) }, "New link"),
-    make("button", { type: "button", onclick: async () => {
-      await change("POST", `labelers/${person.id}/deactivate`);
-      refreshOnce();
-    } }, "Shut out"));
+  return make("span", { class: "row" },
+    make("button", { type: "button", "aria-label": `New link for ${person.name}`, onclick: () => addLabeler(person.name) }, "New link"),
+    ...(person.active ? [make("button", { type: "button", class: "danger", "aria-label": `Shut out ${person.name}`,
+      onclick: () => askBeforeShuttingOut(person) }, "Shut out…")] : []));
+}
+
+function askBeforeShuttingOut(person) {
+  find("shut-heading").textContent = `Shut out ${person.name}?`;
+  find("shut-dialog").showModal();
+  find("shut-yes").onclick = async () => {
+    find("shut-dialog").close();
+    await change("POST", `labelers/${person.id}/deactivate`);
+    refreshOnce();
+  };
 }
 
 function refreshOnce() {
@@ -97,11 +89,30 @@ function pairs(list, rows) {
   list.replaceChildren(...rows.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))));
 }
 
-function table(place, heads, rows) {
-  place.replaceChildren(
-    make("thead", {}, make("tr", {}, ...heads.map((head) => (head ? make("th", { scope: "col" }, head) : make("td"))))),
-    make("tbody", {}, ...rows.map((row) => make("tr", {}, ...row.map((cell, column) =>
-      make(column ? "td" : "th", column ? {} : { scope: "row" }, cell instanceof Node ? cell : String(cell)))))));
+/** Answers of each labeler and agreement over time, and what is left to do. */
+function drawHistory({ history, answers_left: left, seconds_left: time, tasks }) {
+  const work = left && time !== null ? `, about ${span(time)} of labelers' time` : "";
+  find("left").textContent = left ? `${left} answers are missing${work}.` : tasks.total ? "Nothing is left to do." : "There are no tasks yet.";
+  if (!history.moments.length) {
+    find("curves").replaceChildren();
+    return;
+  }
+  const moment = (at) => new Date(1000 * at).toLocaleString([], { dateStyle: "short", timeStyle: "short" });
+  const { moments } = history;
+  const axes = { left: moment(moments[0]), right: moment(moments.at(-1)) };
+  const names = Object.keys(history.done);
+  const most = Math.max(...names.map((name) => history.done[name].at(-1)));
+  const lines = names.map((name) => ({ name, points: moments.map((at, step) => [at, history.done[name][step]]) }));
+  const done = lineChart(`Answers: ${names.map((name) => `${name} ${history.done[name].at(-1)}`).join(", ")}`, lines,
+    { ...axes, highest: most, rows: [0, most], show: String });
+  const agreed = history.agreement.some((rate) => rate !== null);
+  const agreement = lineChart("Agreement over time",
+    [{ name: "agreement", points: moments.map((at, step) => [at, history.agreement[step]]) }],
+    { ...axes, highest: 1, rows: [0, 0.5, 1], show: percent });
+  find("curves").replaceChildren(
+    make("figure", {}, make("figcaption", {}, "Answers by labeler"), done,
+      make("p", { class: "legend" }, ...names.map((name, index) => make("span", { class: `key line-${index % 4}` }, name)))),
+    ...(agreed ? [make("figure", {}, make("figcaption", {}, "Pairs of outputs ordered alike, of the tasks finished in each part of the time"), agreement)] : []));
 }
 
 /** Accuracy against the number of rankings, as a small figure and in words. */
@@ -112,23 +123,9 @@ function drawChecks(checks) {
     return;
   }
   const newest = checks.at(-1);
-  const most = Math.max(...checks.map((check) => check.rankings));
-  const x = (check) => 40 + (250 * check.rankings) / most;
-  const y = (share) => 110 - 100 * share;
-  const svg = (tag, attributes, text = "") => {
-    const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-    element.textContent = text;
-    return element;
-  };
-  const figure = svg("svg", { viewBox: "0 0 300 130", role: "img", class: "figure",
-    "aria-label": `Accuracy ${percent(newest.accuracy)} after ${newest.rankings} rankings` });
-  figure.append(
-    svg("line", { x1: 40, x2: 290, y1: y(0.5), y2: y(0.5), class: "chance" }),
-    svg("polyline", { points: checks.map((check) => `${x(check)},${y(check.accuracy)}`).join(" "), class: "curve" }),
-    ...checks.map((check) => svg("circle", { cx: x(check), cy: y(check.accuracy), r: 2.5, class: "point" })),
-    ...[0, 0.5, 1].map((share) => svg("text", { x: 34, y: y(share) + 4, "text-anchor": "end" }, percent(share))),
-    svg("text", { x: 290, y: 126, "text-anchor": "end" }, `${most} rankings`));
+  const figure = lineChart(`Accuracy ${percent(newest.accuracy)} after ${newest.rankings} rankings`,
+    [{ name: "accuracy", points: checks.map((check) => [check.rankings, check.accuracy]) }],
+    { from: 0, highest: 1, rows: [0, 0.5, 1], show: percent, left: "0", right: `${newest.rankings} rankings` });
   find("check").replaceChildren(figure,
     make("p", {}, `${percent(newest.accuracy)} of held-out pairs ordered as labelers did, after ${newest.rankings} rankings.`));
 }
@@ -148,38 +145,6 @@ function rankTable(task) {
     ...task.rankings.map((ranking) => ranking.ranks[output] + 1),
   ]));
   return place;
-}
-
-/** Show as many tasks as were asked for so far, as they are now. */
-async function redrawTasks() {
-  const rows = [];
-  while (rows.length < shownTasks) {
-    const part = await get(`tasks?after=${rows.at(-1)?.id ?? 0}&limit=${PART}`);
-    rows.push(...part);
-    if (part.length < PART) break;
-  }
-  find("more").hidden = rows.length < shownTasks;
-  const text = JSON.stringify(rows);
-  if (last.tasks === text) return;
-  last.tasks = text;
-  table(find("tasks"), ["Task", "Prompt", "Outputs", "Answers", "Skipped", "Flags", "Median time", "Agreement", "Labelers", ""],
-    rows.map((task) => [task.id, promptText(task.prompt).slice(0, 80), task.outputs, `${task.done} of ${task.overlap}`,
-      task.skipped, task.flags.join(", "), seconds(task.median_seconds), percent(task.agreement), taskOverlap(task), taskPause(task)]));
-}
-
-function taskOverlap(task) {
-  return make("input", { type: "number", min: 1, max: 100, value: task.overlap, "aria-label": `Labelers for task ${task.id}`,
-    onchange: async (event) => {
-      if (event.target.checkValidity()) await change("PUT", `tasks/${task.id}`, { overlap: Number(event.target.value) });
-    } });
-}
-
-function taskPause(task) {
-  return make("button", { type: "button", "aria-label": `${task.paused ? "Go on with" : "Pause"} task ${task.id}`,
-    onclick: async () => {
-      await change("PUT", `tasks/${task.id}`, { paused: !task.paused });
-      redrawTasks();
-    } }, task.paused ? "Go on" : "Pause");
 }
 
 async function addLabeler(name) {
@@ -209,10 +174,7 @@ find("pause").addEventListener("click", async () => {
   await change("PUT", "settings", { paused: !paused });
   refreshOnce();
 });
-find("more").addEventListener("click", () => {
-  shownTasks += PART;
-  redrawTasks();
-});
+find("shut-no").addEventListener("click", () => find("shut-dialog").close());
 find("export").addEventListener("submit", async (event) => {
   event.preventDefault();
   const filters = new URLSearchParams({ drop_flagged: find("unflagged").checked });

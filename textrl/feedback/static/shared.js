@@ -74,17 +74,29 @@ export function visible(text) {
 }
 
 const SHOWN_AT_ONCE = 20_000;
+const FENCED = /^ {0,3}```[^\n`]*\n([\s\S]*?)^ {0,3}```[ \t]*$\n?/gm;
+
+/** Return a text in parts: what stands between fences is code, everything else is as it was written. */
+function withCode(text) {
+  const parts = [];
+  let end = 0;
+  for (const found of text.matchAll(FENCED)) {
+    parts.push(visible(text.slice(end, found.index)), make("pre", { class: "code", tabindex: 0 }, visible(found[1])));
+    end = found.index + found[0].length;
+  }
+  return [...parts, visible(text.slice(end))];
+}
 
 /** Return a block that shows a text as it is, a long one cut with a button for the rest. */
 export function textBlock(text) {
   const block = make("div", { class: "text", dir: "auto" });
   if (text.length <= SHOWN_AT_ONCE) {
-    block.append(visible(text));
+    block.append(...withCode(text));
     return block;
   }
   const more = make("button", { type: "button" }, `Show all ${text.length.toLocaleString()} characters`);
   more.addEventListener("click", () => {
-    block.replaceChildren(visible(text));
+    block.replaceChildren(...withCode(text));
     more.remove();
   });
   block.append(visible(text.slice(0, SHOWN_AT_ONCE)), "…");

@@ -190,7 +190,7 @@ export class TaskView {
   }
 
   #chip(output, at) {
-    const first = visible(this.task.outputs[output].slice(0, 60).trim().replace(/\s+/g, " "));
+    const first = visible(this.task.outputs[output].slice(0, 300).trim().replace(/\s+/g, " "));
     const act = (label, sign, action) =>
       make("button", { type: "button", "aria-label": `${label} output ${output + 1}`, onclick: action }, sign);
     const chip = make("div", { class: "chip", tabindex: 0, "data-placed": output, role: "group",

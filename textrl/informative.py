@@ -1,0 +1,54 @@
+"""`most_informative`: which pairs of texts people should compare next, by D-optimal design.
+
+A label of a pair tells a Bradley-Terry model about the direction in which the states of its two
+texts differ, the more the less certain the model is of the answer. The information of a set of
+labels is log det of the sum of these contributions (the last layer's Fisher information, which
+2502.04354 uses for reward models). Pairs are taken one after another, each with the largest gain
+after those before it, so that no two ask the same question.
+"""
+
+import torch
+from torch import Tensor
+
+PRIOR = 1.0
+"""Information that is there before the first label, in every direction of the scaled states."""
+
+
+def most_informative(
+    differences: Tensor, margins: Tensor, known: Tensor, known_margins: Tensor, count: int
+) -> list[int]:
+    """Return the indices of the pairs whose labels tell most, the best first.
+
+    Args:
+        differences: First text's state minus the second's, for each pair, float [N H].
+        margins: First text's score minus the second's, in the units of the Bradley-Terry model
+            (logits), float [N].
+        known: The differences of the pairs that are labelled, float [M H].
+        known_margins: Their margins, float [M].
+        count: How many to take; all if there are fewer.
+    """
+    wanted, told = differences.double(), known.double()
+    scale = wanted.square().sum(1).mean().sqrt().clamp_min(1e-12)
+    wanted, told = wanted / scale, told / scale
+    weights, known_weights = _variance(margins), _variance(known_margins)
+    information = PRIOR * torch.eye(wanted.shape[1], dtype=torch.float64, device=wanted.device)
+    information += told.T @ (told * known_weights.unsqueeze(1))
+    inverse = torch.linalg.inv(information)
+    spread = ((wanted @ inverse) * wanted).sum(1)  # d' inv(I) d of each pair
+    taken: list[int] = []
+    for _ in range(min(count, len(wanted))):
+        gains = torch.log1p(weights * spread)
+        gains[taken] = -torch.inf
+        best = int(gains.argmax())
+        taken.append(best)
+        step = inverse @ wanted[best]  # Sherman-Morrison: the inverse with this pair's label
+        share = weights[best] / (1 + weights[best] * spread[best])
+        inverse = inverse - share * torch.outer(step, step)
+        spread = (spread - share * (wanted @ step).square()).clamp_min(0.0)
+    return taken
+
+
+def _variance(margins: Tensor) -> Tensor:
+    """Return p (1 - p) of the answers to pairs with these margins."""
+    chance = margins.double().sigmoid()
+    return chance * (1 - chance)

@@ -20,7 +20,7 @@ FLOORS = {
     "texts": "data data_files chat turns seams encoding shared_prompts",
     "training": "memory engine metrics checkpoint run_folder updater callbacks resuming loop "
     "trackers",
-    "judging": "classifiers reward_kinds reward_calls scorer people rewards evaluation",
+    "judging": "classifiers reward_kinds reward_calls scorer people rewards informative evaluation",
 }
 """The rooms that are no folders: which modules of `textrl/` belong together."""
 

@@ -98,6 +98,30 @@ class Classifier:
         places = torch.tensor([i for rows in batches for i in rows], device=numbers.device)
         return numbers[places.argsort()]
 
+    @torch.no_grad()
+    def states(self, encoded: list[list[int]]) -> Tensor:
+        """Return what the last layer reads of each text, float32 [N H].
+
+        Raises:
+            UserError: the model's last layer is not linear.
+        """
+        outputs = self.model.config.num_labels
+        layers = [part for part in self.model.modules() if isinstance(part, nn.Linear)]
+        last = next((layer for layer in layers[::-1] if layer.out_features == outputs), None)
+        if last is None:
+            raise UserError(
+                f"{type(self.model).__name__} has no linear last layer, which would tell what "
+                f"it is uncertain about"
+            )
+        read: list[Tensor] = []
+        handle = last.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0]))
+        try:  # one text at a time, because a batch may be read in another order
+            for ids in encoded:
+                self._logits([ids])
+        finally:
+            handle.remove()
+        return torch.cat([state.reshape(1, -1) for state in read]).float()
+
     def _logits(self, encoded: list[list[int]]) -> Tensor:
         device = self.model.device
         lengths = torch.tensor([len(ids) for ids in encoded], device=device)

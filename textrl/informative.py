@@ -7,6 +7,8 @@ labels is log det of the sum of these contributions (the last layer's Fisher inf
 after those before it, so that no two ask the same question.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,12 @@ PRIOR = 1.0
 
 
 def most_informative(
-    differences: Tensor, margins: Tensor, known: Tensor, known_margins: Tensor, count: int
+    differences: Tensor,
+    margins: Tensor,
+    known: Tensor,
+    known_margins: Tensor,
+    count: int,
+    prompts: Sequence[int],
 ) -> list[int]:
     """Return the indices of the pairs whose labels tell most, the best first.
 
@@ -25,7 +32,8 @@ def most_informative(
             (logits), float [N].
         known: The differences of the pairs that are labelled, float [M H].
         known_margins: Their margins, float [M].
-        count: How many to take; all if there are fewer.
+        count: How many to take; fewer if there are fewer prompts.
+        prompts: The number of each pair's prompt, of length N; at most one pair of each is taken.
     """
     wanted, told = differences.double(), known.double()
     scale = wanted.square().sum(1).mean().sqrt().clamp_min(1e-12)
@@ -35,12 +43,14 @@ def most_informative(
     information += told.T @ (told * known_weights.unsqueeze(1))
     inverse = torch.linalg.inv(information)
     spread = ((wanted @ inverse) * wanted).sum(1)  # d' inv(I) d of each pair
+    of_prompt = torch.as_tensor(prompts, device=wanted.device)
+    free = torch.ones(len(wanted), dtype=torch.bool, device=wanted.device)
     taken: list[int] = []
-    for _ in range(min(count, len(wanted))):
-        gains = torch.log1p(weights * spread)
-        gains[taken] = -torch.inf
+    while len(taken) < count and free.any():
+        gains = torch.log1p(weights * spread).masked_fill(~free, -torch.inf)
         best = int(gains.argmax())
         taken.append(best)
+        free &= of_prompt != of_prompt[best]
         step = inverse @ wanted[best]  # Sherman-Morrison: the inverse with this pair's label
         share = weights[best] / (1 + weights[best] * spread[best])
         inverse = inverse - share * torch.outer(step, step)

@@ -225,6 +225,16 @@ class RewardModel(FrozenModel):
         """Return the classifier's score of each text without normalisation."""
         if not texts:
             return []
+        scores: list[float] = self.classifier.scores(self.encoded(texts)).tolist()
+        return scores
+
+    def encoded(self, texts: list[str]) -> list[list[int]]:
+        """Return the ids that the classifier reads of each text.
+
+        Raises:
+            UserError: a text is longer than the model can read, or empty with no EOS to stand for
+                it.
+        """
         encoded = []
         for row, text in enumerate(texts):
             try:
@@ -236,5 +246,4 @@ class RewardModel(FrozenModel):
                 f"text {encoded.index([])} of the batch is empty and the reward model's tokenizer "
                 f"has no EOS token to stand for it; give it one"
             )
-        scores: list[float] = self.classifier.scores(encoded).tolist()
-        return scores
+        return encoded

@@ -20,7 +20,13 @@ def test_tools_and_variables_of_a_row_reach_the_template(monkeypatch: pytest.Mon
     row = {"prompt": chat, "tools": [{"name": "add"}], "chat_template_kwargs": {"thinking": True}}
     settings = SamplerSettings(
         **{"model": "m", "prompts": "p.jsonl", "database": "sqlite:///x.db", "seed": 0},
-        **{"samples": 2, "max_completion_tokens": 4, "temperature": 1.0, "overlap": 1},
+        **{
+            "samples": 2,
+            "max_completion_tokens": 4,
+            "temperature": 1.0,
+            "overlap": 1,
+            "chooser": None,
+        },
     )
     found = different_outputs(tiny_model(), tiny_tokenizer(), row, "p.jsonl:1", settings)
     assert found == ["output 0", "output 1"]

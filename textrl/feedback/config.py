@@ -31,6 +31,9 @@ class CollectConfig:
     """Temperature of sampling, which is always from the full softmax."""
     seed: Seed[int] = 0
     """Seed of sampling."""
+    choose: Literal["in_order", "informative"] = "in_order"
+    """Which sampled outputs are shown: all of a prompt, prompt after prompt, or the two of each
+    prompt, and first of those prompts, that teach the reward model most (needs `reward_model`)."""
     overlap: Positive[int] = 1
     """Number of labelers per new task. The lead's page can change it later."""
     labelers: str | None = None
@@ -63,6 +66,9 @@ class CollectConfig:
         require(self, "tls_cert", together, "certificate and key together, or neither")
         prompted = self.model is None or self.prompts is not None
         require(self, "prompts", prompted, "a file of prompts for the model to answer")
+        chosen = self.choose == "in_order" or None not in (self.model, self.reward_model)
+        needs = "in_order; informative needs a model to sample from and a reward_model to ask"
+        require(self, "choose", chosen, needs)
 
 
 @dataclass(frozen=True, kw_only=True)

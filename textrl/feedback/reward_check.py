@@ -6,6 +6,7 @@ which the lead's page plots.
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,10 +27,17 @@ SECONDS_BETWEEN_LOOKS = 5.0
 class RewardChecker(threading.Thread):
     """A thread that trains and tests a reward model whenever there are enough new rankings."""
 
-    def __init__(self, store: Store, model: str) -> None:
-        """Make the thread; the reward model starts from `model` (a language model or encoder)."""
+    def __init__(self, store: Store, model: str, keep: Path | None = None) -> None:
+        """Make the thread.
+
+        Args:
+            store: The label database.
+            model: The language model or encoder from which each reward model starts.
+            keep: Folder in which the newest reward model is kept, named by its rankings; None
+                keeps none.
+        """
         super().__init__(name="reward-check", daemon=True)
-        self._store, self._model = store, model
+        self._store, self._model, self._keep = store, model, keep
         self._stopped, self._lock = threading.Event(), threading.Lock()
         self._process: subprocess.Popen[str] | None = None
 
@@ -43,7 +51,7 @@ class RewardChecker(threading.Thread):
                 if count < max(FIRST_AT, 1.25 * checked):
                     continue
                 checked = count
-                accuracy = self._train()
+                accuracy = self._train(count)
                 if accuracy is not None:
                     add_reward_check(self._store, count, accuracy)
             except SQLAlchemyError as error:  # a restart of the database, a lock held too long
@@ -57,7 +65,7 @@ class RewardChecker(threading.Thread):
                 self._process.terminate()
         self.join()
 
-    def _train(self) -> float | None:
+    def _train(self, rankings: int) -> float | None:
         with tempfile.TemporaryDirectory() as folder:
             config = Path(folder) / "config.json"  # JSON is YAML; the URL may hold a password
             config.write_text(
@@ -78,8 +86,19 @@ class RewardChecker(threading.Thread):
                     command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
                 )
             output, errors = self._process.communicate()
+            if self._keep is not None and self._process.returncode == 0:
+                self._put_by(Path(folder, "run"), self._keep, rankings)
         found = re.search(r"heldout_accuracy: ([\d.]+)", output)
         if found is None and not self._stopped.is_set():
             reason = (errors.strip().splitlines() or ["no reason given"])[-1]
             print(f"reward model check: {reason}", file=sys.stderr, flush=True)
         return float(found.group(1)) if found else None
+
+    @staticmethod
+    def _put_by(run: Path, keep: Path, rankings: int) -> None:
+        """Keep a model, whole at once, and the one before it, which may be being read."""
+        copy = keep.parent / "coming"
+        shutil.move(run, copy)
+        copy.rename(keep / str(rankings))
+        for old in sorted(keep.iterdir(), key=lambda path: int(path.name))[:-2]:
+            shutil.rmtree(old)

@@ -6,11 +6,13 @@ loaded, and ends with its parent.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from textrl.chat import prompt_of
 from textrl.data import load_records
 from textrl.errors import UserError
 from textrl.evaluation import sample_completions
+from textrl.feedback.active import Candidate, Chooser
 from textrl.labels.lead import setting
 from textrl.labels.store import Store
 from textrl.labels.tasks import NewTask, what_is_asked
@@ -31,6 +34,10 @@ from textrl.rows import Row
 
 AHEAD = 32
 """Number of tasks that should be ready for every labeler."""
+CHOSEN_AHEAD = 8
+"""The same where pairs are chosen: few, because each new reward model would choose others."""
+POOL = 256
+"""Number of prompts, with their outputs, among whose pairs is chosen."""
 ATTEMPTS = 4
 """Number of rounds of sampling to get K different outputs. A prompt that gives fewer is shown with
 fewer; a prompt that gives only one is left out."""
@@ -48,12 +55,16 @@ class SamplerSettings:
     temperature: float
     seed: int
     overlap: int
+    chooser: str | None
+    """Folder where reward models appear that choose pairs; None shows all outputs of a prompt."""
 
     def source(self, row: Row) -> dict[str, Any]:
         """Return the source to store with a task; it is enough to sample the same outputs again."""
         kept = ("model", "samples", "max_completion_tokens", "temperature", "seed")
         text = json.dumps(what_is_asked(row["prompt"], row), sort_keys=True)
+        chosen = {} if self.chooser is None else {"choose": "informative"}
         return {
+            **chosen,
             **{name: asdict(self)[name] for name in kept},
             "model_files": fingerprint(self.model),
             "prompt_digest": hashlib.sha256(text.encode()).hexdigest()[:16],
@@ -105,20 +116,63 @@ def fill(settings: SamplerSettings, store: Store) -> None:
     records = load_records(settings.prompts)
     records.require("prompt")
     print("ready", flush=True)
-    done = {json.dumps(source, sort_keys=True) for source in store.sources()}
-    for row, place in zip(records.rows, records.places, strict=True):
-        prompt, source = row["prompt"], settings.source(row)
-        if json.dumps(source, sort_keys=True) in done:
-            continue
-        while store.shortest_queue() >= AHEAD:
-            time.sleep(0.5)
-        outputs = different_outputs(model, tokenizer, row, place, settings)
-        if len(outputs) < 2:
-            print(f"no two different outputs: {prompt!r}", file=sys.stderr, flush=True)
-            continue
-        columns = {name: value for name, value in row.items() if name != "prompt"}
-        task = NewTask(prompt=prompt, outputs=outputs, source=source, columns=columns)
-        store.add_tasks([task], int(setting(store, "overlap", settings.overlap)))
+    done = {
+        json.dumps({**source, "chosen_after": None}, sort_keys=True) for source in store.sources()
+    }
+    todo = [
+        (row, place)
+        for row, place in zip(records.rows, records.places, strict=True)
+        if json.dumps(settings.source(row) | {"chosen_after": None}, sort_keys=True) not in done
+    ]
+
+    def sampled() -> Iterator[Candidate]:
+        for row, place in todo:
+            outputs = different_outputs(model, tokenizer, row, place, settings)
+            if len(outputs) < 2:
+                prompt = row["prompt"]
+                print(f"no two different outputs: {prompt!r}", file=sys.stderr, flush=True)
+                continue
+            yield Candidate(row=row, place=place, outputs=outputs)
+
+    if settings.chooser is None:
+        for one in sampled():
+            while store.shortest_queue() >= AHEAD:
+                time.sleep(0.5)
+            _show(one.row, one.outputs, settings.source(one.row), settings, store)
+    else:
+        chooser = Chooser(Path(settings.chooser), store, tokenizer)
+        _fill_by_choice(sampled(), chooser, settings, store)
+
+
+def _fill_by_choice(
+    coming: Iterator[Candidate], chooser: Chooser, settings: SamplerSettings, store: Store
+) -> None:
+    """Show the most informative pairs of a pool of prompts, which is filled up meanwhile."""
+    pool = list(itertools.islice(coming, CHOSEN_AHEAD))
+    while pool:
+        while store.shortest_queue() >= CHOSEN_AHEAD:
+            more = next(coming, None) if len(pool) < POOL else None
+            if more is None:
+                time.sleep(0.5)
+            else:
+                pool.append(more)
+        taken = chooser.choose(pool, CHOSEN_AHEAD // 2)
+        for number, outputs in taken:
+            row = pool[number].row
+            source = settings.source(row) | {"chosen_after": chooser.rankings}
+            _show(row, outputs, source, settings, store)
+        numbers = {number for number, _ in taken}
+        pool = [one for number, one in enumerate(pool) if number not in numbers]
+        pool += itertools.islice(coming, max(len(taken), CHOSEN_AHEAD - len(pool)))
+
+
+def _show(
+    row: Row, outputs: list[str], source: dict[str, Any], settings: SamplerSettings, store: Store
+) -> None:
+    """Store a task."""
+    columns = {name: value for name, value in row.items() if name != "prompt"}
+    task = NewTask(prompt=row["prompt"], outputs=outputs, source=source, columns=columns)
+    store.add_tasks([task], int(setting(store, "overlap", settings.overlap)))
 
 
 def main() -> None:

@@ -11,8 +11,10 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import uvicorn
 
@@ -61,12 +63,15 @@ def serve(config: CollectConfig) -> None:
         stack.callback(listener.close)
         overlap = int(lead.setting(store, "overlap", config.overlap))
         added = store.add_tasks(tasks, overlap)
-        sampler = None
+        sampler, models = None, None
+        if config.choose == "informative":
+            models = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "models"
+            models.mkdir()
         if config.model is not None:
-            sampler = _start_sampler(config, overlap)
+            sampler = _start_sampler(config, overlap, models)
             stack.callback(_end, sampler)
         if config.reward_model is not None:
-            checker = RewardChecker(store, config.reward_model)
+            checker = RewardChecker(store, config.reward_model, models)
             checker.start()
             stack.callback(checker.stop)
         _print_welcome(store, config, added, listener.getsockname()[1])
@@ -135,7 +140,9 @@ def _links(store: Store, config: CollectConfig) -> dict[str, str]:
     return fresh | {LEAD: lead_token}
 
 
-def _start_sampler(config: CollectConfig, overlap: int) -> subprocess.Popen[str]:
+def _start_sampler(
+    config: CollectConfig, overlap: int, models: Path | None
+) -> subprocess.Popen[str]:
     """Start the sampling process and return it once its model is loaded."""
     settings = {
         "database": config.database,
@@ -146,6 +153,7 @@ def _start_sampler(config: CollectConfig, overlap: int) -> subprocess.Popen[str]
         "temperature": config.temperature,
         "seed": config.seed,
         "overlap": overlap,
+        "chooser": None if models is None else str(models),
     }
     print(f"loading {config.model} to sample from", flush=True)
     process = subprocess.Popen(

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from textrl.labels.store import Store, note, read_setting
 from textrl.labels.tables import Answer, Task, writing
 from textrl.labels.tasks import NewTask
+from textrl.rows import Row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,3 +76,15 @@ def give_up(store: Store, task_id: int) -> None:
             task.paused, task.open = True, False
             note(session, "given up", task_id=task_id)
         session.commit()
+
+
+def pairs_asked(store: Store) -> list[tuple[Row, tuple[str, str]]]:
+    """Return the row (prompt and columns) and the outputs of each task that shows two outputs."""
+    with Session(store.engine) as session:
+        columns = select(Task.prompt, Task.columns, Task.outputs).order_by(Task.id)
+        found = list(session.execute(columns))
+    return [
+        ({"prompt": prompt, **beside}, (outputs[0], outputs[1]))
+        for prompt, beside, outputs in found
+        if len(outputs) == 2
+    ]

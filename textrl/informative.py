@@ -1,10 +1,12 @@
-"""`most_informative`: which pairs of texts people should compare next, by D-optimal design.
+"""`most_informative`: which pairs of texts people should compare next.
 
 A label of a pair tells a Bradley-Terry model about the direction in which the states of its two
-texts differ, the more the less certain the model is of the answer. The information of a set of
-labels is log det of the sum of these contributions (the last layer's Fisher information, which
-2502.04354 uses for reward models). Pairs are taken one after another, each with the largest gain
-after those before it, so that no two ask the same question.
+texts differ, the more the less certain the model is of the answer. Those labels are wanted after
+which the model is surest about all pairs: with the least mean variance of their margins, where the
+variance comes from the last layer's Fisher information (an I-optimal design, as BAIT, 2106.09675;
+2502.04354 compares such designs for reward models). Unlike the largest determinant, this does not
+run after texts that are like no others. Pairs are taken one after another, each with the largest
+gain after those before it, so that no two ask the same question.
 """
 
 from collections.abc import Sequence
@@ -12,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-PRIOR = 1.0
+PRIOR = 3.0
 """Information that is there before the first label, in every direction of the scaled states."""
 
 
@@ -42,19 +44,24 @@ def most_informative(
     information = PRIOR * torch.eye(wanted.shape[1], dtype=torch.float64, device=wanted.device)
     information += told.T @ (told * known_weights.unsqueeze(1))
     inverse = torch.linalg.inv(information)
-    spread = ((wanted @ inverse) * wanted).sum(1)  # d' inv(I) d of each pair
+    everywhere = wanted.T @ wanted / len(wanted)
+    own = ((wanted @ inverse) * wanted).sum(1)  # variance of each pair's margin
+    shared = ((wanted @ inverse @ everywhere @ inverse) * wanted).sum(1)  # mean squared covariance
     of_prompt = torch.as_tensor(prompts, device=wanted.device)
     free = torch.ones(len(wanted), dtype=torch.bool, device=wanted.device)
     taken: list[int] = []
     while len(taken) < count and free.any():
-        gains = torch.log1p(weights * spread).masked_fill(~free, -torch.inf)
-        best = int(gains.argmax())
+        gains = weights * shared / (1 + weights * own)  # how far a label lowers the mean variance
+        best = int(gains.masked_fill(~free, -torch.inf).argmax())
         taken.append(best)
         free &= of_prompt != of_prompt[best]
         step = inverse @ wanted[best]  # Sherman-Morrison: the inverse with this pair's label
-        share = weights[best] / (1 + weights[best] * spread[best])
+        share = weights[best] / (1 + weights[best] * own[best])
+        spread = everywhere @ step
+        along, across = wanted @ step, wanted @ (inverse @ spread)
+        shared = shared - 2 * share * along * across + share**2 * (step @ spread) * along.square()
+        own = own - share * along.square()
         inverse = inverse - share * torch.outer(step, step)
-        spread = (spread - share * (wanted @ step).square()).clamp_min(0.0)
     return taken
 
 

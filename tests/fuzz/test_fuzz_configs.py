@@ -98,6 +98,7 @@ NEEDED = {
     "agents": "ppo",
     "agent": "a:B",
     "output": "o",
+    "repo": "ann/policy",
 }
 
 

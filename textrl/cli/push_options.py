@@ -1,0 +1,41 @@
+"""The options of `textrl push`.
+
+The text under each field is its help. This module imports the standard library only.
+"""
+
+import re
+from dataclasses import dataclass
+
+from textrl.bounds import check_fields, require
+
+REPO = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+"""What a hub takes as OWNER/NAME."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushConfig:
+    """The model that is sent, and the repository that takes it."""
+
+    model: str
+    """Folder of a finished run, or any folder of a model or an adapter. `textrl push RUN --repo
+    OWNER/NAME` is short for `textrl push --model RUN --repo OWNER/NAME`."""
+    repo: str
+    """Repository of the hub, as OWNER/NAME; it is made if it does not exist."""
+    private: bool = False
+    """Make the repository private. One that exists and is public is refused."""
+    revision: str | None = None
+    """Branch of the repository, which is made if it does not exist; the default is its main
+    branch."""
+    dry_run: bool = False
+    """Only print what would be sent; nothing is looked up in the network."""
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a value of the wrong type, or no name of a repository."""
+        check_fields(self)
+        parts = self.repo.split("/")
+        named = re.fullmatch(REPO, self.repo) and not re.search(r"--|\.\.", self.repo)
+        good = bool(named) and not any(p.endswith((".", "-", ".git")) for p in parts)
+        require(self, "repo", good, "OWNER/NAME, such as ann/my-policy")
+        if self.revision is not None:
+            branch = bool(re.fullmatch(r"[\w][\w./-]*", self.revision))
+            require(self, "revision", branch, "the name of a branch, such as v1")

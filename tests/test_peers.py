@@ -316,7 +316,7 @@ def test_preference_data_and_dpo_loss(place: Path, tmp_path: Path, kind: str, fo
     trl = peer("trl")
     theirs = trl.DPOTrainer(
         str(place / "sft"),
-        str(place / "base"),
+        AutoModelForCausalLM.from_pretrained(place / "base"),
         trl.DPOConfig(**settings(tmp_path), beta=0.1),
         train_dataset=dataset(rows),
     )
@@ -330,8 +330,6 @@ def test_preference_data_and_dpo_loss(place: Path, tmp_path: Path, kind: str, fo
 
 def test_our_adapter_is_loaded_merged_and_trained_on(place: Path, tmp_path: Path) -> None:
     peft, trl = peer("peft"), peer("trl")
-    from textrl.agents import BestOfN  # noqa: F401  # registers the agents
-
     base = AutoModelForCausalLM.from_pretrained(place / "base")
     lora = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], r=4)
     model = peft.get_peft_model(base, lora)
@@ -404,27 +402,27 @@ def test_the_files_that_engines_read(place: Path, name: str) -> None:
 # RewardBench.
 
 
-def rewardbench(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Import a module of RewardBench 0.1.4 without the package's own imports.
+def without_its_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let modules of RewardBench 0.1.4 be imported without the package's own imports.
 
-    Those are model classes of transformers 4.51, which it pins; a sequence classifier's loader and
-    pipeline need none of them.
+    Those are model classes of transformers 4.51, which it pins; a sequence classifier's dialogues
+    and pipeline need none of them.
     """
     where = importlib.util.find_spec("rewardbench")
     assert where is not None, "rewardbench is missing: make test-peers"
-    assert where.submodule_search_locations is not None
-    for package, folder in (("rewardbench", ""), ("rewardbench.models", "models")):
+    (root,) = where.submodule_search_locations or ()
+    for package, folder in (("rewardbench", root), ("rewardbench.models", f"{root}/models")):
         bare = ModuleType(package)
-        bare.__path__ = [str(Path(next(iter(where.submodule_search_locations))) / folder)]
+        bare.__path__ = [folder]
         bare.REWARD_MODEL_CONFIG = {}  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, package, bare)
-    return peer(name)
 
 
 def test_our_reward_model_in_rewardbench(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its dialogues and its pipeline give the raw scores of ours; it has no CPU, so we give one."""
-    utils = rewardbench("rewardbench.utils", monkeypatch)
-    piped = rewardbench("rewardbench.models.pipeline", monkeypatch).RewardBenchPipeline
+    without_its_models(monkeypatch)
+    utils = peer("rewardbench.utils")
+    piped = peer("rewardbench.models.pipeline").RewardBenchPipeline
     to = BatchEncoding.to
     monkeypatch.setattr(BatchEncoding, "to", lambda self, device: to(self, "cpu"))
     tokenizer = AutoTokenizer.from_pretrained(place / "reward")

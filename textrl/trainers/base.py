@@ -110,7 +110,7 @@ class Trainer(ABC):
     def _write(self, folder: Path) -> None:
         """Write the model and its tokenizer, and beside a merged model its adapter and base."""
         save_model(self.model, self.tokenizer, folder)
-        save_adapter(self.model, folder)
+        save_adapter(self.model, self.tokenizer, folder)
 
     def train(
         self,

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import gymnasium as gym
 import pytest
 import torch
 from transformers import (
@@ -26,6 +27,7 @@ from transformers import (
     pipeline,
 )
 
+from textrl.agents import PPO, PPOConfig
 from textrl.chat import PLAIN_TEMPLATE, Chat
 from textrl.cli import main
 from textrl.envs.tasks import tiny_character_model, tiny_character_tokenizer
@@ -189,10 +191,23 @@ def test_trl_sft_from_our_policy_and_back(place: Path, tmp_path: Path) -> None:
 
 
 def back(folder: Path) -> None:
-    """Train a policy that TRL saved with our DPO, and check that the weights move."""
+    """Train a policy that TRL saved with our DPO and our PPO, and check that its weights move."""
     model, tokenizer = load_causal_lm(folder, dtype="float32"), load_tokenizer(folder)
     before = model.get_input_embeddings().weight.clone()
     DPOTrainer(model, tokenizer, PAIRS["explicit"], shown=False).train()
+    assert not torch.equal(before, model.get_input_embeddings().weight)
+    venv = gym.make_vec(
+        "TextRLHF-v0",
+        num_envs=4,
+        reference=str(folder),
+        tokenizer=tokenizer,
+        reward=lambda prompts, completions: [float(len(text)) for text in completions],
+        prompts=[q for q, _, _ in SUMS],
+        max_completion_tokens=4,
+        autoreset_mode="Disabled",
+    )
+    before = model.get_input_embeddings().weight.clone()
+    PPO(model, venv, PPOConfig(episodes_per_iteration=4, minibatch_size=4)).learn(4)
     assert not torch.equal(before, model.get_input_embeddings().weight)
 
 
@@ -325,6 +340,66 @@ def test_preference_data_and_dpo_loss(place: Path, tmp_path: Path, kind: str, fo
     assert [logged["logps/chosen"], logged["logps/rejected"]] == pytest.approx(logps, abs=1e-4)
 
 
+LABELLED: dict[str, list[dict[str, Any]]] = {
+    "plain": [
+        {"prompt": q, "completion": g if good else b, "label": good}
+        for (q, g, b), good in zip(SUMS, (True, False, True, False), strict=True)
+    ],
+    "conversational": [
+        {"prompt": asked(q), "completion": said(g if good else b), "label": good}
+        for (q, g, b), good in zip(SUMS, (True, False, True, False), strict=True)
+    ],
+}
+
+
+@pytest.mark.parametrize("form", ["Dataset", "JSONL"])
+@pytest.mark.parametrize("kind", LABELLED)
+def test_unpaired_preferences(place: Path, tmp_path: Path, kind: str, form: str) -> None:
+    """Both estimate KTO's KL from other texts, each in its own way; log-probs are compared."""
+    policy, tokenizer = load_causal_lm(place / "sft"), load_tokenizer(place / "sft")
+    given = as_given(LABELLED[kind], form, tmp_path)
+    ours = DPOTrainer(policy, tokenizer, given, DPOConfig(loss_type="kto"), shown=False)
+    lm = PolicyModule(split_lm(policy))
+    logps = pair_logprobs(lm, ours.train_pairs).mean(1).tolist()
+    ours.train()
+    if form == "JSONL":
+        return
+    trl = peer("trl")
+    theirs = trl.KTOTrainer(
+        str(place / "sft"),
+        args=trl.KTOConfig(**settings(tmp_path)),
+        train_dataset=dataset(LABELLED[kind]),
+    )
+    logged = trained(theirs, tmp_path / "out")
+    assert [logged["logps/chosen"], logged["logps/rejected"]] == pytest.approx(logps, abs=1e-4)
+
+
+@pytest.mark.parametrize("form", ["Dataset", "JSONL"])
+@pytest.mark.parametrize("chat", [False, True])
+def test_prompts(place: Path, tmp_path: Path, chat: bool, form: str) -> None:
+    rows = [{"prompt": asked(q) if chat else q, "answer": g} for q, g, _ in SUMS]
+    asked_for = []
+
+    def score(prompts: Any, completions: Any, answer: Any, **columns: Any) -> list[float]:
+        asked_for.extend(answer)
+        return [float(c == a) for c, a in zip(completions, answer, strict=True)]
+
+    venv = gym.make_vec(
+        "TextRLHF-v0",
+        num_envs=4,
+        reference=str(place / "sft"),
+        tokenizer=load_tokenizer(place / "sft"),
+        reward=score,
+        prompts=as_given(rows, form, tmp_path),
+        max_completion_tokens=4,
+        autoreset_mode="Disabled",
+    )
+    config = PPOConfig(episodes_per_iteration=4, minibatch_size=4)
+    PPO(load_causal_lm(place / "sft", dtype="float32"), venv, config).learn(4)
+    assert set(asked_for) <= {g for _, g, _ in SUMS}
+    assert asked_for
+
+
 # Adapters.
 
 
@@ -397,6 +472,10 @@ def test_the_files_that_engines_read(place: Path, name: str) -> None:
     assert (folder / "chat_template.jinja").read_text() == PLAIN_TEMPLATE
     generation = json.loads((folder / "generation_config.json").read_text())
     assert generation["eos_token_id"] == config["eos_token_id"] == tokenizer.eos_token_id
+    named = {"bos": 1, "eos": 2, "pad": 0}
+    special = peer("gguf").SpecialVocab(folder, load_merges=False)  # as llama.cpp's converter does
+    assert special.special_token_ids == named
+    assert special.chat_template == PLAIN_TEMPLATE
 
 
 # RewardBench.

@@ -30,7 +30,8 @@ from transformers import (
 from textrl.agents import PPO, PPOConfig
 from textrl.chat import PLAIN_TEMPLATE, Chat
 from textrl.cli import main
-from textrl.envs.tasks import tiny_character_model, tiny_character_tokenizer
+from textrl.demo.models import train_tokenizer
+from textrl.envs.tasks import tiny_character_model, tiny_character_tokenizer, tiny_model
 from textrl.models import load_causal_lm, load_tokenizer, split_lm
 from textrl.policy import PolicyModule
 from textrl.rewards import RewardModel
@@ -60,24 +61,43 @@ def said(text: str) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": text}]
 
 
-FORMS: dict[str, list[dict[str, Any]]] = {
-    "text": [{"text": q + good} for q, good, _ in SUMS],
-    "messages": [{"messages": asked(q) + said(good)} for q, good, _ in SUMS],
-    "prompt-completion": [{"prompt": q, "completion": good} for q, good, _ in SUMS],
-    "conversational prompt-completion": [
-        {"prompt": asked(q), "completion": said(good)} for q, good, _ in SUMS
-    ],
-}
-PAIRS: dict[str, list[dict[str, Any]]] = {
-    "explicit": [{"prompt": q, "chosen": g, "rejected": b} for q, g, b in SUMS],
-    "implicit": [{"chosen": f"{q} {g}", "rejected": f"{q} {b}"} for q, g, b in SUMS],
-    "conversational explicit": [
-        {"prompt": asked(q), "chosen": said(g), "rejected": said(b)} for q, g, b in SUMS
-    ],
-    "conversational implicit": [
-        {"chosen": asked(q) + said(g), "rejected": asked(q) + said(b)} for q, g, b in SUMS
-    ],
-}
+Rows = list[dict[str, Any]]
+Triples = list[tuple[str, str, str]]
+WORDS = [
+    ("The sky is", " blue", " made of green cheese"),
+    ("Grass is", " green, mostly", " blue"),
+    ("Say hello!", " Hello there", " No"),
+    ("One and one", " are two", " are one hundred and eleven"),
+]
+
+
+def demonstrations(triples: Triples) -> dict[str, Rows]:
+    return {
+        "text": [{"text": q + good} for q, good, _ in triples],
+        "messages": [{"messages": asked(q) + said(good)} for q, good, _ in triples],
+        "prompt-completion": [{"prompt": q, "completion": good} for q, good, _ in triples],
+        "conversational prompt-completion": [
+            {"prompt": asked(q), "completion": said(good)} for q, good, _ in triples
+        ],
+    }
+
+
+def preferences(triples: Triples) -> dict[str, Rows]:
+    return {
+        "explicit": [{"prompt": q, "chosen": g, "rejected": b} for q, g, b in triples],
+        "implicit": [{"chosen": f"{q} {g}", "rejected": f"{q} {b}"} for q, g, b in triples],
+        "conversational explicit": [
+            {"prompt": asked(q), "chosen": said(g), "rejected": said(b)} for q, g, b in triples
+        ],
+        "conversational implicit": [
+            {"chosen": asked(q) + said(g), "rejected": asked(q) + said(b)} for q, g, b in triples
+        ],
+    }
+
+
+FORMS, PAIRS = demonstrations(SUMS), preferences(SUMS)
+MODELS = {"letters": SUMS, "words": WORDS}
+"""Of the two models, one reads letters, and the other has a byte-pair tokenizer of ours."""
 
 
 def peer(name: str) -> ModuleType:
@@ -120,6 +140,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("peers")
     tiny_character_model().save_pretrained(folder / "base")
     a_tokenizer().save_pretrained(folder / "base")
+    words = train_tokenizer([" ".join(triple) for triple in WORDS] * 4, vocab_size=320)
+    words.chat_template = PLAIN_TEMPLATE
+    for seed, name in ((0, "words-base"), (1, "words-sft")):
+        tiny_model(vocab_size=len(words), seed=seed).save_pretrained(folder / name)
+        words.save_pretrained(folder / name)
     for name, rows in (
         ("sft", FORMS["prompt-completion"] * 8),
         ("pairs", PAIRS["explicit"] * 2),
@@ -273,13 +298,21 @@ def as_given(rows: list[dict[str, Any]], form: str, folder: Path) -> Any:
     return str(folder / "rows.jsonl")
 
 
-@pytest.mark.parametrize("form", ["Dataset", "JSONL"])
+def folders(place: Path, reads: str) -> tuple[Path, Path]:
+    """Return the folders of a policy and a reference."""
+    prefix = "" if reads == "letters" else "words-"
+    return place / f"{prefix}sft", place / f"{prefix}base"
+
+
+@pytest.mark.parametrize(
+    ("reads", "form"), [("letters", "Dataset"), ("letters", "JSONL"), ("words", "Dataset")]
+)
 @pytest.mark.parametrize("kind", FORMS)
-def test_sft_data_and_loss(place: Path, tmp_path: Path, kind: str, form: str) -> None:
-    rows = FORMS[kind]
+def test_sft_data_and_loss(place: Path, tmp_path: Path, kind: str, form: str, reads: str) -> None:
+    rows, (_, base) = demonstrations(MODELS[reads])[kind], folders(place, reads)
     ours = SFTTrainer(
-        load_causal_lm(place / "base"),
-        load_tokenizer(place / "base"),
+        load_causal_lm(base),
+        load_tokenizer(base),
         as_given(rows, form, tmp_path),
         SFTConfig(minibatch_size=4),
         output_dir=tmp_path / "run",
@@ -292,14 +325,14 @@ def test_sft_data_and_loss(place: Path, tmp_path: Path, kind: str, form: str) ->
     trl = peer("trl")
     # ours counts the assistant's turns of a chat; TRL can be asked to, if its template is marked
     more = {"assistant_only_loss": True} if kind == "messages" else {}
-    tokenizer = a_tokenizer()
+    tokenizer = load_tokenizer(base)
     if more:
         tokenizer.chat_template = PLAIN_TEMPLATE.replace(
             "{{ message.content ~ eos_token }}",
             "{% generation %}{{ message.content ~ eos_token }}{% endgeneration %}",
         )
     theirs = trl.SFTTrainer(
-        str(place / "base"),
+        str(base),
         trl.SFTConfig(**settings(tmp_path), **more),
         train_dataset=dataset(rows),
         processing_class=tokenizer,
@@ -312,15 +345,19 @@ def test_sft_data_and_loss(place: Path, tmp_path: Path, kind: str, form: str) ->
     assert logged["sft/loss"] == pytest.approx(loss, abs=1e-4)
 
 
-@pytest.mark.parametrize("form", ["Dataset", "JSONL"])
+@pytest.mark.parametrize(
+    ("reads", "form"), [("letters", "Dataset"), ("letters", "JSONL"), ("words", "Dataset")]
+)
 @pytest.mark.parametrize("kind", PAIRS)
-def test_preference_data_and_dpo_loss(place: Path, tmp_path: Path, kind: str, form: str) -> None:
-    rows = PAIRS[kind]
-    policy, reference = load_causal_lm(place / "sft"), load_causal_lm(place / "base")
-    tokenizer = load_tokenizer(place / "sft")
+def test_preference_data_and_dpo_loss(
+    place: Path, tmp_path: Path, kind: str, form: str, reads: str
+) -> None:
+    rows, (sft, base) = preferences(MODELS[reads])[kind], folders(place, reads)
+    policy, reference = load_causal_lm(sft), load_causal_lm(base)
+    tokenizer = load_tokenizer(sft)
     given = as_given(rows, form, tmp_path)
     pairs = DPOTrainer(policy, tokenizer, given, shown=False).train_pairs
-    RewardTrainer(reward_model_from(place / "base"), tokenizer, given, shown=False).train()
+    RewardTrainer(reward_model_from(base), tokenizer, given, shown=False).train()
     if form == "JSONL":
         return
     lm, other = PolicyModule(split_lm(policy)), PolicyModule(split_lm(reference))
@@ -330,8 +367,8 @@ def test_preference_data_and_dpo_loss(place: Path, tmp_path: Path, kind: str, fo
     logps = pair_logprobs(lm, pairs).mean(1).tolist()
     trl = peer("trl")
     theirs = trl.DPOTrainer(
-        str(place / "sft"),
-        AutoModelForCausalLM.from_pretrained(place / "base"),
+        str(sft),
+        AutoModelForCausalLM.from_pretrained(base),
         trl.DPOConfig(**settings(tmp_path), beta=0.1),
         train_dataset=dataset(rows),
     )

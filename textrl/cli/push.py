@@ -147,7 +147,7 @@ def send(config: PushConfig, contents: dict[str, bytes | Path]) -> str:
         constants,
         get_token,
     )
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     if get_token() is None:
         raise UserError("not logged in to the hub; run `hf auth login`, or set HF_TOKEN")

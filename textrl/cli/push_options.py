@@ -32,10 +32,17 @@ class PushConfig:
     def __post_init__(self) -> None:
         """Raise UserError for a value of the wrong type, or no name of a repository."""
         check_fields(self)
-        parts = self.repo.split("/")
-        named = re.fullmatch(REPO, self.repo) and not re.search(r"--|\.\.", self.repo)
-        good = bool(named) and not any(p.endswith((".", "-", ".git")) for p in parts)
-        require(self, "repo", good, "OWNER/NAME, such as ann/my-policy")
-        if self.revision is not None:
-            branch = bool(re.fullmatch(r"[\w][\w./-]*", self.revision))
-            require(self, "revision", branch, "the name of a branch, such as v1")
+        require(self, "repo", _is_repo(self.repo), "OWNER/NAME, such as ann/my-policy")
+        require(self, "revision", _is_branch(self.revision), "the name of a branch, such as v1")
+
+
+def _is_repo(name: object) -> bool:
+    if not isinstance(name, str) or re.fullmatch(REPO, name) is None or re.search(r"--|\.\.", name):
+        return False
+    return not any(part.endswith((".", "-", ".git")) for part in name.split("/"))
+
+
+def _is_branch(name: object) -> bool:
+    return name is None or (
+        isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][\w./-]*", name, re.ASCII) is not None
+    )

@@ -121,9 +121,9 @@ def _content(path: Path) -> bytes | Path:
 def without_folders(text: str) -> str:
     """Return a text in which each absolute path is shortened to its last name.
 
-    >>> without_folders("textrl sft --data /home/ann/tasks/a.jsonl --model org/base")
+    >>> without_folders("textrl sft --data /data/ann/a.jsonl --model org/base")
     'textrl sft --data a.jsonl --model org/base'
-    >>> without_folders("| data | sqlite:////home/ann/labels.db |, https://example.org/a/b")
+    >>> without_folders("| data | sqlite:////data/ann/labels.db |, https://example.org/a/b")
     '| data | sqlite:///labels.db |, https://example.org/a/b'
     """
     text = re.sub(r"(sqlite:///)/[^\s|'\"`]*/", r"\1", text)

@@ -19,14 +19,18 @@ TORCH ?= torch==2.13.0
 
 # Without what they require: TextArena's chess is under the GPL, and of OpenEnv, whose server is tested
 # against, gradio and openai are not needed.
-NO_DEPS := textarena==0.7.4 openenv-core==0.3.0
+# RewardBench pins transformers 4.51 and requires bitsandbytes and wandb; of it and of FastChat, which
+# it imports, only the dialogues and the pipeline of a sequence classifier are tested against.
+NO_DEPS := textarena==0.7.4 openenv-core==0.3.0 rewardbench==0.1.4 fschat==0.2.36
+# What reads our outputs and data. Its other requirements are ours already.
+PEERS := trl==1.16.0
 
 # Another environment begins as a copy of the first, of links to its files: pip replaces a file and
 # never writes into it, so that only what differs is installed anew.
 COPY := $(PYTHON) -c "import os, shutil, sys; a, b = sys.argv[1:]; assert a != b; \
 	shutil.rmtree(b, True); shutil.copytree(a, b, symlinks=True, copy_function=os.link)"
 
-.PHONY: demo test test-slow test-floor test-worlds test-proof mutants check environments format examples proof clean
+.PHONY: demo test test-slow test-floor test-worlds test-peers test-proof mutants check environments format examples proof clean
 
 demo: $(VENV)/.stamp-demo
 	$(BIN)/textrl demo --preset $(PRESET) --output_dir $(RUN) --overwrite
@@ -65,6 +69,10 @@ example-%: $(EXAMPLES)/.stamp-examples
 # The adapters to other people's environments, with the real packages: none may be missing.
 test-worlds: $(EXAMPLES)/.stamp-examples
 	TEXTRL_WORLDS=1 OMP_NUM_THREADS=1 $(EXAMPLES)/bin/python -m pytest tests/envs/test_adapters.py
+
+# Our outputs in other libraries and their data in ours, with the real packages.
+test-peers: $(EXAMPLES)/.stamp-examples
+	TEXTRL_PEERS=1 OMP_NUM_THREADS=1 $(EXAMPLES)/bin/python -m pytest tests/test_peers.py
 
 check: $(VENV)/.stamp-dev
 	$(BIN)/ruff format --check .
@@ -108,7 +116,7 @@ $(VENV)/.stamp-slow: setup.cfg $(VENV)/.stamp-torch
 
 $(EXAMPLES)/.stamp-examples: $(VENV)/.stamp-test | $(VENV)/.stamp-dev
 	$(COPY) $(VENV) $(EXAMPLES)
-	$(EXAMPLES)/bin/python -m pip install --quiet -e ".[rllib,torchrl,reasoning,worlds]" "fastmcp>=3"
+	$(EXAMPLES)/bin/python -m pip install --quiet -e ".[rllib,torchrl,reasoning,worlds]" "fastmcp>=3" "$(PEERS)"
 	$(EXAMPLES)/bin/python -m pip install --quiet --no-deps $(NO_DEPS)
 	touch $@
 

@@ -55,7 +55,7 @@ class Saved(Protocol):
 def write_agent(agent: Saved, folder: Path) -> None:
     """Write the policy, the agent's configuration and its state to a folder."""
     save_model(agent.policy, agent.env.tokenizer, folder)
-    save_adapter(agent.policy, folder)
+    save_adapter(agent.policy, agent.env.tokenizer, folder)
     frozen = [name for name, p in agent.policy.named_parameters() if not p.requires_grad]
     saved = {"agent": agent.name, "config": asdict(agent.config), "frozen": frozen}
     write_json(folder / "agent.json", saved)

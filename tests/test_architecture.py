@@ -42,7 +42,7 @@ LIGHT = (
     "cli.agent_options",
 )
 LIGHT += ("demo.config", "benchmark.config", "feedback.config", "cli.world_options")
-LIGHT += ("cli.report_options",)
+LIGHT += ("cli.report_options", "cli.push_options")
 OPTIONAL = {"datasets": 1, "gguf": 1, "vaderSentiment": 1, "peft": 1, "uvicorn": 1, "matplotlib": 2}
 OPTIONAL |= {"gem": 1, "nltk": 1, "reasoning_gym": 1, "textarena": 1}
 WEB = {"fastapi", "starlette", "pydantic", "uvicorn"}

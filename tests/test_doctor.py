@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from textrl.cli import main
+from textrl.cli.report_options import DoctorConfig, ReportConfig
 from textrl.doctor.diagnose import AGENT_RULES, diagnose, in_words
 from textrl.doctor.machine import _warnings
 from textrl.doctor.records import Record, Series, read_records
@@ -433,3 +434,10 @@ def test_real_runs_that_are_healthy(tmp_path: Path) -> None:
         if names:
             accused[name] = names
     assert not accused
+
+
+@pytest.mark.parametrize("runs", [1.5, "runs/ppo", ["a", 1], {"a": 1}])
+def test_runs_that_are_no_list_of_folders(runs: Any) -> None:
+    for kind in (DoctorConfig, ReportConfig):
+        with pytest.raises(UserError, match=r"\.runs is"):
+            kind(runs=runs)

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from textrl.cli import main
-from textrl.cli.model_card import MARK, card, write_card
+from textrl.cli.model_card import card, write_card
+from textrl.cli.push import MARK
 from textrl.doctor.records import read_record
 
 MACHINE = {

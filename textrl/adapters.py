@@ -1,8 +1,8 @@
 """PEFT adapters: detection, saving and loading.
 
-An agent with an adapter saves a merged model, and these folders beside it:
+An agent or trainer with an adapter saves a merged model, and these folders beside it:
 
-adapter/        the adapter as PEFT saves it
+adapter/        the adapter as PEFT saves it, with the tokenizer
 adapter/base/   the base model of the adapter, a plain transformers checkpoint
 """
 
@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from safetensors import safe_open
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.errors import UserError
 
@@ -72,8 +72,8 @@ def with_adapter(base: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
     return cast(PreTrainedModel, adapted)
 
 
-def save_adapter(model: PreTrainedModel, folder: Path) -> None:
-    """Write the adapter and its base model; write nothing if the model has no adapter."""
+def save_adapter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write the adapter, its tokenizer and its base; write nothing if the model has no adapter."""
     if not is_adapted(model):
         return
     adapted: Any = copy.deepcopy(model)
@@ -86,6 +86,7 @@ def save_adapter(model: PreTrainedModel, folder: Path) -> None:
         place.write_text(json.dumps(settings, indent=2), encoding="utf-8")
         # peft's model card is a form without entries, but for the folder that the base came from
         place.with_name("README.md").unlink(missing_ok=True)
+    tokenizer.save_pretrained(str(folder / ADAPTER_FOLDER))
     adapted.unload().save_pretrained(str(folder / ADAPTER_FOLDER / "base"))
 
 

@@ -64,6 +64,7 @@ REQUIRED = {
     "train": ["--agent=a:B", "--model=no", "--prompts=d.jsonl", "--reward=no", "--output_dir=run"],
     "generate": ["--model=no", "--prompts=d.jsonl"],
     "evaluate": ["--model=no", "--reference=no", "--reward=no", "--prompts=d.jsonl"],
+    "push": ["--model=run", "--repo=ann/policy"],
     "export": ["--database=sqlite:///no.db"],
     "collect-backup": ["--database=sqlite:///no.db", "--output=b.db"],
 }

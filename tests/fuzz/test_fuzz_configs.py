@@ -15,7 +15,15 @@ from inputs import attempt, fuzz, json_values, python_values, scalars, texts
 
 from textrl import config as configs
 from textrl.benchmark.config import BenchmarkConfig
-from textrl.cli import agent_options, options, parse, parser, report_options, world_options
+from textrl.cli import (
+    agent_options,
+    options,
+    parse,
+    parser,
+    push_options,
+    report_options,
+    world_options,
+)
 from textrl.cli.parser import COMMANDS
 from textrl.demo.config import DemoConfig
 from textrl.envs.core_config import CoreConfig
@@ -39,6 +47,7 @@ CLASSES: dict[type, dict[str, Any]] = {
     world_options.ProbeConfig: {"agent": "ppo"},
     world_options.PlayConfig: {"world": "w"},
     report_options.ReportConfig: {"runs": ["r"]},
+    push_options.PushConfig: {"model": "m", "repo": "ann/policy"},
     options.ModelConfig: {"model": "m", "data": "d"},
     options.RunConfig: {"output_dir": "o"},
     options.EnvConfig: {"prompts": "p", "reward": "r"},
@@ -98,6 +107,7 @@ NEEDED = {
     "agents": "ppo",
     "agent": "a:B",
     "output": "o",
+    "repo": "ann/policy",
 }
 
 

@@ -10,13 +10,11 @@ from typing import Any
 import numpy as np
 import yaml
 
+from textrl.cli.push import CARD, MARK
 from textrl.doctor.diagnose import diagnose, in_words
 from textrl.doctor.records import Record
 from textrl.durable import write_text
 
-CARD = "README.md"
-MARK = "<!-- written by textrl -->"
-"""By which a card of ours is known; a card that somebody has edited it out of is kept."""
 CURVE_ROWS = 8
 SOURCES = {
     "model": "base model",

@@ -35,6 +35,7 @@ from textrl.cli.options import (
     NormalizeConfig,
     RunConfig,
 )
+from textrl.cli.push_options import PushConfig
 from textrl.cli.report_options import DoctorConfig, ReportConfig
 from textrl.cli.words import PlainHelp, in_plain_words, read_plain_integers, with_plain_integers
 from textrl.cli.world_options import PlayConfig, ProbeConfig, TasksConfig
@@ -68,6 +69,7 @@ COMMANDS: dict[str, tuple[str, tuple[type, ...]]] = {
     "play": ("play a world, or watch a policy play it", (PlayConfig,)),
     "doctor": ("say what is wrong with a run, or with the machine", (DoctorConfig,)),
     "report": ("write a page about a run, or about several", (ReportConfig,)),
+    "push": ("send a trained model to a hub", (PushConfig,)),
     "collect": ("serve a page where people write and rank outputs", (CollectConfig,)),
     "collect-backup": ("copy the labels while labelers work", (BackupConfig,)),
     "export": ("write labels to a file for the trainers", (ExportConfig,)),
@@ -130,10 +132,10 @@ def _holds_state(config: object, began: float) -> bool:
 
 def _find(command: str) -> Callable[..., None]:
     """Return the function of a command; those for labels and worlds need no torch to begin."""
-    from textrl.cli import report_commands, world_commands
+    from textrl.cli import push, report_commands, world_commands
     from textrl.feedback import commands as label_commands
 
-    for light in (label_commands.RUN, world_commands.RUN, report_commands.RUN):
+    for light in (label_commands.RUN, world_commands.RUN, report_commands.RUN, push.RUN):
         if command in light:
             return light[command]
     from textrl.cli import commands
@@ -151,7 +153,7 @@ def parse(arguments: list[str]) -> tuple[str, list[Any]]:
     arguments = _named_agent(arguments)
     if arguments[:2] == ["collect", "backup"]:
         arguments = ["collect-backup", *arguments[2:]]
-    for command, option in (("probe", "--agent"), ("play", "--world")):
+    for command, option in (("probe", "--agent"), ("play", "--world"), ("push", "--model")):
         named = arguments[:1] == [command] and arguments[1:] and not arguments[1].startswith("-")
         arguments = [command, option, *arguments[1:]] if named else arguments
     arguments = _named_runs(arguments)

@@ -18,7 +18,7 @@ class DoctorConfig:
 
     def __post_init__(self) -> None:
         """Raise UserError for a value of the wrong type."""
-        listed = self.runs is None or all(isinstance(run, str) for run in self.runs)
+        listed = self.runs is None or _are_texts(self.runs)
         require(self, "runs", listed, "a list of folders")
 
 
@@ -35,5 +35,9 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         """Raise UserError for a value of the wrong type."""
-        listed = bool(self.runs) and all(isinstance(run, str) for run in self.runs or ())
+        listed = bool(self.runs) and _are_texts(self.runs)
         require(self, "runs", listed, "folders: textrl report RUN RUN -o FILE")
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(part, str) for part in value)

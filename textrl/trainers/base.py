@@ -3,13 +3,13 @@
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 from stable_baselines3.common.logger import Logger
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from textrl.adapters import save_adapter
 from textrl.callbacks import MaybeCallback, OneRow, UpdateCallbacks, as_callback
 from textrl.checkpoint import Checkpoints, logged_by, save_model
 from textrl.config import TrackerName, TrainingConfig
@@ -105,7 +105,12 @@ class Trainer(ABC):
 
     def save(self, path: str | Path) -> None:
         """Save the model and its tokenizer to a folder, which is replaced as a whole."""
-        save_files(expanded(path), partial(save_model, self.model, self.tokenizer))
+        save_files(expanded(path), self._write)
+
+    def _write(self, folder: Path) -> None:
+        """Write the model and its tokenizer, and beside a merged model its adapter and base."""
+        save_model(self.model, self.tokenizer, folder)
+        save_adapter(self.model, self.tokenizer, folder)
 
     def train(
         self,
@@ -176,7 +181,7 @@ class Trainer(ABC):
         metrics = self._finish()
         if folder is not None:
             with uninterrupted():
-                save_files(folder, partial(save_model, self.model, self.tokenizer))
+                save_files(folder, self._write)
                 self._keep(folder)
                 Checkpoints(folder).clear()
         accelerator.wait_for_everyone()

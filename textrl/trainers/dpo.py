@@ -6,9 +6,8 @@ orpo, sft) skip this. Chosen and rejected completions are read in one pass, in w
 computed once (`textrl.packing`).
 """
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from stable_baselines3.common.logger import Logger
@@ -16,10 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from textrl.bounds import checked_config
-from textrl.chat import end_ids, prompt_of
+from textrl.chat import end_ids
 from textrl.config import DPOConfig
 from textrl.data import Source, load_records, split_by_prompt
-from textrl.encoding import continuation
 from textrl.errors import UserError
 from textrl.limits import check_lengths, check_vocabulary
 from textrl.loop import FitTask
@@ -29,26 +27,12 @@ from textrl.models import eos_id, split_lm
 from textrl.packing import filled_batches
 from textrl.policy import PolicyModule
 from textrl.precision import autocast, pick_precision
-from textrl.rows import Records
 from textrl.shared_prompts import with_shared_prompts
 from textrl.trainers.base import Trainer
+from textrl.trainers.pairs import Pair as Pair
+from textrl.trainers.pairs import is_unpaired, paired, unpaired
 from textrl.types import Sequence, stack_sequences
 from textrl.updater import LossSum
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """A preference pair: both completions, each encoded after the prompt."""
-
-    chosen: Sequence
-    rejected: Sequence
-    certainty: float = 1.0
-    """The share of raters who preferred the chosen completion."""
-
-    @property
-    def num_tokens(self) -> int:
-        """The number of tokens of both sequences."""
-        return len(self.chosen.ids) + len(self.rejected.ids)
 
 
 def sequence_logprobs(policy: PolicyModule, sequences: list[Sequence]) -> Tensor:
@@ -180,6 +164,8 @@ class DPOTrainer(Trainer):
     """Trains a causal language model on `prompt`, `chosen`, `rejected`, as plain text or chat.
 
     Without a prompt, chosen and rejected are whole chats, and their common beginning is the prompt.
+    For the losses "kto" and "apo_zero" the rows may be `prompt`, `completion` and `label` (true for
+    a good completion) instead; see `textrl.trainers.pairs.unpaired`.
     With a column `certainty` (the share of raters who preferred the chosen completion, in [0, 1])
     the losses "sigmoid" and "cdpo" use it as a soft label; the other losses refuse it.
 
@@ -242,7 +228,13 @@ class DPOTrainer(Trainer):
             return cast(list[Pair], data), []
         records = with_shared_prompts(load_records(cast(Source, data), "pairs"), texts=True)
         train, heldout = split_by_prompt(records, self.config.heldout_share)
-        return self._encode(train), self._encode(heldout)
+        ends, limit = end_ids(self.tokenizer, self.model), self.config.max_length
+        encode = unpaired if is_unpaired(records) else paired
+        train_pairs, heldout_pairs = (
+            encode(self.tokenizer, part, self.config.loss_type, limit, ends)
+            for part in (train, heldout)
+        )
+        return train_pairs, heldout_pairs
 
     def _task(self) -> FitTask:
         pairs = self.train_pairs
@@ -301,44 +293,3 @@ class DPOTrainer(Trainer):
             with autocast(self._precision, self._policy.device):
                 found = all_logprobs(self._policy, strangers, self.config.micro_batch_tokens)
             self._kl = (found - self._reference_of_strangers[rows]).mean()
-
-    def _encode(self, records: Records) -> list[Pair]:
-        records.require("prompt", "chosen", "rejected")
-        for row, place in zip(records.rows, records.places, strict=True):
-            if row.get("margin") not in (None, ""):
-                raise UserError(f"{place}: DPO has no margin (a reward model has); leave it out")
-        ends, limit = end_ids(self.tokenizer, self.model), self.config.max_length
-        sides = {
-            side: [
-                continuation(self.tokenizer, prompt_of(row, place), row[side], place, limit, ends)
-                for row, place in zip(records.rows, records.places, strict=True)
-            ]
-            for side in ("chosen", "rejected")
-        }
-        for chosen, rejected, place in zip(*sides.values(), records.places, strict=True):
-            if chosen.ids == rejected.ids:
-                raise UserError(
-                    f"{place}: chosen and rejected are the same {len(chosen.ids)} tokens within "
-                    f"max_length {limit}; raise it, or drop the row if their texts are the same"
-                )
-        certainties = [
-            _certainty(row.get("certainty"), place)
-            for row, place in zip(records.rows, records.places, strict=True)
-        ]
-        return [
-            Pair(chosen=c, rejected=r, certainty=share)
-            for c, r, share in zip(sides["chosen"], sides["rejected"], certainties, strict=True)
-        ]
-
-
-def _certainty(value: Any, place: str) -> float:
-    """Return a row's certainty, 1 by default."""
-    if value in (None, ""):
-        return 1.0
-    try:
-        share = float(value)
-    except (TypeError, ValueError):
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise UserError(f"{place}: certainty is {value!r}; expected a share in [0, 1]")
-    return share

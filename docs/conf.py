@@ -71,10 +71,13 @@ def convert_docstring(app, what, name, item, options, lines):
         lines.insert(0, "")
 
 
+COMMANDS_HERE = "<!-- the options of every command -->"
 OUTSIDE = re.compile(r"\]\(((?:\.\./)+(?:README|CONTRIBUTING|CHANGELOG)\.md)\)")
 
 
 def read_page(app, name, source):
     """Put the options of the commands where a page asks for them; link files that are no pages."""
-    text = source[0].replace("<!-- the options of every command -->", commands())
+    text = source[0]
+    if COMMANDS_HERE in text:
+        text = text.replace(COMMANDS_HERE, commands())
     source[0] = OUTSIDE.sub(r"](path:\1)", text)

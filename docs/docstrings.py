@@ -1,7 +1,7 @@
 """Docstrings are written in Markdown and Google's style; this turns the Markdown for Sphinx.
 
 >>> to_rst(["Return `x`.", "", "    y = a*b", "", "## End", "All |z|."])
-['Return ``x``.', '', '::', '', '    y = a*b', '', '', '**End**', '', 'All \\\\|z\\\\|.']
+['Return ``x``.', '', '::', '', '    y = a*b', '', '', '', '**End**', '', 'All \\\\|z\\\\|.']
 >>> to_rst(["| a | b |", "|---|---|", "| `c` | d |"])[:5]
 ['', '.. list-table::', '   :header-rows: 1', '', '   * - a']
 """

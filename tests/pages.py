@@ -81,6 +81,17 @@ def commands_of(block: Block) -> list[list[str]]:
 def run_page(page: str) -> None:
     """Run the blocks of a page, in the current folder."""
     folder = Path.cwd().resolve()
+    sys.path.insert(0, str(folder))  # as a script in that folder has it
+    try:
+        _run_blocks(page)
+    finally:
+        sys.path.remove(str(folder))
+        for name, module in list(sys.modules.items()):  # the next page may have such a file too
+            if str(getattr(module, "__file__", None) or "").startswith(str(folder)):
+                del sys.modules[name]
+
+
+def _run_blocks(page: str) -> None:
     names: dict[str, Any] = {}
     for block in blocks_of(ROOT / page):
         if not block.runs:
@@ -96,9 +107,6 @@ def run_page(page: str) -> None:
         else:
             for words in commands_of(block):
                 run_command(words, block)
-    for name, module in list(sys.modules.items()):  # the next page may have a file of that name
-        if str(getattr(module, "__file__", None) or "").startswith(str(folder)):
-            del sys.modules[name]
 
 
 def run_command(words: list[str], block: Block) -> None:

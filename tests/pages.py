@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -78,21 +78,25 @@ def commands_of(block: Block) -> list[list[str]]:
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
-def run_page(page: str) -> None:
-    """Run the blocks of a page, in the current folder."""
-    folder = Path.cwd().resolve()
+def run_page(page: str, change: Callable[[str], str] = str) -> list[dict[str, Any]]:
+    """Run the blocks of a page, in the current folder; return the names of each one of Python.
+
+    `change` may put another text in place of a block's code.
+    """
+    folder, known = Path.cwd().resolve(), {*sys.modules}
     sys.path.insert(0, str(folder))  # as a script in that folder has it
     try:
-        _run_blocks(page)
+        return _run_blocks(page, change)
     finally:
         sys.path.remove(str(folder))
-        for name, module in list(sys.modules.items()):  # the next page may have such a file too
-            if str(getattr(module, "__file__", None) or "").startswith(str(folder)):
+        for name in {*sys.modules} - known:  # the next page may have a file of the same name
+            if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(folder)):
                 del sys.modules[name]
 
 
-def _run_blocks(page: str) -> None:
+def _run_blocks(page: str, change: Callable[[str], str]) -> list[dict[str, Any]]:
     names: dict[str, Any] = {}
+    made = []
     for block in blocks_of(ROOT / page):
         if not block.runs:
             continue
@@ -101,12 +105,14 @@ def _run_blocks(page: str) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(block.code)
         elif block.language == "python":
-            code = compile("\n" * (block.line - 1) + block.code, page, "exec")
+            code = compile("\n" * (block.line - 1) + change(block.code), page, "exec")
             names = {} if page in ALONE else names
             exec(code, names)
+            made.append(names)
         else:
             for words in commands_of(block):
                 run_command(words, block)
+    return made
 
 
 def run_command(words: list[str], block: Block) -> None:

@@ -56,7 +56,11 @@ def commands():
     """Return the help of every command, as it is printed on 80 columns."""
     os.environ["COLUMNS"] = "80"
     parser, _ = make_parser()
-    (choices,) = (action.choices for action in parser._actions if hasattr(action, "choices") and action.choices)
+    (choices,) = (
+        action.choices
+        for action in parser._actions
+        if hasattr(action, "choices") and action.choices
+    )
     parts = []
     for name, (purpose, _) in COMMANDS.items():
         lines = choices[name].format_help().partition("\n\n")[2]

@@ -8,8 +8,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
-import textrl  # noqa: E402  # the path comes first
 from docstrings import to_rst  # noqa: E402
+
+import textrl  # noqa: E402  # the path comes first
 from textrl.cli.parser import COMMANDS, make_parser  # noqa: E402
 
 project = "textrl"
@@ -20,7 +21,6 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx.ext.viewcode",
 ]
 root_doc = "index"
 language = "en"

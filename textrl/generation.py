@@ -150,7 +150,7 @@ class ModelSampler:
         allowed: AllowedTokens | None = None,
         begun: Tensor | None = None,
     ) -> Samples:
-        """Return completions of prompts [B P], and what `observe` returns for each state (`Sampler`)."""
+        """Return completions of prompts [B P], and what `observe` returns for each state."""
         batch, width = len(prompt_ids), int(prompt_lengths.max())
         return self.converse(batch, width + max_new_tokens, generator).sample(
             torch.arange(batch, device=prompt_ids.device),

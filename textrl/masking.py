@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def check_shapes(**tensors: Tensor) -> None:
-    """Raise ValueError, with both shapes, unless all tensors (of any shape) have that of the first."""
+    """Raise ValueError, with both shapes, unless all tensors have that of the first (any shape)."""
     (first, reference), *rest = tensors.items()
     for name, tensor in rest:
         if tensor.shape != reference.shape:
@@ -32,7 +32,7 @@ def full_precision(x: Tensor) -> Tensor:
 
 
 def zero_masked(x: Tensor, mask: Tensor) -> Tensor:
-    """Return x, of any shape, in full precision, with 0 (and no gradient) where the mask is False."""
+    """Return x (any shape) in full precision, with 0 and no gradient where the mask is False."""
     check_mask(mask)
     return full_precision(x).masked_fill(~mask, 0.0)
 

@@ -1,7 +1,7 @@
-"""Docstrings are written in Markdown and Google's style; this turns the Markdown for Sphinx.
+r"""Docstrings are written in Markdown and Google's style; this turns the Markdown for Sphinx.
 
 >>> to_rst(["Return `x`.", "", "    y = a*b", "", "## End", "All |z|."])
-['Return ``x``.', '', '::', '', '    y = a*b', '', '', '', '**End**', '', 'All \\\\|z\\\\|.']
+['Return ``x``.', '', '::', '', '    y = a*b', '', '', '', '**End**', '', 'All \\|z\\|.']
 >>> to_rst(["| a | b |", "|---|---|", "| `c` | d |"])[:5]
 ['', '.. list-table::', '   :header-rows: 1', '', '   * - a']
 """
@@ -54,7 +54,7 @@ def kinds_of(lines: list[str]):
 
 
 def inline(text: str) -> str:
-    """Return a paragraph with its code in double backticks, and with nothing else that is markup."""
+    """Return a paragraph whose code is in double backticks, and the rest no markup."""
     parts = re.split(r"(?<!`)`([^`]+)`(?!`)", text)  # text, code, text, ...
     plain = [re.sub(r"\||\*(?=[^\s*:])|(?<=\w)_(?!\w)", r"\\\g<0>", part) for part in parts[::2]]
     code = [f"``{part}``" for part in parts[1::2]]

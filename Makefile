@@ -30,7 +30,7 @@ PEERS := trl==1.16.0
 COPY := $(PYTHON) -c "import os, shutil, sys; a, b = sys.argv[1:]; assert a != b; \
 	shutil.rmtree(b, True); shutil.copytree(a, b, symlinks=True, copy_function=os.link)"
 
-.PHONY: demo test test-slow test-floor test-worlds test-peers test-proof mutants check environments format examples proof clean
+.PHONY: demo docs test test-slow test-floor test-worlds test-peers test-proof mutants check environments format examples proof clean
 
 demo: $(VENV)/.stamp-demo
 	$(BIN)/textrl demo --preset $(PRESET) --output_dir $(RUN) --overwrite
@@ -80,6 +80,10 @@ check: $(VENV)/.stamp-dev
 	$(BIN)/mypy
 	$(BIN)/typos
 
+docs: $(VENV)/.stamp-docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo "open build/docs/index.html"
+
 environments: $(FLOOR)/.stamp-floor $(EXAMPLES)/.stamp-examples
 
 format: $(VENV)/.stamp-dev
@@ -99,6 +103,10 @@ $(VENV)/.stamp-demo: setup.cfg $(VENV)/.stamp-torch
 	$(BIN)/python -m pip install --quiet -e ".[demo]"
 	touch $@
 
+$(VENV)/.stamp-docs: setup.cfg $(VENV)/.stamp-torch
+	$(BIN)/python -m pip install --quiet -e ".[docs]"
+	touch $@
+
 $(VENV)/.stamp-test: setup.cfg $(VENV)/.stamp-torch
 	$(BIN)/python -m pip install --quiet -e ".[test]"
 	touch $@ $(VENV)/.stamp-demo
@@ -112,7 +120,7 @@ $(FLOOR)/.stamp-floor: constraints-floor.txt $(VENV)/.stamp-test | $(VENV)/.stam
 
 $(VENV)/.stamp-slow: setup.cfg $(VENV)/.stamp-torch
 	$(BIN)/python -m pip install --quiet -e ".[audit,browser,dev]"
-	touch $@ $(VENV)/.stamp-test $(VENV)/.stamp-demo $(VENV)/.stamp-dev
+	touch $@ $(VENV)/.stamp-test $(VENV)/.stamp-demo $(VENV)/.stamp-dev $(VENV)/.stamp-docs
 
 $(EXAMPLES)/.stamp-examples: $(VENV)/.stamp-test | $(VENV)/.stamp-dev
 	$(COPY) $(VENV) $(EXAMPLES)

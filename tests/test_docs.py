@@ -19,6 +19,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from pages import run_page
 
 import textrl
 from textrl.agents import PPO, OnlineDPO, OnlineDPOConfig, PPOConfig, make_agent, registered
@@ -39,58 +40,36 @@ def test_each_block_of_the_readme_runs_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) >= 3
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
+    assert len(run_page("README.md")) >= 3
     assert (tmp_path / "runs/readme/critic.safetensors").exists()
 
 
-def test_readme_links_exist() -> None:
-    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", path.read_text()):
+def test_links_exist() -> None:
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", path.read_text()):
             assert (path.parent / target).exists(), f"{path.name}: {target}"
-
-
-def test_readme_options_exist() -> None:
-    from textrl.cli.parser import make_parser
-
-    _, known = make_parser()
-    pages = ("README.md", "docs/own_agent.md", "docs/turns.md")
-    text = "\n".join((ROOT / page).read_text() for page in pages)
-    for command, rest in re.findall(r"^textrl (\w+) (.*)$", text, re.M):
-        for option in re.findall(r"--(\w+)", rest):
-            assert option in known[command], f"textrl {command} --{option}"
 
 
 def test_the_page_about_turns_runs_and_its_ppo_learns(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    page = (ROOT / "docs/turns.md").read_text()
-    printed = []
-    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        exec(compile(block, "turns.md", "exec"), {})
-        printed.append(capsys.readouterr().out)
-    assert len(printed) == 4
-    assert printed[0] == "Guess my number from 1 to 20.\n\nhigher\n\n"
-    assert printed[1] == "10 higher\n 0.0\n"
-    before, after = map(float, printed[2].split())
+    assert len(run_page("docs/turns.md")) == 4
+    printed = capsys.readouterr().out
+    assert printed.startswith("Guess my number from 1 to 20.\n\nhigher\n\n10 higher\n 0.0\n")
+    before, after = map(float, re.findall(r"^\d\.\d+$", printed, re.M))
     assert before < 0.05
     assert after > 0.7
     assert (tmp_path / "runs/start/chat_template.jinja").exists()
 
 
-def test_the_page_about_rewards_runs(capsys) -> None:
-    page = (ROOT / "docs/rewards.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(blocks) == 4
-    made: dict[str, Any] = {}
+def test_the_page_about_rewards_runs(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
     with scoring_server() as port:
-        for block in blocks:
-            exec(
-                compile(block.replace("localhost:8001", f"localhost:{port}"), "r.md", "exec"), made
-            )
+        made = run_page(
+            "docs/rewards.md", lambda code: code.replace("localhost:8001", f"localhost:{port}")
+        )
+        assert len(made) == 4
         completions = ["a" * n for n in range(20)]
-        scores = make_scorer(made["judge"])([""] * 20, completions, {})
+        scores = make_scorer(made[-1]["judge"])([""] * 20, completions, {})
     assert scores.tolist() == [float(n) for n in range(20)]
     assert capsys.readouterr().out == "1.0 0.0 1.0\n"
 
@@ -116,10 +95,9 @@ def scoring_server() -> Iterator[int]:
         server.shutdown()
 
 
-def test_the_page_about_runs_runs(capsys) -> None:
-    page = (ROOT / "docs/runs.md").read_text()
-    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    exec(compile(block, "runs.md", "exec"), {})
+def test_the_page_about_runs_runs(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_page("docs/runs.md")
     assert capsys.readouterr().out == "9\n"
 
 
@@ -152,14 +130,15 @@ def test_example_learns(learning) -> None:
     learning(gain, above=0.08)
 
 
-def test_the_tutorials_agent_is_the_example_and_learns(tmp_path: Path, learning) -> None:
+def test_the_tutorials_agent_is_the_example_and_learns(
+    tmp_path: Path, monkeypatch, learning
+) -> None:
+    monkeypatch.chdir(tmp_path)
     code = (ROOT / "examples/own_agent.py").read_text()
     page = (ROOT / "docs/own_agent.md").read_text()
     assert f"```python\n{code}```" in page
     assert code.count("\n") <= 60
-    namespace: dict[str, Any] = {}
-    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        exec(compile(block, "own_agent.md", "exec"), namespace)
+    run_page("docs/own_agent.md")
     venv = gym.make_vec("TextRLHF-v0", num_envs=64, max_completion_tokens=6, kl_coef=0.01)
 
     def score(agent: Any, seed: int) -> float:

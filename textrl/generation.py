@@ -25,7 +25,7 @@ def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
     batch that shrinks while sampling gets the same tokens as one that does not.
 
     Args:
-        logprobs: Normalised log-probs. Shape [B V].
+        logprobs: Normalised log-probs, in nats. Shape [B V].
         uniforms: Float64 numbers in [0, 1). Shape [B].
 
     >>> draw(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([0.75], dtype=torch.float64)).item()
@@ -85,7 +85,7 @@ class Conversation(Protocol):
             lengths: The number of tokens of each text, >= 1. Shape [R].
             max_new_tokens: The token budget of each row, >= 1. Shape [R].
             end_ids: Tokens that end a turn; they are part of it (see `chat.end_ids`).
-            temperature: The temperature of sampling and of the returned log-probs.
+            temperature: The temperature of sampling and of the returned log-probs (nats).
             allowed: The tokens that may be sampled; None for all.
             begun: Number of tokens of each turn that are already in the text, by default 0.
                 Shape [R].
@@ -118,7 +118,7 @@ class Sampler(Protocol):
             max_new_tokens: The token budget.
             end_ids: Tokens that end a completion.
             generator: A CPU generator, the only source of randomness.
-            temperature: The temperature of sampling and of the returned log-probs.
+            temperature: The temperature of sampling and of the returned log-probs (nats).
             allowed: The tokens that may be sampled; None for all.
             begun: Number of completion tokens that are already in the prompt. Shape [B].
 
@@ -150,7 +150,7 @@ class ModelSampler:
         allowed: AllowedTokens | None = None,
         begun: Tensor | None = None,
     ) -> Samples:
-        """Return sampled completions, and what `observe` returns for each state; see `Sampler`."""
+        """Return completions of prompts [B P], and what `observe` returns for each state."""
         batch, width = len(prompt_ids), int(prompt_lengths.max())
         return self.converse(batch, width + max_new_tokens, generator).sample(
             torch.arange(batch, device=prompt_ids.device),

@@ -129,7 +129,7 @@ def chunked_token_logprobs(
         positions: Positions of the ids in the completion, for restrict; by default 0, 1, ...
             Shape [B T].
 
-    Returns: float32 or float64, 0 where the mask is False. Shape [B T].
+    Returns: float32 or float64 in nats, 0 where the mask is False. Shape [B T].
 
     Raises:
         ValueError: the shapes do not fit, the mask is not Bool, or chunk_size < 1.

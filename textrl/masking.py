@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def check_shapes(**tensors: Tensor) -> None:
-    """Raise ValueError, with both shapes, unless all tensors have the shape of the first."""
+    """Raise ValueError, with both shapes, unless all tensors have that of the first (any shape)."""
     (first, reference), *rest = tensors.items()
     for name, tensor in rest:
         if tensor.shape != reference.shape:
@@ -21,18 +21,18 @@ def check_shapes(**tensors: Tensor) -> None:
 
 
 def check_mask(mask: Tensor) -> None:
-    """Raise ValueError unless the mask is Bool."""
+    """Raise ValueError unless the mask, of any shape, is Bool."""
     if mask.dtype != torch.bool:
         raise ValueError(f"mask must be torch.bool (True = counts), got {mask.dtype}")
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """Return x in float32, or unchanged if it is float32 or float64 already."""
+    """Return x, of any shape, in float32; unchanged if it is float32 or float64 already."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def zero_masked(x: Tensor, mask: Tensor) -> Tensor:
-    """Return x in full precision with 0 (and zero gradient) where the mask is False."""
+    """Return x (any shape) in full precision, with 0 and no gradient where the mask is False."""
     check_mask(mask)
     return full_precision(x).masked_fill(~mask, 0.0)
 

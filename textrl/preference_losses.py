@@ -143,6 +143,7 @@ PREFERENCE_LOSSES: dict[str, PreferenceLoss] = {
     "apo_zero": _apo_zero,
     "sft": _sft,
 }
+"""The losses by their names, which `loss_type` takes; each returns one loss per pair, [B]."""
 
 
 def dpo_loss(

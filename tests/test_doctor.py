@@ -242,6 +242,12 @@ def test_a_score_against_the_other_samples_of_a_prompt_is_not_called_flat() -> N
     assert "reward_flat" in found(relative | {"rollout/score": [0.5, 0.5001] * 20})
 
 
+def test_a_constant_reward_is_not_called_an_explosion_of_the_kl_too() -> None:
+    constant = both([1.0] * 40, rollout__score_std=[0.0] * 40, rollout__kl=line(0, 0.03, 40))
+    constant |= {"rollout/kl_coef": [0.05] * 40, "rollout/objective": line(1.0, 0.9985, 40)}
+    assert "kl_explodes" not in found(constant)
+
+
 def test_a_run_that_waits_for_people_is_not_called_starved() -> None:
     waits = changed(time__reward_seconds=[60.0] * 10, time__collect_seconds=[61.0] * 10)
     assert found(waits) == ["starved"]

@@ -162,7 +162,7 @@ class _CSV(KVWriter):
         fresh.replace(self._path)
 
 
-def read_progress(folder: Path) -> list[dict[str, float]]:
+def read_progress(folder: str | Path) -> list[dict[str, float]]:
     """Return the rows of a folder's progress.json, or none if there is no file.
 
     Of several rows with the same `time/step` only the last is returned, because a killed run
@@ -170,7 +170,7 @@ def read_progress(folder: Path) -> list[dict[str, float]]:
     number.
     """
     rows: dict[Any, dict[str, float]] = {}
-    for number, row in enumerate(read_json_lines(folder / JSON_FILE), 1):
+    for number, row in enumerate(read_json_lines(Path(folder) / JSON_FILE), 1):
         step = row.get("time/step", row.get("time/total_timesteps", number))
         rows[step] = rows.get(step, {}) | {"time/step": step} | row
     return list(rows.values())

@@ -38,12 +38,14 @@ NOT_THE_MODELS = (
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a folder or hub id.
+    """Return the tokenizer of a folder or hub id; an adapter without one has that of its base.
 
     Raises:
         UserError: there is none.
     """
     name = _whole(local_or_hub(name), weights=False)
+    if (base := base_of(name)) and not any(Path(name).glob("tokenizer*")):
+        return load_tokenizer(base)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:

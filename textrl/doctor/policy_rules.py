@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from textrl.doctor.records import Finding, Record
+from textrl.doctor.reward_rules import constant_reward
 from textrl.doctor.rules import FEW, Rule, at_the_last_kl_coef, is_relative, is_solved, per_token
 
 USELESS = -0.25
@@ -95,7 +96,7 @@ def _costs(record: Record) -> str | None:
     objective, std = at_the_last_kl_coef(record), record.series("rollout/score_std")
     if len(kl) < FEW or not len(kl) == len(coef) == len(std) == len(objective):
         return None
-    if is_relative(record):  # what was gained does not show
+    if is_relative(record) or constant_reward(record):  # what was gained does not show
         return None
     lost = objective.first - objective.last
     if not objective.falls or lost < float(std.values[0]) or coef.last * kl.last < 0.5 * lost:

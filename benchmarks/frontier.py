@@ -146,10 +146,11 @@ def draw(results: dict[str, Any], frontier: Frontier, path: Path) -> None:
         kls, scores = [r["kl"] for r in rows], [r["score"] for r in rows]
         style = "-" if name.startswith("ppo") else "--" if name.startswith("dpo") else "-."
         color = plt.get_cmap("tab20")(2 * place % 20 + place // 10)
-        axis.plot(kls, scores, style, color=color, lw=0.9, marker=".", ms=4, label=name)
+        axis.plot(kls, scores, style, color=color, lw=0.9, marker=".", ms=4, label=words_of(name))
         axis.plot(kls[-1:], scores[-1:], "o", color=color, ms=6)
     for limit in KL_LIMITS:
         axis.axvline(limit, color="grey", lw=0.5)
+        axis.text(limit, axis.get_ylim()[0], f" shares are read at {limit:g} nats", fontsize=6)
     axis.set_xlim(-0.3, 14.0)
     axis.set_xlabel("KL to the SFT model, nats per sequence")
     axis.set_ylabel("score on held-out prompts (standard deviations of the SFT model)")
@@ -157,6 +158,22 @@ def draw(results: dict[str, Any], frontier: Frontier, path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def words_of(run: str) -> str:
+    """Return the name of a run in words.
+
+    >>> words_of("ppo_12"), words_of("dpo_0.05"), words_of("rloo_0.1")
+    ('PPO, target KL 12', 'DPO, beta 0.05', 'RLOO, kl_coef 0.1')
+    """
+    name, _, number = run.rpartition("_")
+    known = {
+        "ppo": "PPO, target KL",
+        "dpo": "DPO, beta",
+        "online_dpo": "online DPO, beta",
+        "rloo": "RLOO, kl_coef",
+    }
+    return f"{known[name]} {number}" if name in known else run.replace("_", " ")
 
 
 def table(results: dict[str, Any]) -> str:

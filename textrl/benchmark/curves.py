@@ -15,7 +15,7 @@ def draw_benchmark(curves: dict[str, list[np.ndarray]], path: Path) -> None:
     A curve is [points 3]: tokens, score, KL. Lines are means over the seeds, bands reach from the
     least to the most.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for place, (agent, seeds) in enumerate(curves.items()):
         points, color = np.stack(seeds), f"C{place % 10}"
         style = ("-", "--", ":")[place // 10 % 3]
@@ -26,7 +26,11 @@ def draw_benchmark(curves: dict[str, list[np.ndarray]], path: Path) -> None:
         right.plot(points[:, -1, 2], points[:, -1, 1], marker, ms=5, color=color, label=agent)
     left.set(xlabel="tokens", ylabel="score on the measured prompts")
     right.set(xlabel="KL to the reference at the end (nats per sequence)", ylabel="score")
-    right.legend(fontsize=7)
-    figure.tight_layout()
+    left.set_title("Learning curves: mean over seeds, band from the least to the most", fontsize=9)
+    right.set_title("Where each seed ended", fontsize=9)
+    for axes in (left, right):
+        axes.grid(linewidth=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=6)
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -240,6 +240,27 @@ def test_generated_rows_keep_what_the_template_reads(folder: Path, checkpoint: s
     assert row == chat | {"completion": row["completion"]}
 
 
+def test_best_of_n_writes_the_best_sample(folder: Path, checkpoint: str, capsys) -> None:
+    """The samples are those of `generate` with this seed, of which each prompt's best is kept."""
+    shared = [f"--model={checkpoint}", "--prompts=prompts.jsonl", "--max_completion_tokens=4"]
+    cli.main(["generate", *shared, "--samples_per_prompt=6"])
+    samples = [json.loads(line) for line in capsys.readouterr().out.strip().splitlines()]
+    cli.main(["best-of-n", *shared, "--reward=my_reward:letters", "--n=6"])
+    printed = capsys.readouterr()
+    best = [json.loads(line) for line in printed.out.strip().splitlines()]
+    from my_reward import letters
+
+    scores = letters([row["prompt"] for row in samples], [row["completion"] for row in samples])
+    assert [row["prompt"] for row in best] == ["a", "b"]
+    for number, row in enumerate(best):
+        mine = scores[6 * number : 6 * number + 6]
+        assert row["score"] == pytest.approx(max(mine))
+        assert row["completion"] == samples[6 * number + mine.index(max(mine))]["completion"]
+    mean = sum(scores) / len(scores)
+    assert f"score {mean:.3f} of one completion" in printed.err
+    assert "at most 0.96 nats" in printed.err  # log 6 - 5 / 6
+
+
 @pytest.mark.parametrize("agent", ["ppo", "grpo"])
 def test_agents_resume_to_the_same_weights(agent: str, folder: Path, checkpoint: str) -> None:
     def run(output: str, tokens: int, *more: str) -> torch.Tensor:

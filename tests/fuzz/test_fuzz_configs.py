@@ -52,6 +52,7 @@ CLASSES: dict[type, dict[str, Any]] = {
     options.RunConfig: {"output_dir": "o"},
     options.EnvConfig: {"prompts": "p", "reward": "r"},
     options.GenerateConfig: {"model": "m", "prompts": "p"},
+    options.BestOfConfig: {"model": "m", "reward": "r", "prompts": "p"},
     options.EvaluateConfig: {"model": "m", "reference": "r", "reward": "w", "prompts": "p"},
 }
 OBJECTS = ("reference", "reward", "prompts", "tokenizer", "device", "dtype")

@@ -1,10 +1,12 @@
 """The functions of the commands, called with their validated configurations."""
 
 import json
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import transformers
 
 from textrl.benchmark.config import BenchmarkConfig
@@ -14,6 +16,7 @@ from textrl.cli.agent_options import (
 )
 from textrl.cli.begin import begun, checked_folder, say_end
 from textrl.cli.options import (
+    BestOfConfig,
     EvaluateConfig,
     GenerateConfig,
     ModelConfig,
@@ -25,9 +28,10 @@ from textrl.data import load_records, refuse_existing, write_lines
 from textrl.demo.config import DemoConfig
 from textrl.errors import UserError, needing
 from textrl.resolve import resolve_reward
-from textrl.rows import CHAT_COLUMNS
+from textrl.rows import CHAT_COLUMNS, Records
 
 if TYPE_CHECKING:
+    from textrl.evaluation import Sampled
     from textrl.trainers import DPOTrainer, RewardTrainer, SFTTrainer
 
 transformers.utils.logging.set_verbosity_error()
@@ -108,28 +112,60 @@ def run_generate(config: GenerateConfig) -> None:
     write_lines(rows, config.output)
 
 
+def run_best_of_n(config: BestOfConfig) -> None:
+    """Write the best of n completions of each prompt as JSON lines, and what that has gained."""
+    from textrl.evaluation import best_of, best_of_kl
+
+    refuse_existing(config.output)
+    records = load_records(config.prompts)
+    records.require("prompt")
+    repeated = records.subset(row for row in range(len(records)) for _ in range(config.n))
+    samples = _scored(config, config.model, repeated)
+    best = best_of(samples, config.n)
+    rows = [
+        {name: row[name] for name in ("prompt", *CHAT_COLUMNS) if name in row}
+        | {"completion": completion, "score": score}
+        for row, completion, score in zip(records.rows, best.completions, best.scores, strict=True)
+    ]
+    write_lines(rows, config.output)
+    print(
+        f"score {np.mean(samples.scores):.3f} of one completion, {np.mean(best.scores):.3f} of the "
+        f"best of {config.n}; its KL to the model is at most {best_of_kl(config.n):.2f} nats per "
+        f"sequence",
+        file=sys.stderr,
+    )
+
+
 def run_evaluate(config: EvaluateConfig) -> None:
     """Print the score, KL and length of a policy on prompts as JSON."""
-    from textrl.chat import Chat, prompt_of
-    from textrl.evaluation import sample_and_score, summarize
-    from textrl.models import load_causal_lm, load_tokenizer
-    from textrl.rewards import make_scorer
+    from textrl.evaluation import summarize
 
     check_same_tokens(config.model, config.reference)
     records = load_records(config.prompts)
     records.require("prompt")
+    print(json.dumps(summarize(_scored(config, config.reference, records)), indent=2))
+
+
+def _scored(config: BestOfConfig | EvaluateConfig, reference: str, records: Records) -> "Sampled":
+    """Return one scored completion for each row; the reference may be the model itself."""
+    from textrl.chat import Chat, prompt_of
+    from textrl.evaluation import sample_and_score
+    from textrl.models import load_causal_lm, load_tokenizer
+    from textrl.rewards import make_scorer
+
     scorer = make_scorer(resolve_reward(config.reward))
     if scorer.has_dense or scorer.has_groups:
         raise UserError(
-            "evaluate scores one completion per prompt as a text, and the reward is dense or "
-            "compares a group; give one that scores each text"
+            "here each completion is scored as a text, and the reward is dense or compares a "
+            "group; give one that scores each text"
         )
     columns = records.columns_but("prompt")
     prompts = [prompt_of(*row) for row in zip(records.rows, records.places, strict=True)]
     chats = [prompt if isinstance(prompt, Chat) else None for prompt in prompts]
-    samples = sample_and_score(
-        load_causal_lm(config.model),
-        load_causal_lm(config.reference),
+    policy = load_causal_lm(config.model)
+    return sample_and_score(
+        policy,
+        policy if reference == config.model else load_causal_lm(reference),
         load_tokenizer(config.model),
         prompts,
         lambda texts, completions: scorer(texts, completions, columns, chats).tolist(),
@@ -137,7 +173,6 @@ def run_evaluate(config: EvaluateConfig) -> None:
         temperature=config.temperature,
         seed=config.seed,
     )
-    print(json.dumps(summarize(samples), indent=2))
 
 
 def run_benchmark(config: BenchmarkConfig, run: RunConfig) -> None:
@@ -190,6 +225,7 @@ RUN: dict[str, Callable[..., None]] = {
     "train": run_outside_agent,
     "dpo": run_dpo,
     "generate": run_generate,
+    "best_of_n": run_best_of_n,
     "evaluate": run_evaluate,
     "benchmark": run_benchmark,
     "demo": run_demo,

@@ -100,6 +100,32 @@ class GenerateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BestOfConfig:
+    """The best of n completions of each prompt by a reward, as JSON lines; nothing is trained."""
+
+    model: str
+    """Folder or hub id of the language model."""
+    reward: str
+    """Folder or hub id of a reward model, or package.module:function."""
+    prompts: str
+    """File, or `hub:OWNER/NAME`, with a `prompt` column."""
+    n: Positive[int] = 16
+    """Number of completions of each prompt, of which the best one is written."""
+    output: str | None = None
+    """File to write, which must not exist; the default is the terminal."""
+    max_completion_tokens: Positive[int] = 48
+    """Maximum length of a completion in tokens (its token budget)."""
+    temperature: Positive[float] = 1.0
+    """Temperature of sampling, which is always from the full softmax."""
+    seed: Seed[int] = 0
+    """Seed of sampling."""
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a value out of range."""
+        check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """The score, KL and length of a policy on prompts, as JSON."""
 

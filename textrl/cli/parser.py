@@ -28,6 +28,7 @@ from textrl.cli.agent_options import (
     StatesConfig,
 )
 from textrl.cli.options import (
+    BestOfConfig,
     EnvConfig,
     EvaluateConfig,
     GenerateConfig,
@@ -62,6 +63,7 @@ COMMANDS: dict[str, tuple[str, tuple[type, ...]]] = {
     ),
     "dpo": ("train a policy on preferences", (ModelConfig, RunConfig, DPOConfig)),
     "generate": ("write completions of prompts", (GenerateConfig,)),
+    "best_of_n": ("write the best of n completions of each prompt", (BestOfConfig,)),
     "evaluate": ("measure score, KL and length on prompts", (EvaluateConfig,)),
     "benchmark": ("compare agents on one task", (BenchmarkConfig, RunConfig)),
     "tasks": ("list the task ids", (TasksConfig,)),
@@ -150,6 +152,8 @@ def parse(arguments: list[str]) -> tuple[str, list[Any]]:
         UserError: an unknown command, key or value; the nearest known name is given.
     """
     parser, known = make_parser()
+    if arguments and (name := arguments[0].replace("-", "_")) in COMMANDS:  # online-dpo
+        arguments = [name, *arguments[1:]]
     arguments = _named_agent(arguments)
     if arguments[:2] == ["collect", "backup"]:
         arguments = ["collect-backup", *arguments[2:]]

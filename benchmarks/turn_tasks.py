@@ -44,7 +44,7 @@ from textrl.trainers import SFTTrainer
 EVALUATION_SEED = 54_321
 EVALUATED = 512
 SECONDS = 870
-"""Time after which a run stops, SFT included: 15 minutes, less the evaluation."""
+"""CPU time after which a run stops, SFT included: 15 minutes, less the evaluation."""
 
 Players = Callable[[np.random.Generator], Expert]
 """Returns the player of one game."""
@@ -265,7 +265,7 @@ def measured(recipe: Recipe, policy: PreTrainedModel, reference: PreTrainedModel
 
 def run(name: str, seed: int, output: Path) -> dict[str, Any]:
     """Learn a task, keeping the SFT start as a folder of `output`; return the row."""
-    recipe, began = RECIPES[name], time.monotonic()
+    recipe, began, worked = RECIPES[name], time.monotonic(), time.process_time()
     reference = started(recipe, seed)
     for part in (reference, tiny_character_tokenizer()):
         part.save_pretrained(output / f"{name}-start-{seed}")
@@ -283,7 +283,7 @@ def run(name: str, seed: int, output: Path) -> dict[str, Any]:
     )
     agent = PPO(policy, make_venv(recipe, reference, recipe.episodes), config)
     curve: list[list[float]] = []
-    while agent.env_steps < recipe.token_budget and time.monotonic() - began < SECONDS:
+    while agent.env_steps < recipe.token_budget and time.process_time() - worked < SECONDS:
         numbers = agent.iterate()
         curve.append([agent.env_steps, numbers["rollout/score"], numbers["rollout/kl"]])
         if agent.iteration % 20 == 0:
@@ -298,6 +298,7 @@ def run(name: str, seed: int, output: Path) -> dict[str, Any]:
         "kl": kl,
         "tokens": agent.env_steps,
         "minutes": (time.monotonic() - began) / 60,
+        "cpu_minutes": (time.process_time() - worked) / 60,
         "passes": before < recipe.start_below and after >= recipe.end_at_least,
         "curve": curve,
     }
@@ -314,8 +315,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             tokens, score, _ = np.array(row["curve"]).T
             axes.plot(tokens / 1000, score, linewidth=1, label=f"seed {row['seed']}")
         axes.axhline(recipe.end_at_least, color="#888888", linestyle="--", linewidth=1)
-        title = recipe.world.removeprefix("textrl/")
-        axes.set(title=title, ylim=(0, 1.02), xlabel="thousand tokens")
+        axes.set(title=recipe.world[7:], ylim=(0, 1.02), xlabel="thousand tokens")
         axes.spines[["top", "right"]].set_visible(False)
     first = np.atleast_1d(grid)[0]
     first.set_ylabel("mean return of training games")

@@ -79,7 +79,8 @@ def test_a_command_leaves_a_card_without_passwords(
     Path("texts.jsonl").write_text('{"text": "abc"}\n' * 4)
     command = ["sft", "--model", checkpoint, "--data", "texts.jsonl", "--output_dir", "out"]
     secret = "postgresql://ann:secret@host/labels"
-    monkeypatch.setattr("sys.argv", ["textrl", *command, f"--also={secret}", secret])
+    people = [f"collect:{secret}?wait=60", "collect:postgresql://ann@host/l?password=secret&wait=1"]
+    monkeypatch.setattr("sys.argv", ["textrl", *command, f"--also={secret}", secret, *people])
     main(command)
     text = Path("out/README.md").read_text()
     assert "Trained by `textrl sft`" in text

@@ -120,8 +120,12 @@ def test_a_second_push_replaces_the_weights(run: Path, server: Hub) -> None:
     main_branch = server.files["ann/policy"]["main"]
     main_branch |= dict.fromkeys(("model-00001-of-00002.safetensors", "notes.md"), b"old")
     main_branch["model.safetensors.index.json"] = b"{}"
+    # What a loader would read beside the new model: an adapter's settings, another chat template.
+    main_branch |= dict.fromkeys(("adapter_config.json", "chat_template.jinja"), b"old")
+    main_branch |= dict.fromkeys(("mine.safetensors", "LICENSE"), b"of a person")
     main(["push", str(run), "--repo", "ann/policy", "--revision", "v1"])
-    assert set(server.files["ann/policy"]["v1"]) == MODEL | {".gitattributes", "notes.md"}
+    kept = {".gitattributes", "notes.md", "mine.safetensors", "LICENSE"}
+    assert set(server.files["ann/policy"]["v1"]) == MODEL | kept
     assert main_branch["model.safetensors.index.json"] == b"{}"  # another branch
 
 

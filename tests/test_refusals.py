@@ -165,7 +165,7 @@ def test_json_lines_go_into_files_of_json_lines(folder: Path, checkpoint: str, c
 
 def test_a_held_out_part_holds_something() -> None:
     records = load_records([{"text": text} for text in "abc"])
-    with pytest.raises(UserError, match="holds out no prompt"):
+    with pytest.raises(UserError, match="holds out none of"):
         split_by_prompt(records, 1e-9)
 
 

@@ -110,7 +110,11 @@ def split_by_prompt(records: Records, heldout_share: float) -> tuple[Records, Re
     if all(sides):
         raise UserError(f"heldout_share {heldout_share} leaves no prompt to train on; lower it")
     if not any(sides):
-        raise UserError(f"heldout_share {heldout_share} holds out no prompt; raise it, or leave it")
+        count = len({prompt_key(row) for row in records.rows})
+        raise UserError(
+            f"heldout_share {heldout_share} holds out none of {count} prompts, each of which is "
+            f"drawn by a hash of its own; raise it, or set it to 0"
+        )
     return (
         records.subset(i for i, side in enumerate(sides) if not side),
         records.subset(i for i, side in enumerate(sides) if side),

@@ -59,8 +59,13 @@ def hide_password(source: str) -> str:
 
     >>> hide_password("postgresql://ann:secret@host/labels")
     'postgresql://ann:***@host/labels'
+    >>> hide_password("collect:postgresql://ann@host/labels?password=secret&wait=60")
+    'collect:postgresql://ann@host/labels?password=***&wait=60'
     """
-    return re.sub(r"^(\w+(?:\+\w+)?://[^:/@]*):.*@", r"\1:***@", source)
+    source = re.sub(r"^((?:collect:)?\w+(?:\+\w+)?://[^:/@]*):.*@", r"\1:***@", source)
+    if "://" not in source:
+        return source
+    return re.sub(r"([?&](?:password|sslpassword)=)[^&]*", r"\1***", source)
 
 
 @contextmanager

@@ -8,15 +8,20 @@ that it beats. Next to read: `labels/asking.py` (the tasks) and `feedback/` (the
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from textrl.errors import UserError, hide_password, needing
+from textrl.paths import expanded
 from textrl.reward_calls import RewardFailure
 from textrl.reward_kinds import Remote, RewardKind
 
 if TYPE_CHECKING:
     from textrl.labels.asking import Asked
+    from textrl.labels.tasks import NewTask
 
+Result = TypeVar("Result")
 PREFIX = "collect:"
 LOOKS = 1.0
 """Seconds between two looks into the database."""
@@ -50,10 +55,11 @@ def share_beaten(rankings: list[list[int]]) -> list[float]:
 class PeopleReward:
     """A reward function that compares the samples of a prompt by asking people.
 
-    The groups of a batch are asked at the same time. Samples of the same text are shown once and
-    get one score; a blank one is not shown, and every text beats it. What nobody has ranked
+    The groups of a batch are asked at the same time. Samples of the same text are shown once, and
+    tie with one another; a blank one is not shown, and every text beats it. What nobody has ranked
     after `wait` seconds is a failure of this group alone: it stops the run, or, with
-    `on_reward_error="mask"`, its episodes are left out of the update and its task is shown no more.
+    `on_reward_error="mask"`, its episodes are left out of the update. When the time is over, the
+    task is shown to nobody any more.
     """
 
     __name__ = "people"
@@ -72,20 +78,25 @@ class PeopleReward:
         Raises:
             UserError: the database cannot be used, or a number is out of range.
         """
-        if wait < 0 or (overlap is not None and not 1 <= overlap <= 100):
+        if not 0 <= wait < float("inf") or (overlap is not None and not 1 <= overlap <= 100):
             raise UserError(
                 f"{PREFIX} wait={wait:g}, overlap={overlap}; expected wait of 0 or more seconds, "
                 f"overlap from 1 to 100"
             )
         with needing("collect"):
             from textrl.labels.store import Store
-        self.url = database if "://" in database else f"sqlite:///{database}"
+        self.url = database if "://" in database else f"sqlite:///{expanded(database)}"
         self.wait, self.overlap = wait, overlap
         self._store = Store(self.url, create=True)
         self._lock, self._looked = threading.Lock(), 0.0
-        self._waiting: set[int] = set()
+        self._waiting: Counter[int] = Counter()
+        """The number of groups that wait for each task: two may be the same texts."""
         self._found: dict[int, Asked] = {}
         self._told, self._total = 0.0, 0
+
+    def __deepcopy__(self, memo: object) -> "PeopleReward":
+        """Return this object: copies of an environment ask the same people."""
+        return self
 
     @classmethod
     def from_name(cls, name: str) -> "PeopleReward":
@@ -124,17 +135,20 @@ class PeopleReward:
         prompts: list[str],
         completions: list[str],
         messages: list[Any] | None = None,
+        tools: list[Any] | None = None,
+        chat_template_kwargs: list[Any] | None = None,
     ) -> list[float]:
-        """Return the share of the other outputs that each of one prompt's completions beats.
+        """Return the share of the other samples that each of one prompt's completions beats.
 
         Raises:
             UserError: there are too many to rank.
-            RewardFailure: nobody has ranked them in time.
+            RewardFailure: nobody has ranked them in time, or they cannot be shown.
         """
         from textrl.labels.answers import MAX_OUTPUTS
+        from textrl.labels.tasks import NewTask
 
+        completions = [text.replace("\x00", "\u2400") for text in completions]  # can be stored
         shown = list(dict.fromkeys(text for text in completions if text.strip()))
-        blank = len(shown) if any(not text.strip() for text in completions) else None
         if len(shown) > MAX_OUTPUTS:
             raise UserError(
                 f"people rank at most {MAX_OUTPUTS} outputs at once, and a group has {len(shown)}; "
@@ -143,45 +157,54 @@ class PeopleReward:
         rankings = [[0] * len(shown)]  # of one text or none there is nothing to say
         if len(shown) > 1:
             prompt = prompts[0] if messages is None or messages[0] is None else messages[0]
-            said = self._answers(prompt, shown)
+            beside = {"tools": tools, "chat_template_kwargs": chat_template_kwargs}
+            columns = {name: found[0] for name, found in beside.items() if found and found[0]}
+            source = {"asked_by": "reward"}
+            try:
+                task = NewTask(prompt=prompt, outputs=shown, source=source, columns=columns)
+            except UserError as error:
+                raise RewardFailure(f"people cannot be asked: {error}") from error
+            said = self._answers(task)
             shown, rankings = said.outputs, said.rankings
-        if blank is not None:
-            rankings = [[*ranks, blank + 1] for ranks in rankings]
-        scores = dict(zip([*shown, ""], share_beaten(rankings), strict=False))
-        return [scores[text if text.strip() else ""] for text in completions]
+        places = [shown.index(text) if text.strip() else -1 for text in completions]
+        last = MAX_OUTPUTS  # the rank of a blank sample
+        samples = [[last if at < 0 else ranks[at] for at in places] for ranks in rankings]
+        return share_beaten(samples)
 
-    def _answers(self, prompt: Any, outputs: list[str]) -> "Asked":
+    def _answers(self, task: "NewTask") -> "Asked":
         """Return what labelers say of some outputs, once enough have, or the time is over.
 
         Raises:
-            RewardFailure: the time is over, and nobody has ranked them.
+            RewardFailure: nobody has ranked them, and the time is over or all have skipped them.
         """
         from textrl.labels.asking import ask, give_up
-        from textrl.labels.tasks import NewTask
 
-        task = NewTask(prompt=prompt, outputs=outputs, source={"asked_by": "reward"}, columns={})
-        with self._lock:
-            task_id = ask(self._store, task, self.overlap)
-            self._waiting.add(task_id)
-            self._total += 1
         ends = time.monotonic() + self.wait if self.wait else float("inf")
+        task_id: int = _persistently(lambda: ask(self._store, task, self.overlap))
+        with self._lock:
+            self._waiting[task_id] += 1
+            self._total += 1
         try:
             while True:
                 late = time.monotonic() >= ends
                 said = self._look(task_id, now=late)
+                if said is not None and said.given_up and not late:  # by another run
+                    _persistently(lambda: ask(self._store, task, self.overlap))
+                if late:
+                    _persistently(lambda: give_up(self._store, task_id))
                 if said is not None and said.rankings and (said.complete or late):
                     return said
-                if late:
-                    give_up(self._store, task_id)
+                if late or (said is not None and said.complete):
+                    why = f"within wait={self.wait:g} seconds" if late else "and all have seen it"
                     raise RewardFailure(
-                        f"nobody has ranked task {task_id} of {hide_password(self.url)} within "
-                        f'wait={self.wait:g} seconds; wait longer, or on_reward_error="mask" goes '
-                        f"on with what is ranked"
+                        f"nobody has ranked task {task_id} of {hide_password(self.url)} {why}; "
+                        f'wait longer, ask others, or on_reward_error="mask" goes on with what is '
+                        f"ranked"
                     )
                 time.sleep(min(LOOKS, max(ends - time.monotonic(), 0.0)))
         finally:
             with self._lock:
-                self._waiting.discard(task_id)
+                self._waiting -= Counter([task_id])
                 self._total *= bool(self._waiting)
 
     def _look(self, task_id: int, *, now: bool) -> "Asked | None":
@@ -192,19 +215,28 @@ class PeopleReward:
             moment = time.monotonic()
             if now or moment >= self._looked + LOOKS:
                 self._looked = moment
-                try:
-                    self._found = asked(self._store, self._waiting)
-                except OSError as error:  # the database restarts; people's time is worth waiting
-                    print(f"{error}; trying again", file=sys.stderr, flush=True)
+                self._found = _persistently(lambda: asked(self._store, set(self._waiting)))
             if moment >= self._told + TELLS:
-                ranked = self._total - sum(
-                    not (one.complete and one.rankings) for one in self._found.values()
+                left = sum(
+                    number
+                    for waits, number in self._waiting.items()
+                    if waits not in self._found or not self._found[waits].complete
                 )
                 print(
-                    f"waiting for people: {ranked} of {self._total} groups are ranked; "
+                    f"waiting for people: {self._total - left} of {self._total} groups are ranked; "
                     f"textrl collect --database {hide_password(self.url)} serves their page",
                     file=sys.stderr,
                     flush=True,
                 )
                 self._told = moment
             return self._found.get(task_id)
+
+
+def _persistently(call: Callable[[], Result]) -> Result:
+    """Return what a call returns once the database can be reached; people's time is worth it."""
+    while True:
+        try:
+            return call()
+        except OSError as error:
+            print(f"{error}; trying again", file=sys.stderr, flush=True)
+            time.sleep(LOOKS)

@@ -22,6 +22,9 @@ def resolve(name: str) -> Any:
         found = importlib.import_module(module)
     except Exception as error:  # the user's module may fail in any way
         what = f"{type(error).__name__}: {error}"
+        if "/" in module or module.endswith(".py"):
+            dotted = module.removesuffix(".py").replace("/", ".")
+            what += f"; a module is named with dots, {dotted}:{attribute}"
         raise UserError(f"{name!r}: module {module!r} cannot be imported ({what})") from error
     finally:
         sys.path.pop(0)

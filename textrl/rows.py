@@ -45,9 +45,13 @@ class Records:
             for column in columns:
                 if column in row and row[column] is None:
                     raise UserError(f"{place}: column {column!r} is empty; drop the row")
-                if column not in row:
-                    hint, found = did_you_mean(column, row), sorted(map(str, row))
-                    raise UserError(f"{place}: column {column!r} is missing{hint}; found: {found}")
+            missing = {name: did_you_mean(name, row) for name in columns if name not in row}
+            if missing:  # a misspelt one is named first
+                name = next((name for name, hint in missing.items() if hint), next(iter(missing)))
+                found = sorted(map(str, row))
+                raise UserError(
+                    f"{place}: column {name!r} is missing{missing[name]}; found: {found}"
+                )
 
 
 def is_conversation(value: object) -> bool:

@@ -22,8 +22,9 @@ from textrl.errors import UserError
 from textrl.generation import ModelSampler
 from textrl.labels import asking, lead
 from textrl.labels.answers import Submission
-from textrl.labels.asking import asked
+from textrl.labels.asking import ask, asked
 from textrl.labels.store import Store
+from textrl.labels.tasks import NewTask
 from textrl.models import split_lm
 from textrl.people import PeopleReward, share_beaten
 from textrl.rewards import make_scorer
@@ -51,7 +52,11 @@ class Worker(threading.Thread):
     """A labeler who ranks whatever comes, until stopped; some tasks may be left alone."""
 
     def __init__(
-        self, url: str, name: str, rank: Rank, takes: Callable[[list[str]], bool] = lambda o: True
+        self,
+        url: str,
+        name: str,
+        rank: Rank | None,
+        takes: Callable[[list[str]], bool] = lambda o: True,
     ) -> None:
         super().__init__(daemon=True)
         self.store, self.rank, self.takes = Store(url, create=True), rank, takes
@@ -64,8 +69,10 @@ class Worker(threading.Thread):
             task = self.store.claim(self.labeler)
             if task is None or not self.takes(task.outputs):
                 continue
-            ranks = self.rank(task.outputs)
-            self.store.submit(self.labeler, task.task_id, Submission(ranks=ranks, seconds=1.0))
+            said = Submission(skip_reason="cannot tell", seconds=1.0)
+            if self.rank is not None:
+                said = Submission(ranks=self.rank(task.outputs), seconds=1.0)
+            self.store.submit(self.labeler, task.task_id, said)
             self.ranked += 1
 
     def __enter__(self) -> "Worker":
@@ -124,7 +131,7 @@ def test_the_same_text_is_shown_once_and_a_blank_one_is_never_shown(url: str) ->
         assert of_groups(scorer, ["a", "aa", "a", " "]) == [0.5, 1.0, 0.5, 0.0]
         assert of_groups(scorer, ["b", "b", "b", "b"]) == [0.5] * 4  # nothing to ask
         assert of_groups(scorer, ["", " ", "\n", ""]) == [0.5] * 4
-        assert of_groups(scorer, ["c", "", "c", "c"]) == [1.0, 0.0, 1.0, 1.0]
+        assert of_groups(scorer, ["c", "", "c", "c"]) == pytest.approx([2 / 3, 0, 2 / 3, 2 / 3])
     assert seen == [["a", "aa"]]
 
 
@@ -165,7 +172,7 @@ def test_what_nobody_ranks_in_time_is_left_out_and_shown_no_more(tmp_path: Path,
 def test_without_masks_the_run_stops_with_the_remedy(url: str) -> None:
     scorer = make_scorer(f"collect:{url}?wait=0.05")
     with pytest.raises(
-        UserError, match=r"within wait=0.05 seconds; wait longer, or on_reward_error"
+        UserError, match=r"within wait=0.05 seconds; wait longer, ask others, or on_reward_error"
     ):
         of_groups(scorer, ["a", "aaa", "aa", "aaaa"])
 
@@ -184,16 +191,91 @@ def test_a_group_that_was_given_up_is_asked_again(url: str) -> None:
     assert found == pytest.approx([0, 2 / 3, 1 / 3, 1])
 
 
-def test_a_database_that_restarts_loses_nothing(url: str, monkeypatch, capfd) -> None:
+def test_many_groups_of_the_same_texts_share_one_task(url: str) -> None:
+    """The first that is answered must not stop the others from looking."""
     scorer = make_scorer(f"collect:{url}")
-    real, failures = asking.asked, iter([True] * 3)
+    with Worker(url, "ann", by(len)) as ann:
+        found = of_groups(scorer, ["a", "aa", "b", "bbb"] * 64, 2)
+    assert found == [0.0, 1.0] * 128
+    assert ann.ranked == 2
+
+
+def test_what_everybody_has_skipped_is_a_failure_and_not_an_endless_wait(url: str) -> None:
+    scorer = make_scorer(f"collect:{url}")
+    with Worker(url, "ann", None), pytest.raises(UserError, match="all have seen it"):
+        of_groups(scorer, ["a", "aaa", "aa", "aaaa"])
+
+
+def test_two_of_three_labelers_are_enough_when_the_third_has_skipped(url: str) -> None:
+    scorer = make_scorer(f"collect:{url}?overlap=3")
+    with Worker(url, "ann", by(len)), Worker(url, "bob", by(len)), Worker(url, "cat", None):
+        assert of_groups(scorer, ["a", "aaa"], 2) == [0.0, 1.0]
+
+
+def test_one_run_may_give_up_what_another_waits_for(url: str) -> None:
+    patient, hasty = make_scorer(f"collect:{url}"), make_scorer(f"collect:{url}?wait=0.3")
+    found: list[list[float]] = []
+    waits = threading.Thread(target=lambda: found.append(of_groups(patient, ["a", "aa"], 2)))
+    waits.start()
+    with pytest.raises(UserError, match="nobody has ranked"):
+        of_groups(hasty, ["a", "aa"], 2)
+    with Worker(url, "ann", by(len)):
+        waits.join(timeout=20)
+    assert found == [[0.0, 1.0]]
+
+
+def test_what_the_lead_has_paused_stays_paused(url: str) -> None:
+    """Asking again shows what a run had given up, and nothing that the lead has taken out."""
+    with pytest.raises(UserError):
+        of_groups(make_scorer(f"collect:{url}?wait=0.05"), ["a", "aa"], 2)
+    with Worker(url, "ann", None) as ann:
+        of_run = ask(ann.store, NewTask(prompt="p", outputs=["x", "y"], source={}, columns={}))
+        lead.change_tasks(ann.store, task_id=of_run, paused=True)
+        assert (
+            ask(ann.store, NewTask(prompt="p", outputs=["x", "y"], source={}, columns={})) == of_run
+        )
+        assert ann.store.open_tasks() == 0
+
+
+def test_more_labelers_may_be_asked_for_later(url: str) -> None:
+    with Worker(url, "ann", by(len)):
+        assert of_groups(make_scorer(f"collect:{url}"), ["a", "aa"], 2) == [0.0, 1.0]
+        with Worker(url, "bob", by(lambda text: -len(text))):
+            assert of_groups(make_scorer(f"collect:{url}?overlap=2"), ["a", "aa"], 2) == [0.5, 0.5]
+
+
+def test_what_cannot_be_stored_is_shown_in_another_way(url: str) -> None:
+    """A byte-level tokenizer can sample a NUL, which no database takes."""
+    reward = PeopleReward.from_name(f"collect:{url}")
+    with Worker(url, "ann", by(len)) as ann:
+        assert reward(["a", "a"], ["x\x00", "y"]) == [1.0, 0.0]
+        _, task = ann.store.history(ann.labeler)[0]
+    assert sorted(task.outputs) == ["x\u2400", "y"]
+
+
+def test_tools_make_another_question(url: str) -> None:
+    reward = PeopleReward.from_name(f"collect:{url}")
+    chat = [{"role": "user", "content": "hello"}]
+    with Worker(url, "ann", by(len)) as ann:
+        for name in ("add", "subtract"):
+            tools = [[{"name": name}]] * 2
+            reward(["hello"] * 2, ["a", "bb"], messages=[chat, chat], tools=tools)
+    assert ann.ranked == 2
+
+
+@pytest.mark.parametrize("name", ["asked", "ask"])
+def test_a_database_that_restarts_loses_nothing(
+    name: str, url: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    scorer = make_scorer(f"collect:{url}")
+    real, failures = getattr(asking, name), iter([True] * 3)
 
     def sometimes(*arguments: Any) -> Any:
         if next(failures, False):
             raise OSError("the labels cannot be read: restarting")
         return real(*arguments)
 
-    monkeypatch.setattr(asking, "asked", sometimes)
+    monkeypatch.setattr(asking, name, sometimes)
     with Worker(url, "ann", by(len)):
         assert of_groups(scorer, ["a", "aaa", "aa", "aaaa"]) == pytest.approx([0, 2 / 3, 1 / 3, 1])
     assert capfd.readouterr().err.count("cannot be read: restarting; trying again") == 3
@@ -235,6 +317,7 @@ def test_groups_that_cannot_be_ranked_are_refused(url: str) -> None:
         of_groups(make_scorer(f"collect:{url}"), ["a"], 1)
 
 
+@pytest.mark.slow
 def test_an_agent_learns_what_people_like(url: str, learning: Any) -> None:
     """Labelers who like the letter c, against the same agent with labelers who roll dice."""
 

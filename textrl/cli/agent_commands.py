@@ -57,7 +57,7 @@ def run_agent(
         if saved is not None:
             agent = _resumed(kind, saved, venv, config, extra)
         elif run.resume:
-            raise UserError(f"{folder} holds no saved agent to resume; start without --resume")
+            raise UserError(f"{folder} holds no saved agent to resume; start anew with --overwrite")
         else:
             model = load_causal_lm(policy.model, dtype="float32", device=policy.device)
             agent = kind(model, venv, config, **extra)

@@ -20,14 +20,14 @@ CARD = "README.md"
 MARK = "<!-- written by textrl -->"
 """By which a card of ours is known; a card that somebody has edited it out of is kept."""
 SETTINGS = "adapter_config.json"
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+TEXTS = (CARD, "LICENSE", "LICENSE.*", "NOTICE")
 SENT = (
     *("config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors"),
     *("model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json"),
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
     *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja"),
     *("chat_template.json", "additional_chat_templates/*.jinja"),
-    *(SETTINGS, "adapter_model.safetensors", CARD, "LICENSE", "LICENSE.*", "NOTICE"),
+    *(SETTINGS, "adapter_model.safetensors", *TEXTS),
 )
 """The names of the files that are sent, where they exist."""
 
@@ -63,7 +63,7 @@ def files_to_send(folder: Path) -> list[str]:
         str(path.relative_to(folder))
         for pattern in SENT
         for path in folder.glob(pattern)
-        if path.is_file()
+        if path.is_file() and not path.is_symlink()
     )
     adapter = SETTINGS in found
     settings, weights = (SETTINGS, "adapter_model") if adapter else ("config.json", "model")
@@ -82,7 +82,10 @@ def _refuse_local_base(folder: Path) -> None:
     from textrl.adapters import base_of  # loads torch, which the rest of this command does not need
 
     base = base_of(folder)
-    if base is not None and expanded(base).exists():
+    if base is None:
+        return
+    path = expanded(base)
+    if path.exists() or path.is_absolute() or len(path.parts) > 2 or base.startswith((".", "~")):
         raise UserError(
             f"the adapter in {folder} is of {base}, a folder of this machine that nobody else has; "
             f"push the merged model beside it, or set base_model_name_or_path in "
@@ -123,10 +126,12 @@ def without_folders(text: str) -> str:
 
     >>> without_folders("textrl sft --data /data/ann/a.jsonl --model org/base")
     'textrl sft --data a.jsonl --model org/base'
+    >>> without_folders("collect:/home/ann/labels.db, collect:postgresql://ann@host/labels")
+    'collect:labels.db, collect:postgresql://ann@host/labels'
     >>> without_folders("| data | sqlite:////data/ann/labels.db |, https://example.org/a/b")
     '| data | sqlite:///labels.db |, https://example.org/a/b'
     """
-    text = re.sub(r"(sqlite:///)/[^\s|'\"`]*/", r"\1", text)
+    text = re.sub(r"(sqlite:///|file://|collect:(?!\w+://))/?[^\s|'\"`]*/", r"\1", text)
     text = re.sub(r"(?<![\w.:/~<])~?/(?:[^\s|'\"`/]+/)*([^\s|'\"`/]+)/?", r"\1", text)
     return re.sub(r"(?<![\w/])[A-Za-z]:\\(?:[^\s|'\"`\\]+\\)*([^\s|'\"`\\]+)", r"\1", text)
 
@@ -134,8 +139,8 @@ def without_folders(text: str) -> str:
 def send(config: PushConfig, contents: dict[str, bytes | Path]) -> str:
     """Send files to the repository as one commit, and return the address of the commit.
 
-    Weights of an earlier push that this one does not replace are deleted: a loader that finds
-    shards beside one file could read the old ones.
+    Files of an earlier push that this one does not replace are deleted, except texts: a loader
+    would read old shards, an adapter's settings or another chat template beside the new model.
 
     Raises:
         UserError: nobody is logged in, the hub cannot be reached, or it refuses.
@@ -164,12 +169,18 @@ def send(config: PushConfig, contents: dict[str, bytes | Path]) -> str:
         if config.revision is not None:
             api.create_branch(config.repo, branch=config.revision, exist_ok=True)
         there = api.list_repo_files(config.repo, revision=config.revision)
-        old = [n for n in there if n not in contents and any(fnmatch(n, w) for w in WEIGHTS)]
+        old = [
+            name
+            for name in there
+            if name not in contents and any(fnmatch(name, kind) for kind in SENT[: -len(TEXTS)])
+        ]
+        if old:
+            print(f"deleted there, of an earlier push: {', '.join(sorted(old))}")
         commit = api.create_commit(
             config.repo,
             [
                 *(CommitOperationAdd(name, content) for name, content in contents.items()),
-                *(CommitOperationDelete(name) for name in old if "/" not in name),
+                *(CommitOperationDelete(name) for name in old),
             ],
             commit_message="Model from textrl",
             revision=config.revision,

@@ -6,6 +6,7 @@ with the largest gain in information about the reward model's last layer (`textr
 """
 
 import itertools
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from textrl.chat import Chat, prompt_of, render
+from textrl.errors import UserError
 from textrl.informative import most_informative
 from textrl.labels.asking import pairs_asked
 from textrl.labels.store import Store
@@ -57,17 +59,32 @@ class Chooser:
         self._load_newest()
         if self._model is None:
             return [(number, one.outputs[:2]) for number, one in enumerate(pool[:count])]
+        readable = [number for number, one in enumerate(pool) if self._readable(one)]
         pairs = [
             (number, pair)
-            for number, one in enumerate(pool)
-            for pair in itertools.combinations(one.outputs, 2)
+            for number in readable
+            for pair in itertools.combinations(pool[number].outputs, 2)
         ]
         places = [(pool[number].row, pool[number].place, pair) for number, pair in pairs]
         asked = [(row, "a task", pair) for row, pair in pairs_asked(self._store)]
-        ranked = most_informative(
-            *self._compared(places), *self._compared(asked), count, [number for number, _ in pairs]
-        )
-        return [(pairs[best][0], list(pairs[best][1])) for best in ranked]
+        ranked: list[int] = []
+        if pairs:
+            numbers = [number for number, _ in pairs]
+            compared = (*self._compared(places), *self._compared(asked))
+            ranked = most_informative(*compared, count, numbers)
+        chosen = [(pairs[best][0], list(pairs[best][1])) for best in ranked]
+        others = [number for number in range(len(pool)) if number not in readable]
+        return chosen + [(n, pool[n].outputs[:2]) for n in others[: count - len(chosen)]]
+
+    def _readable(self, one: Candidate) -> bool:
+        """Return whether the reward model can read the outputs; people can in any case."""
+        try:
+            for output in one.outputs:
+                self._read(one.row, one.place, output)
+        except UserError as error:
+            print(f"not chosen by the reward model: {error}", file=sys.stderr, flush=True)
+            return False
+        return True
 
     def _load_newest(self) -> None:
         newest = max(self._folder.iterdir(), key=lambda path: int(path.name), default=None)

@@ -46,7 +46,8 @@ class RewardChecker(threading.Thread):
         checked = 0
         while not self._stopped.wait(SECONDS_BETWEEN_LOOKS):
             try:
-                checked = max(checked, last_reward_check(self._store))
+                if self._keep is None:  # else a model is needed at once after a restart
+                    checked = max(checked, last_reward_check(self._store))
                 count = count_rankings(self._store)
                 if count < max(FIRST_AT, 1.25 * checked):
                     continue

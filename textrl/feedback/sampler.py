@@ -105,8 +105,9 @@ def different_outputs(
             seed=seed + attempt,
         )
         for completion in completions:
-            if completion.strip() and completion not in found:
-                found.append(completion)
+            shown = completion.replace("\x00", "\u2400")  # a database stores no NUL
+            if shown.strip() and shown not in found:
+                found.append(shown)
     return found
 
 
@@ -189,7 +190,8 @@ def main() -> None:
                 print(f"sampler: {error}; trying again", file=sys.stderr, flush=True)
                 time.sleep(5)
     except UserError as error:
-        print(error, flush=True)
+        print(error, flush=True)  # the server reads this line until the model is loaded
+        print(f"sampler: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
 
 

@@ -104,6 +104,8 @@ def unpaired(
     records.require("prompt", "completion", "label")
     sides: dict[bool, list[Sequence]] = {True: [], False: []}
     for row, place in zip(records.rows, records.places, strict=True):
+        if row.get("certainty") not in (None, ""):
+            raise UserError(f"{place}: a certainty is of a pair; leave it out of rows with a label")
         label = row["label"]
         if label not in (True, False, "True", "False", "true", "false"):
             raise UserError(f"{place}: label is {label!r}; expected true (good) or false")

@@ -407,3 +407,11 @@ def test_resolve() -> None:
 def test_a_configuration_in_another_encoding_is_one_line(tmp_path: Path, capsys) -> None:
     (tmp_path / "x.yaml").write_bytes("model: caf\u00e9\n".encode("latin1"))
     assert "is not UTF-8" in fails(["sft", "--config", str(tmp_path / "x.yaml")], capsys)
+
+
+def test_what_is_needed_is_named_as_it_is_typed(capsys) -> None:
+    assert (
+        fails(["evaluate", "--model", "x"], capsys)
+        .strip()
+        .endswith("needed: --reference, --reward, --prompts")
+    )

@@ -283,3 +283,13 @@ def test_too_few_episodes_are_left() -> None:
     with pytest.raises(UserError, match="would be left out"):
         agent.iterate()
     assert agent.whole
+
+
+def test_a_column_that_is_not_there_is_named_with_those_that_are() -> None:
+    def asks(prompts, completions, difficulty):
+        return [0.0 for _ in completions]
+
+    with pytest.raises(
+        UserError, match=r"'difficulty'.*the columns of the prompts are \['answer'\]"
+    ):
+        make_scorer(asks)(["p"], ["c"], {"answer": ["a"]})

@@ -216,12 +216,12 @@ class PeopleReward:
             if now or moment >= self._looked + LOOKS:
                 self._looked = moment
                 self._found = _persistently(lambda: asked(self._store, set(self._waiting)))
-            if moment >= self._told + TELLS:
-                left = sum(
-                    number
-                    for waits, number in self._waiting.items()
-                    if waits not in self._found or not self._found[waits].complete
-                )
+            left = sum(
+                number
+                for waits, number in self._waiting.items()
+                if waits not in self._found or not self._found[waits].complete
+            )
+            if left and moment >= self._told + TELLS:
                 print(
                     f"waiting for people: {self._total - left} of {self._total} groups are ranked; "
                     f"textrl collect --database {hide_password(self.url)} serves their page",

@@ -225,11 +225,13 @@ class PatientReward:
 
 
 def _raised(name: str, error: BaseException, batch: str, texts: Texts) -> RewardFailure:
-    chats = "messages" in texts.columns and isinstance(error, TypeError | AttributeError)
-    hint = "; prompts and completions are texts, see textrl.rewards.conversational"
+    hint = ""
+    if isinstance(error, TypeError) and "required" in str(error):  # a column that is not there
+        hint = f"; the columns of the prompts are {sorted(texts.columns)}"
+    elif "messages" in texts.columns and isinstance(error, TypeError | AttributeError):
+        hint = "; prompts and completions are texts, see textrl.rewards.conversational"
     return RewardFailure(
-        f"reward function {name!r} raised {type(error).__name__}: {error} on {batch}"
-        f"{hint if chats else ''}"
+        f"reward function {name!r} raised {type(error).__name__}: {error} on {batch}{hint}"
     )
 
 

@@ -124,6 +124,10 @@ def in_plain_words(message: str, known: list[str]) -> str:
     missing = re.search(r'Parser key "config": File does not exist: (.*)$', line)
     if missing is not None:
         return f"the file given with --config is not there: {missing.group(1)}"
+    required = re.search(r"the following arguments are required: (.*)$", line)
+    if required is not None:
+        names = [name.split(".")[-1] for name in required.group(1).split(", ")]
+        return f"needed: {', '.join(f'--{name}' for name in names)}"
     quoted = r"(?:Key|[Oo]ption|invalid choice:) ['\"]([\w.-]+)"
     unknown = re.search(quoted, line) or re.search(r"[Uu]nrecognized arguments: -*([\w.-]+)", line)
     if unknown is not None:

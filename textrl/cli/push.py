@@ -126,7 +126,7 @@ def without_folders(text: str) -> str:
 
     >>> without_folders("textrl sft --data /data/ann/a.jsonl --model org/base")
     'textrl sft --data a.jsonl --model org/base'
-    >>> without_folders("collect:/home/ann/labels.db, collect:postgresql://ann@host/labels")
+    >>> without_folders("collect:/data/ann/labels.db, collect:postgresql://ann@host/labels")
     'collect:labels.db, collect:postgresql://ann@host/labels'
     >>> without_folders("| data | sqlite:////data/ann/labels.db |, https://example.org/a/b")
     '| data | sqlite:///labels.db |, https://example.org/a/b'

@@ -2,10 +2,10 @@ r"""The curves of several runs of `textrl benchmark` in one figure, a panel a ru
 
     for task in ProbeConstant ProbePrompt ProbeDelayed ProbeLaterTurn; do
         textrl benchmark --task TextRLHF/$task-v0 --agents ppo,rloo,grpo --kl_coef 0 \
-            --learning_rate 2e-3 --total_timesteps 30000 --evaluations 10 --output_dir runs/$task
+            --learning_rate 2e-3 --total_timesteps 10000 --evaluations 6 --output_dir runs/$task
     done
     textrl benchmark --task TextRLHF/Reviews-v0 --agents ppo,rloo,grpo --learning_rate 3e-4 \
-        --total_timesteps 40000 --output_dir runs/Reviews    # needs the models of `textrl demo`
+        --total_timesteps 30000 --output_dir runs/Reviews    # needs the models of `textrl demo`
     python benchmarks/task_curves.py runs/Probe* runs/Reviews --output docs/figures/task_curves.png
 
 A line is the mean score over the seeds on the measured prompts, a band reaches from the least to

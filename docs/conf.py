@@ -8,10 +8,10 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
-from docstrings import to_rst  # noqa: E402
+from docstrings import to_rst  # noqa: E402  # the path comes first
 
 import textrl  # noqa: E402  # the path comes first
-from textrl.cli.parser import COMMANDS, make_parser  # noqa: E402
+from textrl.cli.parser import COMMANDS, make_parser  # noqa: E402  # the path comes first
 
 project = "textrl"
 author = "the textrl authors"

@@ -530,7 +530,7 @@ def without_its_models(monkeypatch: pytest.MonkeyPatch) -> None:
     for package, folder in (("rewardbench", root), ("rewardbench.models", f"{root}/models")):
         bare = ModuleType(package)
         bare.__path__ = [folder]
-        bare.REWARD_MODEL_CONFIG = {}  # type: ignore[attr-defined]
+        bare.REWARD_MODEL_CONFIG = {}  # type: ignore[attr-defined]  # a module of no file
         monkeypatch.setitem(sys.modules, package, bare)
 
 

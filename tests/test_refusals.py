@@ -21,6 +21,8 @@ from textrl.labels.export import Filters, read, rows
 from textrl.labels.store import Store
 from textrl.losses import dpo_loss, ppo_policy_loss
 from textrl.models import load_classifier, pick_device
+from textrl.paths import local_or_hub
+from textrl.resolve import resolve
 from textrl.shared_prompts import with_shared_prompts
 from textrl.trainers import DPOTrainer, RewardTrainer, reward_model_from
 
@@ -276,3 +278,25 @@ def test_a_setting_that_nothing_reads_is_refused(kind, options: dict, needs: str
         kind(**options)
     kind(**(options | {"loss_type": {"simpo": 1.0}} if "simpo_margin" in options else {}))
     kind(**(options | {"kl_target": 5.0} if "kl_horizon" in options else {}))
+
+
+def test_a_misspelt_column_is_named_before_one_that_is_only_missing() -> None:
+    records = load_records([{"choosen": "a", "rejected": "b"}])
+    with pytest.raises(UserError, match=r"column 'chosen' is missing \(did you mean 'choosen'\?\)"):
+        records.require("prompt", "chosen", "rejected")
+
+
+def test_a_path_to_a_file_is_no_module() -> None:
+    with pytest.raises(UserError, match=r"named with dots, some\.scores:overlap"):
+        resolve("some/scores.py:overlap")
+
+
+def test_a_misspelt_folder_is_not_looked_for_on_a_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("models/tinychat").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"did you mean 'models'\?"):
+        local_or_hub("model/tinychat")
+    assert local_or_hub("model/other") == "model/other"
+    assert local_or_hub("openai/tinychat") == "openai/tinychat"

@@ -45,9 +45,9 @@ def local_or_hub(name: str | Path) -> str:
         hint = did_you_mean(path.name, names)
         raise UserError(f"{path}: no such file or folder{hint}")
     if not path.exists() and len(path.parts) == 2:  # of a hub, or a folder's name is misspelt
-        folders = [p.name for p in Path().iterdir() if (p / path.name).exists()]
+        folders = [place.name for place in Path().iterdir() if (place / path.name).exists()]
         if hint := did_you_mean(path.parts[0], folders):
-            raise UserError(f"{path}: no such folder, and {path.parts[0]!r} is no owner{hint}")
+            raise UserError(f"{path}: no such file or folder as its first part is written{hint}")
     return str(path)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from textrl.errors import UserError, hide_password, needing
 from textrl.paths import expanded
+from textrl.resolve import PEOPLE
 from textrl.reward_calls import RewardFailure
 from textrl.reward_kinds import Remote, RewardKind
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from textrl.labels.tasks import NewTask
 
 Result = TypeVar("Result")
-PREFIX = "collect:"
 LOOKS = 1.0
 """Seconds between two looks into the database."""
 TELLS = 60.0
@@ -80,7 +80,7 @@ class PeopleReward:
         """
         if not 0 <= wait < float("inf") or (overlap is not None and not 1 <= overlap <= 100):
             raise UserError(
-                f"{PREFIX} wait={wait:g}, overlap={overlap}; expected wait of 0 or more seconds, "
+                f"{PEOPLE} wait={wait:g}, overlap={overlap}; expected wait of 0 or more seconds, "
                 f"overlap from 1 to 100"
             )
         with needing("collect"):
@@ -105,7 +105,7 @@ class PeopleReward:
         Raises:
             UserError: a setting is unknown or is no number, or the database cannot be used.
         """
-        database, _, query = name.removeprefix(PREFIX).partition("?")
+        database, _, query = name.removeprefix(PEOPLE).partition("?")
         given: dict[str, float] = {}
         rest = []
         for part in filter(None, query.split("&")):

@@ -7,6 +7,9 @@ from typing import Any
 
 from textrl.errors import UserError
 
+PEOPLE = "collect:"
+"""How the name of a reward begins that is a label database: `collect:labels.db`."""
+
 
 def resolve(name: str) -> Any:
     """Return the object that "package.module:name" names.
@@ -39,6 +42,7 @@ def resolve_reward(name: str) -> Any:
 
     Other names are those of models, and of label databases (collect:labels.db).
     """
-    people = name.startswith("collect:")
+    if name.startswith(PEOPLE):
+        return name
     looks_like_code = ":" in name and not Path(name).exists() and "://" not in name
-    return resolve(name) if looks_like_code and not people else name
+    return resolve(name) if looks_like_code else name

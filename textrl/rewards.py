@@ -23,7 +23,8 @@ from textrl.classifiers import encode_for_scoring, max_text_length, split_classi
 from textrl.errors import UserError
 from textrl.limits import check_vocabulary
 from textrl.models import freeze, load_classifier, load_tokenizer
-from textrl.people import PREFIX, PeopleReward
+from textrl.people import PeopleReward
+from textrl.resolve import PEOPLE
 from textrl.reward_calls import Patience, Texts, called
 from textrl.reward_kinds import MARK, kind_of
 from textrl.reward_kinds import remote as remote
@@ -63,7 +64,7 @@ def make_scorer(
     functions, names, weights = [], [], []
     for entry in entries:
         source, weight = _with_weight(entry)
-        if isinstance(source, str) and source.startswith(PREFIX):
+        if isinstance(source, str) and source.startswith(PEOPLE):
             source = PeopleReward.from_name(source)
         if isinstance(source, str | Path):
             functions.append(RewardModel.from_pretrained(source, dtype=dtype, device=device))

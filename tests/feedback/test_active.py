@@ -1,17 +1,21 @@
 """The active choice of pairs: what is shown with and without a reward model, and all of it."""
 
+import itertools
 import time
 from pathlib import Path
 
 import pytest
+import torch
 from labels import Served
 from sqlalchemy import select
 from sqlalchemy.orm import Session
+from torch import Tensor
 
 from textrl.envs import tiny_model, tiny_tokenizer
 from textrl.errors import UserError
 from textrl.feedback.active import Candidate, Chooser
 from textrl.feedback.config import CollectConfig
+from textrl.informative import most_informative
 from textrl.labels.store import Store
 from textrl.labels.tables import Task
 from textrl.labels.tasks import NewTask
@@ -53,28 +57,62 @@ def test_without_a_model_candidates_come_in_order(tmp_path: Path, start: Path) -
     assert chooser.choose(POOL, 2) == [(0, ["b", "bb"]), (1, ["dcba", "dcba"])]
 
 
-def test_with_a_model_the_widest_pairs_come_first_and_none_twice(
-    tmp_path: Path, start: Path
-) -> None:
+Pair = tuple[str, str, str]
+"""A prompt and two outputs."""
+
+
+def differences(model: RewardModel, pairs: list[Pair]) -> tuple[Tensor, Tensor]:
+    """Return the difference of states and of scores of each pair."""
+    both = [[pair[0] + pair[side] for pair in pairs] for side in (1, 2)]
+    first, second = (model.classifier.states(model.encoded(texts)) for texts in both)
+    scores = [torch.tensor(model.raw_scores(texts)) for texts in both]
+    return first - second, scores[0] - scores[1]
+
+
+def test_with_a_model_the_most_informative_pairs_come_first(tmp_path: Path, start: Path) -> None:
+    """As by hand, with what was asked before, whatever number of outputs it had."""
     (tmp_path / "models").mkdir()
     model = keep_model(start, tmp_path / "models/20")
     store = Store(f"sqlite:///{tmp_path}/l.db", create=True)
     chooser = Chooser(tmp_path / "models", store, load_tokenizer(start))
-    found = chooser.choose(POOL, 3)
-    assert sorted(number for number, _ in found) == [0, 1, 2]  # one pair a prompt
-    assert ["dcba", "dcba"] not in [outputs for _, outputs in found]  # no difference, no news
-    number, outputs = found[0]
-    states = model.classifier.states(
-        model.encoded([POOL[number].row["prompt"] + text for text in outputs])
-    )
-    # What is asked already, here the first choice itself and what is like it, tells no more.
-    for _ in range(3):
-        task = NewTask(prompt=POOL[number].row["prompt"], outputs=outputs, source={}, columns={})
-        store.add_tasks([task])
-    assert chooser.choose(POOL, 1)[0] != (number, outputs) or len(states) == 0
+    open_pairs = [
+        (number, (one.row["prompt"], *pair))
+        for number, one in enumerate(POOL)
+        for pair in itertools.combinations(one.outputs, 2)
+    ]
+    numbers = [number for number, _ in open_pairs]
+    wanted = differences(model, [pair for _, pair in open_pairs])
+    firsts = []
+    for known in ([], [("b", "a", "a b"), ("b", "a", "d d d"), ("b", "a b", "d d d")]):
+        told = differences(model, known) if known else (wanted[0][:0], torch.zeros(0))
+        best = most_informative(*wanted, *told, 3, numbers)
+        expected = [(numbers[index], list(open_pairs[index][1][1:])) for index in best]
+        assert chooser.choose(POOL, 3) == expected
+        firsts.append(expected[0])
+        outputs = ["a", "a b", "d d d"]
+        store.add_tasks([NewTask(prompt="b", outputs=outputs, source={}, columns={})])
+    assert firsts[0] != firsts[1]  # what was asked is no news
     keep_model(start, tmp_path / "models/100")  # a newer one, by number and not by name
     chooser.choose(POOL, 1)
-    assert chooser._path == tmp_path / "models/100"
+    assert chooser.rankings == 100
+
+
+def test_what_the_reward_model_cannot_read_is_shown_last(tmp_path: Path, start: Path) -> None:
+    """Neither a long output that waits nor one that was asked about ends the sampler."""
+    (tmp_path / "models").mkdir()
+    keep_model(start, tmp_path / "models/20")
+    tokenizer = load_tokenizer(tmp_path / "models/20")
+    tokenizer.model_max_length = 8
+    tokenizer.save_pretrained(tmp_path / "models/20")
+    store = Store(f"sqlite:///{tmp_path}/l.db", create=True)
+    long = "dcba" * 5
+    store.add_tasks([NewTask(prompt="a", outputs=[long, "b"], source={}, columns={})])
+    chooser = Chooser(tmp_path / "models", store, load_tokenizer(start))
+    pool = [candidate("a", long, long + "a"), *POOL]
+    found = chooser.choose(pool, 4)
+    assert found[-1] == (0, [long, long + "a"])
+    assert sorted(number for number, _ in found) == [0, 1, 2, 3]
+    assert chooser.choose(pool[:1], 1) == [(0, [long, long + "a"])]
 
 
 def test_the_state_is_what_the_last_layer_reads(start: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from labels import Served
+from sqlalchemy import event
 
 from textrl import people
 from textrl.agents import RLOO, RLOOConfig
@@ -279,6 +280,30 @@ def test_a_database_that_restarts_loses_nothing(
     with Worker(url, "ann", by(len)):
         assert of_groups(scorer, ["a", "aaa", "aa", "aaaa"]) == pytest.approx([0, 2 / 3, 1 / 3, 1])
     assert capfd.readouterr().err.count("cannot be read: restarting; trying again") == 3
+
+
+def test_a_metric_beside_people_pays_nothing(url: str) -> None:
+    def length(prompts: list[str], completions: list[str]) -> list[float]:
+        return [float(len(text)) for text in completions]
+
+    scorer = make_scorer([f"collect:{url}", (length, 0.0)])
+    with Worker(url, "ann", by(len)):
+        assert of_groups(scorer, ["a", "aaa"], 2) == [0.0, 1.0]
+    assert scorer.names == ("people", "length")
+
+
+def test_asking_does_not_read_all_tasks(url: str) -> None:
+    """A run asks for each group, whatever number of tasks is there already."""
+    store, said = Store(url, create=True), list[str]()
+    event.listen(
+        store.engine,
+        "before_cursor_execute",
+        lambda c, cursor, statement, *rest: said.append(statement),
+    )
+    ask(store, NewTask(prompt="p", outputs=["x", "y"], source={}, columns={}))
+    digests = [text for text in said if text.startswith("SELECT task.digest")]
+    assert digests
+    assert all("WHERE" in text for text in digests)
 
 
 def test_chats_are_shown_as_chats(url: str) -> None:

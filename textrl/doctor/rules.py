@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from textrl.doctor.records import Finding, Record, Series
+from textrl.resolve import PEOPLE
 
 Rule = Callable[[Record], Finding | None]
 FEW = 4
@@ -46,7 +47,7 @@ def is_relative(record: Record) -> bool:
 
 def by_people(record: Record) -> bool:
     """Return whether labelers are the reward, for whom a run waits most of the time."""
-    return str(record.settings.get("reward")).startswith("collect:")
+    return str(record.settings.get("reward")).startswith(PEOPLE)
 
 
 def noise(record: Record, series: Series) -> float:

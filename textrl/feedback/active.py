@@ -47,7 +47,7 @@ class Chooser:
         self._folder, self._store, self._tokenizer = folder, store, tokenizer
         self._path: Path | None = None
         self._model: RewardModel | None = None
-        self._known: dict[str, tuple[Tensor, float]] = {}
+        self._known: dict[str, tuple[Tensor, float] | None] = {}
 
     @property
     def rankings(self) -> int:
@@ -57,34 +57,31 @@ class Chooser:
     def choose(self, pool: list[Candidate], count: int) -> list[tuple[int, list[str]]]:
         """Return the numbers of some candidates, each with two of its outputs, the best first."""
         self._load_newest()
+        in_order = [(number, one.outputs[:2]) for number, one in enumerate(pool)]
         if self._model is None:
-            return [(number, one.outputs[:2]) for number, one in enumerate(pool[:count])]
-        readable = [number for number, one in enumerate(pool) if self._readable(one)]
-        pairs = [
-            (number, pair)
-            for number in readable
-            for pair in itertools.combinations(pool[number].outputs, 2)
+            return in_order[:count]
+        open_pairs = [
+            (number, pair, news)
+            for number, one in enumerate(pool)
+            for pair in itertools.combinations(one.outputs, 2)
+            if (news := self._difference(one.row, one.place, pair)) is not None
         ]
-        places = [(pool[number].row, pool[number].place, pair) for number, pair in pairs]
-        asked = [(row, "a task", pair) for row, pair in pairs_asked(self._store)]
-        ranked: list[int] = []
-        if pairs:
-            numbers = [number for number, _ in pairs]
-            compared = (*self._compared(places), *self._compared(asked))
-            ranked = most_informative(*compared, count, numbers)
-        chosen = [(pairs[best][0], list(pairs[best][1])) for best in ranked]
-        others = [number for number in range(len(pool)) if number not in readable]
-        return chosen + [(n, pool[n].outputs[:2]) for n in others[: count - len(chosen)]]
-
-    def _readable(self, one: Candidate) -> bool:
-        """Return whether the reward model can read the outputs; people can in any case."""
-        try:
-            for output in one.outputs:
-                self._read(one.row, one.place, output)
-        except UserError as error:
-            print(f"not chosen by the reward model: {error}", file=sys.stderr, flush=True)
-            return False
-        return True
+        if not open_pairs:
+            return in_order[:count]
+        states = torch.stack([state for _, _, (state, _) in open_pairs])
+        asked = [self._difference(row, "a task", pair) for row, pair in pairs_asked(self._store)]
+        known = [news for news in asked if news is not None]
+        best = most_informative(
+            states,
+            torch.tensor([margin for _, _, (_, margin) in open_pairs]),
+            torch.stack([state for state, _ in known]) if known else states[:0],
+            torch.tensor([margin for _, margin in known]),
+            count,
+            [number for number, _, _ in open_pairs],
+        )
+        chosen = [(open_pairs[index][0], list(open_pairs[index][1])) for index in best]
+        numbers = {number for number, _ in chosen}
+        return [*chosen, *(one for one in in_order if one[0] not in numbers)][:count]
 
     def _load_newest(self) -> None:
         newest = max(self._folder.iterdir(), key=lambda path: int(path.name), default=None)
@@ -92,17 +89,17 @@ class Chooser:
             self._model, self._path = RewardModel.from_pretrained(newest), newest
             self._known.clear()
 
-    def _compared(self, pairs: list[tuple[Row, str, tuple[str, str]]]) -> tuple[Tensor, Tensor]:
-        """Return the difference of the states of each pair, [N H], and of the scores, [N]."""
-        both = [[self._read(row, place, output) for output in pair] for row, place, pair in pairs]
-        if not both:
-            width = next(iter(self._known.values()))[0].shape[0]
-            return torch.zeros(0, width), torch.zeros(0)
-        states = torch.stack([first[0] - second[0] for first, second in both])
-        return states, torch.tensor([first[1] - second[1] for first, second in both])
+    def _difference(
+        self, row: Row, place: str, pair: tuple[str, str]
+    ) -> tuple[Tensor, float] | None:
+        """Return the first output's state [H] and score less the second's; None if unreadable."""
+        first, second = (self._read(row, place, output) for output in pair)
+        if first is None or second is None:
+            return None
+        return first[0] - second[0], first[1] - second[1]
 
-    def _read(self, row: Row, place: str, output: str) -> tuple[Tensor, float]:
-        """Return the reward model's state and score of an output."""
+    def _read(self, row: Row, place: str, output: str) -> tuple[Tensor, float] | None:
+        """Return the reward model's state [H] and score of an output that it can read."""
         model = self._model
         assert model is not None
         prompt = prompt_of(row, place)
@@ -110,6 +107,12 @@ class Chooser:
         text = prompt if chat is None else render(self._tokenizer, chat, place, for_reply=True)
         whole = model.text_of(text, output, chat, place)
         if whole not in self._known:
-            (ids,) = model.encoded([whole])
-            self._known[whole] = model.classifier.states([ids])[0], model.raw_scores([whole])[0]
+            try:
+                (ids,) = model.encoded([whole])
+            except UserError as error:  # people can read it in any case
+                print(f"not seen by the reward model: {error}", file=sys.stderr, flush=True)
+                self._known[whole] = None
+            else:
+                state, score = model.classifier.states([ids])[0], model.raw_scores([whole])[0]
+                self._known[whole] = state, score
         return self._known[whole]

@@ -32,7 +32,7 @@ class Asked:
 
 
 @contextmanager
-def _readable() -> Iterator[None]:
+def _reachable() -> Iterator[None]:
     """Turn the errors of a database that restarts, or is locked for long, into an OSError."""
     try:
         yield
@@ -51,7 +51,7 @@ def ask(store: Store, task: NewTask, overlap: int | None = None) -> int:
     Raises:
         OSError: the database cannot be reached at the moment.
     """
-    with _readable(), writing(store.engine) as session:
+    with _reachable(), writing(store.engine) as session:
         found = session.scalars(select(Task).where(Task.digest == task.digest)).first()
         if found is None:
             needed = overlap or int(read_setting(session, "overlap", 1))
@@ -76,7 +76,7 @@ def asked(store: Store, task_ids: set[int]) -> dict[int, Asked]:
     """
     said: dict[int, list[list[int]]] = {task_id: [] for task_id in task_ids}
     seen_by: dict[int, set[int]] = {task_id: set() for task_id in task_ids}
-    with _readable(), Session(store.engine) as session:
+    with _reachable(), Session(store.engine) as session:
         people = select(Labeler.id).where(Labeler.active, ~Labeler.is_lead)
         everybody = set(session.scalars(people))
         tasks = session.scalars(select(Task).where(Task.id.in_(task_ids))).all()
@@ -102,7 +102,7 @@ def give_up(store: Store, task_id: int) -> None:
     Raises:
         OSError: the database cannot be reached at the moment.
     """
-    with _readable(), writing(store.engine) as session:
+    with _reachable(), writing(store.engine) as session:
         task = session.get(Task, task_id, with_for_update=True)
         if task is not None and task.open:
             task.source = {**task.source, GIVEN_UP: True}

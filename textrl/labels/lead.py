@@ -17,6 +17,9 @@ from textrl.labels.agreement import task_agreement
 from textrl.labels.store import RefusedError, Store, count_answers, note, read_setting
 from textrl.labels.tables import Answer, Labeler, Meta, RewardCheck, Task, Token, writing
 
+TaskState = Literal["all", "open", "complete", "paused", "flagged", "skipped"]
+"""Which tasks a list shows; a task may be in several of these states."""
+
 
 def add_labeler(store: Store, name: str, *, is_lead: bool = False, by: int | None = None) -> str:
     """Add a labeler, or a new token for an existing labeler, and return the token.
@@ -142,9 +145,6 @@ def last_reward_check(store: Store) -> int:
     """Return the number of rankings that the last check was trained on; 0 before the first."""
     with Session(store.engine) as session:
         return session.scalar(select(func.max(RewardCheck.rankings))) or 0
-
-
-TaskState = Literal["all", "open", "complete", "paused", "flagged", "skipped"]
 
 
 def _in_state(state: TaskState) -> ColumnElement[bool]:

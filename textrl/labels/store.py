@@ -54,9 +54,8 @@ class Store:
         self.url = url
         self.engine: Engine = open_engine(url, create=create)
         with Session(self.engine) as session:
-            self.identity = str(
-                session.scalars(select(Meta.value).where(Meta.key == "identity")).one()
-            )
+            query = select(Meta.value).where(Meta.key == "identity")
+            self.identity = str(session.scalars(query).one())
 
     def close(self) -> None:
         """Close all connections."""
@@ -66,15 +65,17 @@ class Store:
         """Store the tasks that are new, and return their number."""
         now, added = time.time(), 0
         with writing(self.engine) as session:
-            known = set(session.scalars(select(Task.digest)))
+            query = select(Task.digest)
+            if len(tasks) < 500:  # a database takes no more at once
+                query = query.where(Task.digest.in_([task.digest for task in tasks]))
+            known = set(session.scalars(query))
             for task in tasks:
                 if task.digest in known:
                     continue
                 known.add(task.digest)
                 added += 1
-                session.add(
-                    Task(digest=task.digest, overlap=overlap, created_at=now, **task.__dict__)
-                )
+                stored = {"overlap": overlap, "created_at": now, **task.__dict__}
+                session.add(Task(digest=task.digest, **stored))
             if added:
                 note(session, "tasks added", body={"count": added, "overlap": overlap})
             session.commit()
@@ -239,9 +240,8 @@ class Store:
     def shortest_queue(self) -> int:
         """Return the number of open tasks left for the labeler who has the fewest left."""
         with Session(self.engine) as session:
-            people = list(
-                session.scalars(select(Labeler.id).where(Labeler.active, ~Labeler.is_lead))
-            )
+            query = select(Labeler.id).where(Labeler.active, ~Labeler.is_lead)
+            people = list(session.scalars(query))
         return min((self.progress(person)["left"] for person in people), default=self.open_tasks())
 
     def open_tasks(self) -> int:

@@ -706,7 +706,7 @@ RESUMED = [
         "textrl/labels/reports.py",
         "tests/feedback/test_reports.py",
         ("a moment that ends a step is of the next", "bisect.bisect_left(moments, moment)", "bisect.bisect_right(moments, moment)"),
-        ("the last answer is lost", "for moment in moments[:-1]] + [len(known)]", "for moment in moments]"),
+        ("the last answer is lost", "for step in range(1, STEPS)), last]", "for step in range(1, STEPS + 1))]"),
         ("complete tasks need answers too", "func.sum(Task.overlap - Task.done)).where(Task.open)", "func.sum(Task.overlap))"),
     ),
     *of(

@@ -180,7 +180,8 @@ def test_without_masks_the_run_stops_with_the_remedy(url: str) -> None:
 
 def test_one_of_two_labelers_is_enough_when_the_time_is_over(url: str) -> None:
     scorer = make_scorer(f"collect:{url}?wait=1&overlap=2")
-    with Worker(url, "ann", by(len)):
+    with Worker(url, "ann", by(len)) as ann:
+        lead.add_labeler(ann.store, "bob")  # who never comes
         assert of_groups(scorer, ["a", "aaa", "aa", "aaaa"]) == pytest.approx([0, 2 / 3, 1 / 3, 1])
 
 
@@ -199,6 +200,30 @@ def test_many_groups_of_the_same_texts_share_one_task(url: str) -> None:
         found = of_groups(scorer, ["a", "aa", "b", "bbb"] * 64, 2)
     assert found == [0.0, 1.0] * 128
     assert ann.ranked == 2
+
+
+def test_a_group_that_looks_later_than_its_twin_is_not_forgotten(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both wait for one task, and the other has gone on when this one looks."""
+    reward, found = PeopleReward.from_name(f"collect:{url}"), dict[str, list[float]]()
+
+    def wait() -> None:
+        found[threading.current_thread().name] = reward(["p", "p"], ["a", "aa"])
+
+    def sleep(seconds: float, real: Callable[[float], None] = time.sleep) -> None:
+        real(seconds * (20 if threading.current_thread().name == "late" else 1))
+
+    monkeypatch.setattr(people.time, "sleep", sleep)
+    threads = [threading.Thread(target=wait, name=name, daemon=True) for name in ("early", "late")]
+    for thread in threads:
+        thread.start()
+    while reward._waiting.total() < 2:
+        time.sleep(0.005)
+    with Worker(url, "ann", by(len)):
+        for thread in threads:
+            thread.join(timeout=20)
+    assert found == {"early": [0.0, 1.0], "late": [0.0, 1.0]}
 
 
 def test_what_everybody_has_skipped_is_a_failure_and_not_an_endless_wait(url: str) -> None:

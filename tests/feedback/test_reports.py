@@ -37,6 +37,8 @@ def test_a_history_by_hand() -> None:
     assert found["done"]["ann"] == [2] * 23 + [3]
     assert found["done"]["bob"] == [0] + [1] * 23
     assert found["agreement"] == [0.75] + [None] * 22 + [0.25]
+    rounded = [0.06589031477662455, 0.5077606634349775]  # first + (last - first) is before last
+    assert history({"ann": rounded}, [])["done"]["ann"][-1] == 2
     assert history({"ann": [5.0]}, []) == {"moments": [], "done": {}, "agreement": []}
     assert history({}, [])["moments"] == []
 

@@ -230,14 +230,14 @@ def history(times: dict[str, list[float]], rated: list[tuple[float, float]]) -> 
     if len(set(everything)) < 2:
         return {"moments": [], "done": {}, "agreement": []}
     first, last = min(everything), max(everything)
-    moments = [first + (last - first) * step / STEPS for step in range(1, STEPS + 1)]
+    moments = [*(first + (last - first) * step / STEPS for step in range(1, STEPS)), last]
     steps: list[list[float]] = [[] for _ in moments]
     for moment, rate in rated:
         steps[min(bisect.bisect_left(moments, moment), STEPS - 1)].append(rate)
     return {
         "moments": moments,
         "done": {
-            name: [bisect.bisect_right(known, moment) for moment in moments[:-1]] + [len(known)]
+            name: [bisect.bisect_right(known, moment) for moment in moments]
             for name, known in ((name, sorted(found)) for name, found in times.items())
         },
         "agreement": [statistics.fmean(rates) if rates else None for rates in steps],
